@@ -1,0 +1,1 @@
+"""gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""

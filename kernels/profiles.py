@@ -1,0 +1,122 @@
+"""The table of radial profiles: each kernel k(x, y) = phi(s) is written once, here.
+
+``s = |x - y|^2 / h^2`` is the scaled squared distance and ``p`` the profile's own parameter, where it has
+one. Everything else is derived: derivatives up to the third, the split ``phi = prefactor * exp(-exponent)``
+that lets a backend work in the log domain, and the change of variable that turns the exponential into a
+bare ``2**-x``. ``codegen.py`` prints the result to C++, Triton and KeOps; ``reference.py`` evaluates it in
+PyTorch; tests and benchmarks take their parametrisation from it. To add a profile, add it here.
+
+Formulas: section 1 of the project's mathematics (Gaussian, Laplace, Matern: Rasmussen & Williams 2006, ch. 4;
+Riesz kernels: Hertrich et al. 2024).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import sympy as sp
+
+s = sp.Symbol("s", positive=True)
+t = sp.Symbol("t", positive=True)
+p = sp.Symbol("p", positive=True)
+
+MAX_ORDER = 3
+"""Highest derivative a backend needs: second derivatives of a gradient."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One radial profile.
+
+    Attributes:
+        name: How backends and tests call it.
+        phi: The value as an expression in ``s`` and ``p``.
+        positive: Whether phi > 0 everywhere, so that log k exists.
+        singular: Whether phi itself (not only a derivative) is infinite at s = 0. Coincident
+            points then contribute 0, by convention.
+        scaled: Whether the profile has a bandwidth (the others are used with h = 1).
+        test_parameter: A typical ``p`` for tests and benchmarks; None where there is none.
+    """
+
+    name: str
+    phi: sp.Expr
+    positive: bool = True
+    singular: bool = False
+    scaled: bool = True
+    test_parameter: float | None = None
+
+    @functools.cached_property
+    def exponent_in_s(self) -> sp.Expr:
+        """X >= 0 with phi = prefactor * exp(-X); 0 where phi has no exponential."""
+        factors = [e for e in self.phi.atoms(sp.exp) if self.phi.has(e)]
+        if not factors:
+            return sp.Integer(0)
+        (factor,) = factors
+        return -factor.args[0]
+
+    @functools.cached_property
+    def unit(self) -> sp.Expr:
+        """The number u such that, with t = u * s, the exponential factor is exactly 2**-(t**q), q in {1, 1/2}."""
+        exponent = self.exponent_in_s
+        if exponent == 0:
+            return sp.Integer(1)
+        degree = sp.simplify(sp.diff(exponent, s) * s / exponent)
+        coefficient = sp.simplify(exponent / s**degree)
+        return (coefficient / sp.log(2)) ** (1 / degree)
+
+    @functools.cached_property
+    def exponent(self) -> sp.Expr:
+        """The base-2 exponent in t: the exponential factor is 2**-exponent."""
+        return sp.powdenest(sp.simplify((self.exponent_in_s / sp.log(2)).subs(s, t / self.unit)), force=True)
+
+    @functools.cached_property
+    def prefactors(self) -> tuple[sp.Expr, ...]:
+        """(R_0, ..., R_3) in t with d^k phi / dt^k = R_k(t) * 2**-exponent(t)."""
+        x = (self.exponent_in_s).subs(s, t / self.unit)
+        r = _tidy((self.phi * sp.exp(self.exponent_in_s)).subs(s, t / self.unit))
+        rows = [r]
+        for _ in range(MAX_ORDER):
+            rows.append(_tidy(sp.diff(rows[-1], t) - rows[-1] * sp.diff(x, t)))
+        return tuple(rows)
+
+    @functools.cached_property
+    def derivatives(self) -> tuple[sp.Expr, ...]:
+        """(phi, phi', phi'', phi''') with respect to s, for the reference."""
+        rows = [self.phi]
+        for _ in range(MAX_ORDER):
+            rows.append(_tidy(sp.diff(rows[-1], s)))
+        return tuple(rows)
+
+
+def _tidy(expression: sp.Expr) -> sp.Expr:
+    """A sum of powers of the square root, or one product of powers: what code is printed from."""
+    if expression.has(sp.sqrt(t), sp.sqrt(s), sp.exp):
+        return sp.powsimp(sp.expand(sp.powsimp(sp.expand(expression))))
+    return sp.powsimp(sp.factor_terms(sp.powsimp(expression)))
+
+
+_r = sp.sqrt(s)
+
+_TABLE = (
+    Profile("gaussian", sp.exp(-s / 2)),
+    Profile("laplace", sp.exp(-_r)),
+    Profile("imq", (1 + s) ** sp.Rational(-1, 2)),
+    Profile("rational_quadratic", (1 + s / (2 * p)) ** (-p), test_parameter=1.7),
+    Profile("matern32", (1 + sp.sqrt(3) * _r) * sp.exp(-sp.sqrt(3) * _r)),
+    Profile("matern52", (1 + sp.sqrt(5) * _r + 5 * s / 3) * sp.exp(-sp.sqrt(5) * _r)),
+    Profile("distance", _r, positive=False, scaled=False),
+    Profile("power", s ** (p / 2), positive=False, scaled=False, test_parameter=3.0),
+    Profile("log", sp.log(s) / 2, positive=False, singular=True, scaled=False),
+)
+
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in _TABLE}
+"""The registry, in the order that gives each profile its number in the compiled backends."""
+
+if len(PROFILES) != len(_TABLE):
+    raise ValueError("kernels/profiles.py: two profiles have the same name")
+
+
+def profile_id(name: str) -> int:
+    """Position of a profile in the table, its number in the compiled backends."""
+    return list(PROFILES).index(name)
