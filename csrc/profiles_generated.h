@@ -7,9 +7,12 @@ struct Gaussian {
     static constexpr double unit = 0.7213475204444817;
     static constexpr bool positive = true;
     static constexpr bool exponential = true;
-    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, V p, Shift shift, V* f) {
-        using T = scalar_t<V>;
-        (void)p;
+    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
+        using T [[maybe_unused]] = scalar_t<V>;
+        return t;
+    }
+    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {
+        using T [[maybe_unused]] = scalar_t<V>;
         if constexpr (K == 0) {
             const V e = exp2_minus(shift, t);
             f[0] = e;
@@ -36,9 +39,13 @@ struct Laplace {
     static constexpr double unit = 2.0813689810056077;
     static constexpr bool positive = true;
     static constexpr bool exponential = true;
-    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, V p, Shift shift, V* f) {
-        using T = scalar_t<V>;
-        (void)p;
+    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
+        using T [[maybe_unused]] = scalar_t<V>;
+        const V r = root(t);
+        return r;
+    }
+    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {
+        using T [[maybe_unused]] = scalar_t<V>;
         if constexpr (K == 0) {
             const V r = root(t);
             const V e = exp2_minus(shift, r);
@@ -74,9 +81,12 @@ struct Imq {
     static constexpr double unit = 1.0;
     static constexpr bool positive = true;
     static constexpr bool exponential = false;
-    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, V p, Shift shift, V* f) {
-        using T = scalar_t<V>;
-        (void)p;
+    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
+        using T [[maybe_unused]] = scalar_t<V>;
+        return V{};
+    }
+    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {
+        using T [[maybe_unused]] = scalar_t<V>;
         if constexpr (K == 0) {
             const V w = rsqrt(t + T(1.0));
             f[0] = times_exp2(w, shift);
@@ -102,31 +112,43 @@ struct RationalQuadratic {
     static constexpr const char* name = "rational_quadratic";
     static constexpr double unit = 1.0;
     static constexpr bool positive = true;
-    static constexpr bool exponential = false;
-    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, V p, Shift shift, V* f) {
-        using T = scalar_t<V>;
-        (void)p;
+    static constexpr bool exponential = true;
+    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
+        using T [[maybe_unused]] = scalar_t<V>;
+        const V lb = log2_of(T(1.0) + T(0.5)*(t/p));
+        return lb*p;
+    }
+    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {
+        using T [[maybe_unused]] = scalar_t<V>;
         if constexpr (K == 0) {
-            const V g = power(T(1.0) + T(0.5)*(t/p), -T(1.0)*p);
-            f[0] = times_exp2(g, shift);
+            const V lb = log2_of(T(1.0) + T(0.5)*(t/p));
+            const V e = exp2_minus(shift, lb*p);
+            f[0] = e;
         } else if constexpr (K == 1) {
-            const V g = power(T(1.0) + T(0.5)*(t/p), -T(1.0)*p);
+            const V lb = log2_of(T(1.0) + T(0.5)*(t/p));
             const V ib = inverse(T(1.0) + T(0.5)*(t/p));
-            f[0] = times_exp2(g, shift);
-            f[1] = times_exp2(-T(0.5)*g*ib, shift);
+            const V e = exp2_minus(shift, lb*p);
+            f[0] = e;
+            f[1] = -T(0.5)*e*ib;
         } else if constexpr (K == 2) {
-            const V g = power(T(1.0) + T(0.5)*(t/p), -T(1.0)*p);
+            const V lb = log2_of(T(1.0) + T(0.5)*(t/p));
             const V ib = inverse(T(1.0) + T(0.5)*(t/p));
-            f[0] = times_exp2(g, shift);
-            f[1] = times_exp2(-T(0.5)*g*ib, shift);
-            f[2] = times_exp2(g*(ib*ib)*(T(0.25)*p + T(0.25))/p, shift);
+            const V ib1 = inverse(T(2.0) + t/p);
+            const V e = exp2_minus(shift, lb*p);
+            f[0] = e;
+            f[1] = -T(0.5)*e*ib;
+            f[2] = e*(ib1*ib1)*(T(1.0) + inverse(p));
         } else if constexpr (K == 3) {
-            const V g = power(T(1.0) + T(0.5)*(t/p), -T(1.0)*p);
+            const V lb = log2_of(T(1.0) + T(0.5)*(t/p));
             const V ib = inverse(T(1.0) + T(0.5)*(t/p));
-            f[0] = times_exp2(g, shift);
-            f[1] = times_exp2(-T(0.5)*g*ib, shift);
-            f[2] = times_exp2(g*(ib*ib)*(T(0.25)*p + T(0.25))/p, shift);
-            f[3] = times_exp2(-T(0.125)*g*(ib*ib*ib)*(p + T(1.0))*(p + T(2.0))/(p*p), shift);
+            const V ib1 = inverse(T(2.0) + t/p);
+            const V c0 = inverse(p);
+            const V c1 = c0 + T(1.0);
+            const V e = exp2_minus(shift, lb*p);
+            f[0] = e;
+            f[1] = -T(0.5)*e*ib;
+            f[2] = c1*e*(ib1*ib1);
+            f[3] = -c1*e*(ib1*ib1*ib1)*(T(2.0)*c0 + T(1.0));
         }
     }
 };
@@ -135,9 +157,13 @@ struct Matern32 {
     static constexpr double unit = 6.244106943016823;
     static constexpr bool positive = true;
     static constexpr bool exponential = true;
-    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, V p, Shift shift, V* f) {
-        using T = scalar_t<V>;
-        (void)p;
+    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
+        using T [[maybe_unused]] = scalar_t<V>;
+        const V r = root(t);
+        return r;
+    }
+    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {
+        using T [[maybe_unused]] = scalar_t<V>;
         if constexpr (K == 0) {
             const V r = root(t);
             const V e = exp2_minus(shift, r);
@@ -170,9 +196,13 @@ struct Matern52 {
     static constexpr double unit = 10.40684490502804;
     static constexpr bool positive = true;
     static constexpr bool exponential = true;
-    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, V p, Shift shift, V* f) {
-        using T = scalar_t<V>;
-        (void)p;
+    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
+        using T [[maybe_unused]] = scalar_t<V>;
+        const V r = root(t);
+        return r;
+    }
+    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {
+        using T [[maybe_unused]] = scalar_t<V>;
         if constexpr (K == 0) {
             const V r = root(t);
             const V e = exp2_minus(shift, r);
@@ -204,9 +234,12 @@ struct Distance {
     static constexpr double unit = 1.0;
     static constexpr bool positive = false;
     static constexpr bool exponential = false;
-    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, V p, Shift shift, V* f) {
-        using T = scalar_t<V>;
-        (void)p;
+    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
+        using T [[maybe_unused]] = scalar_t<V>;
+        return V{};
+    }
+    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {
+        using T [[maybe_unused]] = scalar_t<V>;
         if constexpr (K == 0) {
             const V r = root(t);
             f[0] = times_exp2(r, shift);
@@ -236,9 +269,12 @@ struct Power {
     static constexpr double unit = 1.0;
     static constexpr bool positive = false;
     static constexpr bool exponential = false;
-    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, V p, Shift shift, V* f) {
-        using T = scalar_t<V>;
-        (void)p;
+    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
+        using T [[maybe_unused]] = scalar_t<V>;
+        return V{};
+    }
+    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {
+        using T [[maybe_unused]] = scalar_t<V>;
         if constexpr (K == 0) {
             const V g = pow0(t, T(0.5)*p);
             f[0] = times_exp2(g, shift);
@@ -274,9 +310,12 @@ struct Log {
     static constexpr double unit = 1.0;
     static constexpr bool positive = false;
     static constexpr bool exponential = false;
-    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, V p, Shift shift, V* f) {
-        using T = scalar_t<V>;
-        (void)p;
+    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
+        using T [[maybe_unused]] = scalar_t<V>;
+        return V{};
+    }
+    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {
+        using T [[maybe_unused]] = scalar_t<V>;
         if constexpr (K == 0) {
             const V lt = log0(t);
             f[0] = times_exp2(T(0.5)*lt, shift);

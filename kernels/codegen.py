@@ -8,7 +8,7 @@ asked for, with common subexpressions shared. Powers are lowered to what every b
     rsqrt0(t)     1/sqrt(t), and 0 at t = 0       (the convention for coincident points)
     pow0(t, e)    t**e, and 0 at t = 0 for e < 0
     log0(t)       log(t), and 0 at t = 0
-    rsqrt(u), inverse(u), power(u, e)             for u > 0
+    rsqrt(u), inverse(u), log2_of(u)              for u > 0
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Lowering:
     def __call__(self, expression: sp.Expr) -> sp.Expr:
         if expression == sp.log(t):
             return self._once("lt", _call("log0", t))
+        if expression.func == sp.log and expression.has(t):
+            return sp.log(2) * self._once("lb", _call("log2_of", *expression.args))
         if expression.is_Atom or expression.is_number:
             return expression
         if expression.is_Pow:
@@ -62,12 +64,9 @@ class Lowering:
             return self._power_of_t(exponent)
         if not base.has(t):
             return base**exponent
-        if not exponent.has(p):
-            return self._once("w", _call("rsqrt", base)) ** (-2 * exponent)
-        # (1 + t/2p)**(-p - k): one power, and the inverse for the derivatives
-        derivative = sp.simplify(-p - exponent)
-        power = self._once("g", _call("power", base, -p))
-        return power if derivative == 0 else power * self._once("ib", _call("inverse", base)) ** derivative
+        if exponent.is_Integer and exponent < 0:
+            return self._once("ib", _call("inverse", base)) ** (-exponent)
+        return self._once("w", _call("rsqrt", base)) ** (-2 * exponent)
 
     def _power_of_t(self, exponent: sp.Expr) -> sp.Expr:
         if exponent.has(p):
@@ -88,7 +87,7 @@ def jet_statements(profile: Profile, order: int) -> tuple[list[tuple[sp.Symbol, 
     """Assignments, the base-2 exponent, and the prefactors R_0..R_order in terms of them."""
     lower = Lowering()
     numeric = {sp.log(2): sp.log(2).evalf(30)}  # so that products of constants become one constant
-    exponent = lower(profile.exponent)
+    exponent = lower(profile.exponent).subs(numeric)
     prefactors = [lower(row).subs(numeric) for row in profile.prefactors[: order + 1]]
     shared, reduced = sp.cse([exponent, *prefactors], symbols=sp.numbered_symbols("c"), order="none")
     return lower.definitions + shared, reduced[0], list(reduced[1:])
@@ -158,6 +157,18 @@ def _cpp_jet(profile: Profile, order: int) -> list[str]:
     return lines
 
 
+def _cpp_exponent(profile: Profile) -> list[str]:
+    """exponent(t): log2 of the profile is minus this, up to the prefactor; the log-domain sums bound it."""
+    if profile.exponent == 0:
+        return ["return V{};"]
+    printer = _Printer(lambda value: f"T({value})")
+    assignments, exponent, _ = jet_statements(profile, 0)
+    return [
+        *(f"const V {symbol} = {printer.doprint(value)};" for symbol, value in assignments),
+        f"return {printer.doprint(exponent)};",
+    ]
+
+
 def _cpp_profile(profile: Profile) -> str:
     name = "".join(part.capitalize() for part in profile.name.split("_"))
     lines = [
@@ -166,9 +177,12 @@ def _cpp_profile(profile: Profile) -> str:
         f"    static constexpr double unit = {float(profile.unit.evalf(25))!r};",
         f"    static constexpr bool positive = {str(profile.positive).lower()};",
         f"    static constexpr bool exponential = {str(profile.exponent != 0).lower()};",
-        "    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, V p, Shift shift, V* f) {",
-        "        using T = scalar_t<V>;",
-        "        (void)p;",
+        "    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {",
+        "        using T [[maybe_unused]] = scalar_t<V>;",
+        *(f"        {line}" for line in _cpp_exponent(profile)),
+        "    }",
+        "    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {",
+        "        using T [[maybe_unused]] = scalar_t<V>;",
     ]
     for order in range(MAX_ORDER + 1):
         lines.append(f"        {'if' if order == 0 else '} else if'} constexpr (K == {order}) {{")
