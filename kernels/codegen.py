@@ -208,7 +208,78 @@ def cpp() -> str:
     )
 
 
-TARGETS: dict[str, Callable[[], str]] = {"csrc/profiles_generated.h": cpp}
+class _TritonPrinter(_Printer):
+    """The same lowering in Python syntax; numbers are plain literals, which take the type of the tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda value: value)
+
+
+def _triton_jet(profile: Profile, order: int) -> list[str]:
+    printer = _TritonPrinter()
+    assignments, exponent, prefactors = jet_statements(profile, order)
+    lines = [f"{symbol} = {printer.doprint(value)}" for symbol, value in assignments]
+    if profile.exponent != 0:
+        lines.append(f"e = exp2_minus(shift, {printer.doprint(exponent)})")
+    for k, prefactor in enumerate(prefactors):
+        if profile.exponent == 0:
+            value = f"times_exp2({printer.doprint(prefactor)}, shift)"
+        else:
+            value = printer.doprint(prefactor if prefactor == 1 else sp.Mul(prefactor, sp.Symbol("e"), evaluate=False))
+            value = "e" if prefactor == 1 else value
+        lines.append(f"f{k} = {value}")
+    results = ", ".join(f"f{k}" for k in range(order + 1))
+    return [*lines, f"return ({results},)" if order == 0 else f"return {results}"]
+
+
+def triton() -> str:
+    """The Triton module: one jit function a profile and order, which kernels take as constants."""
+    lines = [
+        f'"""{HEADER}',
+        "",
+        "Each function returns phi and its derivatives in t = unit * |x - y|^2 / h^2, times 2**shift (None: no shift);",
+        "p is the profile's own parameter.",
+        '"""',
+        "",
+        "# fmt: off",
+        "# ruff: noqa: D103, E501, I001",
+        "import triton",
+        "import triton.language as tl  # noqa: F401, the interpreter looks for it in every module",
+        "",
+        "from gwf_fast.kernels.triton.primitives import (",
+        "    exp2_minus, inverse, log0, log2_of, pow0, root, rsqrt, rsqrt0, times_exp2,",
+        ")",
+        "",
+    ]
+    for profile in PROFILES.values():
+        for order in range(MAX_ORDER + 1):
+            lines += ["", "@triton.jit", f"def {profile.name}_jet{order}(t, p, shift):"]
+            lines += [f"    {line}" for line in _triton_jet(profile, order)] + [""]
+    table = [
+        f'    "{profile.name}": ({", ".join(f"{profile.name}_jet{order}" for order in range(MAX_ORDER + 1))}),'
+        for profile in PROFILES.values()
+    ]
+    return "\n".join([*lines, "", "JETS = {", *table, "}", '"""Functions of order 0..3 by profile."""', ""])
+
+
+def keops() -> str:
+    """The KeOps module: formula text for phi and its derivatives in s = |x - y|^2 / h^2."""
+    from gwf_fast.kernels.keops.printer import keops_text
+
+    lines = [f'"""{HEADER}"""', "", "# fmt: off", "# ruff: noqa: E501", "FORMULAS = {"]
+    for profile in PROFILES.values():
+        lines.append(f'    "{profile.name}": (')
+        lines += [f'        "{keops_text(row)}",' for row in profile.derivatives]
+        lines.append("    ),")
+    tail = "\"\"\"(phi, phi', phi'', phi''') in s and the parameter p, to be filled in by str.format, by profile.\"\"\""
+    return "\n".join([*lines, "}", tail, ""])
+
+
+TARGETS: dict[str, Callable[[], str]] = {
+    "csrc/profiles_generated.h": cpp,
+    "kernels/triton/profiles_generated.py": triton,
+    "kernels/keops/profiles_generated.py": keops,
+}
 """Generated files, relative to the project's root."""
 
 

@@ -1,0 +1,1 @@
+"""KeOps backend: formulas nobody wrote a kernel for."""

@@ -1,0 +1,1 @@
+"""Triton backend: the pairwise reductions on NVIDIA and AMD GPUs."""
