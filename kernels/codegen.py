@@ -232,6 +232,16 @@ def _triton_jet(profile: Profile, order: int) -> list[str]:
     return [*lines, f"return ({results},)" if order == 0 else f"return {results}"]
 
 
+def _triton_exponent(profile: Profile) -> list[str]:
+    if profile.exponent == 0:
+        return ["return tl.zeros_like(t)"]
+    lower = Lowering()
+    value = lower(profile.exponent)
+    printer = _TritonPrinter()
+    lines = [f"{symbol} = {printer.doprint(call)}" for symbol, call in lower.definitions]
+    return [*lines, f"return {printer.doprint(value)}"]
+
+
 def triton() -> str:
     """The Triton module: one jit function a profile and order, which kernels take as constants."""
     lines = [
@@ -244,7 +254,7 @@ def triton() -> str:
         "# fmt: off",
         "# ruff: noqa: D103, E501, I001",
         "import triton",
-        "import triton.language as tl  # noqa: F401, the interpreter looks for it in every module",
+        "import triton.language as tl",
         "",
         "from gwf_fast.kernels.triton.primitives import (",
         "    exp2_minus, inverse, log0, log2_of, pow0, root, rsqrt, rsqrt0, times_exp2,",
@@ -255,11 +265,17 @@ def triton() -> str:
         for order in range(MAX_ORDER + 1):
             lines += ["", "@triton.jit", f"def {profile.name}_jet{order}(t, p, shift):"]
             lines += [f"    {line}" for line in _triton_jet(profile, order)] + [""]
+        lines += ["", "@triton.jit", f"def {profile.name}_exponent(t, p):"]
+        lines += [f"    {line}" for line in _triton_exponent(profile)] + [""]
     table = [
         f'    "{profile.name}": ({", ".join(f"{profile.name}_jet{order}" for order in range(MAX_ORDER + 1))}),'
         for profile in PROFILES.values()
     ]
-    return "\n".join([*lines, "", "JETS = {", *table, "}", '"""Functions of order 0..3 by profile."""', ""])
+    exponents = [f'    "{name}": {name}_exponent,' for name in PROFILES]
+    return "\n".join(
+        [*lines, "", "JETS = {", *table, "}", '"""Functions of order 0..3 by profile."""', ""]
+        + ["EXPONENTS = {", *exponents, "}", '"""X(t) >= 0 such that phi = R(t) 2**-X(t) with R never small."""', ""]
+    )
 
 
 def keops() -> str:

@@ -7,7 +7,7 @@ p is the profile's own parameter.
 # fmt: off
 # ruff: noqa: D103, E501, I001
 import triton
-import triton.language as tl  # noqa: F401, the interpreter looks for it in every module
+import triton.language as tl
 
 from gwf_fast.kernels.triton.primitives import (
     exp2_minus, inverse, log0, log2_of, pow0, root, rsqrt, rsqrt0, times_exp2,
@@ -46,6 +46,11 @@ def gaussian_jet3(t, p, shift):
     f2 = 0.48045301391820144*e
     f3 = -0.3330246519889295*e
     return f0, f1, f2, f3
+
+
+@triton.jit
+def gaussian_exponent(t, p):
+    return t
 
 
 @triton.jit
@@ -92,6 +97,12 @@ def laplace_jet3(t, p, shift):
 
 
 @triton.jit
+def laplace_exponent(t, p):
+    r = root(t)
+    return r
+
+
+@triton.jit
 def imq_jet0(t, p, shift):
     w = rsqrt(t + 1.0)
     f0 = times_exp2(w, shift)
@@ -123,6 +134,11 @@ def imq_jet3(t, p, shift):
     f2 = times_exp2(0.75*(w*w*w*w*w), shift)
     f3 = times_exp2(-1.875*(w*w*w*w*w*w*w), shift)
     return f0, f1, f2, f3
+
+
+@triton.jit
+def imq_exponent(t, p):
+    return tl.zeros_like(t)
 
 
 @triton.jit
@@ -171,6 +187,12 @@ def rational_quadratic_jet3(t, p, shift):
 
 
 @triton.jit
+def rational_quadratic_exponent(t, p):
+    lb = log2_of(1.0 + 0.5*(t/p))
+    return lb*p
+
+
+@triton.jit
 def matern32_jet0(t, p, shift):
     r = root(t)
     e = exp2_minus(shift, r)
@@ -208,6 +230,12 @@ def matern32_jet3(t, p, shift):
     f2 = 0.08325616299723237*e*ir
     f3 = e*(-0.04162808149861619*(ir*ir*ir) - 0.028854387322885432*(ir*ir))
     return f0, f1, f2, f3
+
+
+@triton.jit
+def matern32_exponent(t, p):
+    r = root(t)
+    return r
 
 
 @triton.jit
@@ -250,6 +278,12 @@ def matern52_jet3(t, p, shift):
 
 
 @triton.jit
+def matern52_exponent(t, p):
+    r = root(t)
+    return r
+
+
+@triton.jit
 def distance_jet0(t, p, shift):
     r = root(t)
     f0 = times_exp2(r, shift)
@@ -284,6 +318,11 @@ def distance_jet3(t, p, shift):
     f2 = times_exp2(-0.25*(ir*ir*ir), shift)
     f3 = times_exp2(0.375*(ir*ir*ir*ir*ir), shift)
     return f0, f1, f2, f3
+
+
+@triton.jit
+def distance_exponent(t, p):
+    return tl.zeros_like(t)
 
 
 @triton.jit
@@ -330,6 +369,11 @@ def power_jet3(t, p, shift):
 
 
 @triton.jit
+def power_exponent(t, p):
+    return tl.zeros_like(t)
+
+
+@triton.jit
 def log_jet0(t, p, shift):
     lt = log0(t)
     f0 = times_exp2(0.5*lt, shift)
@@ -366,6 +410,11 @@ def log_jet3(t, p, shift):
     return f0, f1, f2, f3
 
 
+@triton.jit
+def log_exponent(t, p):
+    return tl.zeros_like(t)
+
+
 JETS = {
     "gaussian": (gaussian_jet0, gaussian_jet1, gaussian_jet2, gaussian_jet3),
     "laplace": (laplace_jet0, laplace_jet1, laplace_jet2, laplace_jet3),
@@ -378,3 +427,16 @@ JETS = {
     "log": (log_jet0, log_jet1, log_jet2, log_jet3),
 }
 """Functions of order 0..3 by profile."""
+
+EXPONENTS = {
+    "gaussian": gaussian_exponent,
+    "laplace": laplace_exponent,
+    "imq": imq_exponent,
+    "rational_quadratic": rational_quadratic_exponent,
+    "matern32": matern32_exponent,
+    "matern52": matern52_exponent,
+    "distance": distance_exponent,
+    "power": power_exponent,
+    "log": log_exponent,
+}
+"""X(t) >= 0 such that phi = R(t) 2**-X(t) with R never small."""
