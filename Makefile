@@ -68,7 +68,7 @@ lint: build .venv/dev.stamp
 	$(BIN)/python -m gwf_fast.kernels.codegen --check
 	@rm -rf build/typecheck
 	@$(BIN)/python setup.py --quiet build_py --build-lib build/typecheck
-	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --package gwf_fast
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache --package gwf_fast
 
 clean:
 	rm -rf build dist demo .venv gwf_fast/*.so *.egg-info
