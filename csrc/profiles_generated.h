@@ -5,6 +5,7 @@
 struct Gaussian {
     static constexpr const char* name = "gaussian";
     static constexpr double unit = 0.7213475204444817;
+    static constexpr bool smooth = true;
     static constexpr bool positive = true;
     static constexpr bool exponential = true;
     template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
@@ -37,6 +38,7 @@ struct Gaussian {
 struct Laplace {
     static constexpr const char* name = "laplace";
     static constexpr double unit = 2.0813689810056077;
+    static constexpr bool smooth = false;
     static constexpr bool positive = true;
     static constexpr bool exponential = true;
     template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
@@ -79,6 +81,7 @@ struct Laplace {
 struct Imq {
     static constexpr const char* name = "imq";
     static constexpr double unit = 1.0;
+    static constexpr bool smooth = true;
     static constexpr bool positive = true;
     static constexpr bool exponential = false;
     template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
@@ -111,6 +114,7 @@ struct Imq {
 struct RationalQuadratic {
     static constexpr const char* name = "rational_quadratic";
     static constexpr double unit = 1.0;
+    static constexpr bool smooth = true;
     static constexpr bool positive = true;
     static constexpr bool exponential = true;
     template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
@@ -155,6 +159,7 @@ struct RationalQuadratic {
 struct Matern32 {
     static constexpr const char* name = "matern32";
     static constexpr double unit = 6.244106943016823;
+    static constexpr bool smooth = true;
     static constexpr bool positive = true;
     static constexpr bool exponential = true;
     template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
@@ -194,6 +199,7 @@ struct Matern32 {
 struct Matern52 {
     static constexpr const char* name = "matern52";
     static constexpr double unit = 10.40684490502804;
+    static constexpr bool smooth = true;
     static constexpr bool positive = true;
     static constexpr bool exponential = true;
     template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
@@ -232,6 +238,7 @@ struct Matern52 {
 struct Distance {
     static constexpr const char* name = "distance";
     static constexpr double unit = 1.0;
+    static constexpr bool smooth = false;
     static constexpr bool positive = false;
     static constexpr bool exponential = false;
     template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
@@ -267,6 +274,7 @@ struct Distance {
 struct Power {
     static constexpr const char* name = "power";
     static constexpr double unit = 1.0;
+    static constexpr bool smooth = false;
     static constexpr bool positive = false;
     static constexpr bool exponential = false;
     template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {
@@ -308,6 +316,7 @@ struct Power {
 struct Log {
     static constexpr const char* name = "log";
     static constexpr double unit = 1.0;
+    static constexpr bool smooth = false;
     static constexpr bool positive = false;
     static constexpr bool exponential = false;
     template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {

@@ -175,6 +175,7 @@ def _cpp_profile(profile: Profile) -> str:
         f"struct {name} {{",
         f'    static constexpr const char* name = "{profile.name}";',
         f"    static constexpr double unit = {float(profile.unit.evalf(25))!r};",
+        f"    static constexpr bool smooth = {str(profile.smooth).lower()};",
         f"    static constexpr bool positive = {str(profile.positive).lower()};",
         f"    static constexpr bool exponential = {str(profile.exponent != 0).lower()};",
         "    template <class V> GWF_INLINE static V exponent([[maybe_unused]] V t, [[maybe_unused]] V p) {",

@@ -81,6 +81,11 @@ class Profile:
             rows.append(_tidy(sp.diff(rows[-1], t) - rows[-1] * sp.diff(x, t)))
         return tuple(rows)
 
+    @property
+    def smooth(self) -> bool:
+        """Whether phi and phi' are finite at s = 0, so that a small error in s does no harm there."""
+        return all(sp.limit(row.subs(p, self.test_parameter or 1), s, 0, "+").is_finite for row in self.derivatives[:2])
+
     @functools.cached_property
     def derivatives(self) -> tuple[sp.Expr, ...]:
         """(phi, phi', phi'', phi''') with respect to s, for the reference."""
@@ -107,7 +112,7 @@ _TABLE = (
     Profile("matern32", (1 + sp.sqrt(3) * _r) * sp.exp(-sp.sqrt(3) * _r)),
     Profile("matern52", (1 + sp.sqrt(5) * _r + 5 * s / 3) * sp.exp(-sp.sqrt(5) * _r)),
     Profile("distance", _r, positive=False, scaled=False),
-    Profile("power", s ** (p / 2), positive=False, scaled=False, test_parameter=3.0),
+    Profile("power", s ** (p / 2), positive=False, scaled=False, test_parameter=1.5),
     Profile("log", sp.log(s) / 2, positive=False, singular=True, scaled=False),
 )
 
