@@ -55,7 +55,7 @@ def average_kernel(
     else:
         total = tl.zeros((BM, BC), dtype)
     for j in range(0, tiles):
-        cols = j.to(tl.int64) * BN + tl.arange(0, BN)
+        cols = j * BN + tl.arange(0, BN)
         q = squared_distance(xs, x, x_stride, y, y_stride, rows, cols, depth, is_near, D, DOT, PRECISION, BLOCK_K)
         log_weight = tl.load(beta + cols)
         bound = log_weight[None, :] - mixture_exponent(q, parameters, EXPONENTS)

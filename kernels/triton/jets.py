@@ -127,7 +127,7 @@ def jet_kernel_few(
         sums_x = zero_tiles(tl.zeros((BM, BN), dtype), D)
         sums_a = zero_tiles(tl.zeros((BM, BN), dtype), C)
         for j in range(first, tl.minimum(first + GROUP, tiles)):
-            cols = j.to(tl.int64) * BN + tl.arange(0, BN)
+            cols = j * BN + tl.arange(0, BN)
             col_y = batch * D * y_stride + cols
             col_b = batch * C * y_stride + cols
             bs = load_channels(b, y_stride, col_b, C)
@@ -237,7 +237,7 @@ def jet_kernel_many(
     mass1 = tl.zeros((BM,), dtype)
     mass2 = tl.zeros((BM,), dtype)
     for j in range(0, tiles):
-        cols = j.to(tl.int64) * BN + tl.arange(0, BN)
+        cols = j * BN + tl.arange(0, BN)
         col_y = batch * depth * y_stride + cols
         col_b = batch * channels * y_stride + cols
         q, q1, q2, q12 = pair_scalars(x, x_stride, y, y_stride, dx1, dy1, dx2, dy2, row_x, col_y, depth, ORDER)

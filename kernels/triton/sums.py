@@ -61,7 +61,7 @@ def sum_kernel(
             group = tl.zeros((BM, BC), dtype)
             value_group = tl.zeros((BM, BN), dtype)
         for j in range(first, tl.minimum(first + GROUP, tiles)):
-            cols = j.to(tl.int64) * BN + tl.arange(0, BN)
+            cols = j * BN + tl.arange(0, BN)
             q = squared_distance(
                 xs, x, x_stride, y, y_stride, rows, cols, depth, is_near, D, DOT, PRECISION, BLOCK_K
             )
@@ -134,7 +134,7 @@ def gradient_kernel(
         sums = zero_tiles(tl.zeros((BM, BN), dtype), D)
         value_sum = tl.zeros((BM, BN), dtype)
         for j in range(first, tl.minimum(first + GROUP, tiles)):
-            cols = j.to(tl.int64) * BN + tl.arange(0, BN)
+            cols = j * BN + tl.arange(0, BN)
             ys = load_channels(y, y_stride, cols, D)
             source_weight = tl.load(b + cols)
             jet = mixture_jet(squared_distance_few(xs, ys, D), None, parameters, JETS, 1)

@@ -1,0 +1,81 @@
+"""Launch configurations: one short table instead of autotuning, so that a first call compiles one kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+FEW = 4
+"""Up to this many coordinates or channels are unrolled and kept in registers."""
+
+GROUP = 64
+"""Tiles summed before they are added to the total: rounding errors grow with the number of groups."""
+
+BLOCK_K = 16
+"""Coordinates a step of the product form of squared distances."""
+
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Rows and columns of a tile, output channels of a program, warps."""
+
+    rows: int
+    cols: int
+    channels: int
+    warps: int
+
+
+CONFIGS = {
+    # (kernel, few coordinates and channels)
+    ("sum", True): Config(64, 64, 16, 4),
+    ("sum", False): Config(64, 32, 64, 4),
+    ("gradient", True): Config(64, 32, 16, 4),
+    ("average", True): Config(64, 64, 16, 4),
+    ("average", False): Config(64, 32, 64, 4),
+    ("jet", True): Config(32, 32, 16, 4),
+    ("jet", False): Config(32, 32, 32, 4),
+}
+
+
+def config(kernel: str, few: bool, dtype: torch.dtype) -> Config:
+    """The configuration of a kernel; float64 halves the tile, since registers hold half as many numbers."""
+    found = CONFIGS[kernel, few]
+    return found if dtype != torch.float64 else Config(found.rows // 2, found.cols, found.channels, found.warps)
+
+
+def channel_block(channels: int, largest: int) -> int:
+    """Channels of one program: a power of two from 16 on."""
+    return min(largest, max(16, triton.next_power_of_2(channels)))
+
+
+def dot_precision() -> str:
+    """How tile products are computed, from GWF_FAST_TRITON_PRECISION.
+
+    "ieee" (default): float32 arithmetic. "tf32x3": three tensor-core products, about as accurate. "tf32": one, with
+    10 bits; for those who have checked that they can afford it.
+    """
+    name = os.environ.get("GWF_FAST_TRITON_PRECISION", "ieee")
+    if name not in PRECISIONS:
+        raise ValueError(f"GWF_FAST_TRITON_PRECISION: got {name!r}, expected one of {', '.join(PRECISIONS)}")
+    return name
+
+
+def check_device(x: Tensor) -> None:
+    """Triton runs on GPUs, or on CPU tensors under its interpreter."""
+    if x.device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise ValueError(
+            f"x: got a tensor on {x.device}, the triton backend expects a CUDA device "
+            "(or TRITON_INTERPRET=1 in the environment before Python starts, for tests)"
+        )
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager:
+    """Launches go to the current device: make it that of x."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
