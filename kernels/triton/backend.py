@@ -129,14 +129,14 @@ def pair_jet(
         dx, dy, da, db = (
             torch.zeros_like(like) if value is None else value for value, like in zip(tangent, (x, y, a, b))
         )
-        packed += [pairs.rows(dx * scale), pairs.columns(dy * scale), pairs.rows(da), pairs.columns(db)]
+        packed += [pairs.rows(dx, scale), pairs.columns(dy, scale), pairs.rows(da), pairs.columns(db)]
     packed += packed[:4] * (2 - order)  # not read
     shifted = alpha is not None or beta is not None
     base2 = 1.0 / math.log(2.0)
     shifts = [pairs.x, pairs.y]  # not read
     if shifted:
-        zeros = [value.new_zeros(value.shape[:2]) if given is None else given for value, given in ((x, alpha), (y, beta))]
-        shifts = [pairs.rows(zeros[0][:, :, None] * base2), pairs.columns(zeros[1][:, :, None] * base2)]
+        row, col = (torch.zeros_like(of[..., :1]) if g is None else g[..., None] for of, g in ((x, alpha), (y, beta)))
+        shifts = [pairs.rows(row, base2), pairs.columns(col, base2)]
     out_x = pairs.empty(pairs.batch, pairs.n, pairs.dim)
     out_a = pairs.empty(pairs.batch, pairs.n, channels)
     arguments = [*packed, *shifts, pairs.parameters, pairs.x_lengths, pairs.y_lengths, out_x, out_a]
@@ -278,8 +278,8 @@ def _average(
     few = channels <= FEW
     config = launch.config("average", few and dim <= FEW, x.dtype)
     pairs = _pairs(x, y, spec, config, x_lengths, y_lengths)
-    log_weights = torch.zeros(y.shape[:2], dtype=pairs.dtype, device=x.device) if beta is None else beta
-    base2 = pairs.columns(log_weights[:, :, None].to(pairs.dtype) / math.log(2.0), fill=-math.inf)
+    log_weights = torch.zeros_like(y[..., :1]) if beta is None else beta[..., None]
+    base2 = pairs.columns(log_weights, 1.0 / math.log(2.0), fill=-math.inf)
     centred = v is None and channels > 0
     values = pairs.y_scaled / pairs.mixture.scale if centred else v
     packed = base2 if channels == 0 else pairs.columns(values)

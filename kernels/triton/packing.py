@@ -130,18 +130,18 @@ class Pairs:
         packed[:, :k, :given] = value.transpose(1, 2)
         return packed
 
-    def columns(self, value: Tensor | None, fill: float = 0.0) -> Tensor:
-        """Packs values by column [B, M, K], zero (or `fill`) where the column doesn't exist; None is ones."""
+    def columns(self, value: Tensor | None, scale: float = 1.0, fill: float = 0.0) -> Tensor:
+        """Packs scale * values by column [B, M, K], zero (or `fill`) where the column doesn't exist; None is ones."""
         if value is None:
             value = torch.ones((self.batch, self.m, 1), dtype=self.dtype, device=self.device)
-        value = value.to(self.dtype)
+        value = value.to(self.dtype) * scale
         if self._columns is not None:
             value = torch.where(self._columns[:, :, None], value, fill)
         return self._pack(value, self.m_tiles * self.block_cols, value.shape[2], fill)
 
-    def rows(self, value: Tensor) -> Tensor:
-        """Packs values by row [B, N, K]."""
-        return self._pack(value.to(self.dtype), self.n_tiles * self.block_rows, value.shape[2])
+    def rows(self, value: Tensor, scale: float = 1.0) -> Tensor:
+        """Packs scale * values by row [B, N, K]."""
+        return self._pack(value.to(self.dtype) * scale, self.n_tiles * self.block_rows, value.shape[2])
 
     def near(self) -> Tensor:  # int64 [B]
         """Whether the product form of |x - y|^2 is accurate enough, for each batch."""
