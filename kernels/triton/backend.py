@@ -34,7 +34,7 @@ def pair_sum(
     if _empty(x, y) or channels == 0:
         return x.new_zeros(x.shape[0], x.shape[1], channels)
     few = channels <= FEW
-    config = launch.config("sum", few and x.shape[2] <= FEW, x.dtype)
+    config = launch.config("sum", x.shape[2], channels, x.dtype)
     pairs = _pairs(x, y, spec, config, x_lengths, y_lengths)
     out = pairs.empty(pairs.batch, pairs.n, channels)
     _launch_sum(pairs, pairs.columns(b), out, out, config, order=0, few=few, exclude_self=exclude_self)
@@ -121,7 +121,7 @@ def pair_jet(
         return torch.zeros_like(x), torch.zeros_like(a)
     channels = a.shape[2]
     few = x.shape[2] <= FEW and channels <= FEW
-    config = launch.config("jet", few, x.dtype)
+    config = launch.config("jet2" if order else "jet", x.shape[2], channels, x.dtype)
     pairs = Pairs(x, y, spec, (config.rows, config.cols), 1, x_lengths, y_lengths)
     scale = pairs.mixture.scale
     packed = [pairs.x, pairs.y, pairs.rows(a), pairs.columns(b)]
@@ -231,7 +231,7 @@ def _gradient(
     if _empty(x, y):
         return x.new_zeros(x.shape[:2]), torch.zeros_like(x)
     few = x.shape[2] <= FEW
-    config = launch.config("gradient" if few else "sum", few, x.dtype)
+    config = launch.config("gradient" if few else "sum", x.shape[2], 1, x.dtype)
     pairs = _pairs(x, y, spec, config, x_lengths, y_lengths)
     weights = x.new_ones(y.shape[:2]) if b is None else b
     value = pairs.empty(pairs.batch, pairs.n)
@@ -276,7 +276,7 @@ def _average(
     if _empty(x, y):
         return x.new_full((batch, n, channels), math.nan), x.new_full((batch, n), -math.inf)
     few = channels <= FEW
-    config = launch.config("average", few and dim <= FEW, x.dtype)
+    config = launch.config("average", dim, channels, x.dtype)
     pairs = _pairs(x, y, spec, config, x_lengths, y_lengths)
     log_weights = torch.zeros_like(y[..., :1]) if beta is None else beta[..., None]
     base2 = pairs.columns(log_weights, 1.0 / math.log(2.0), fill=-math.inf)
@@ -294,7 +294,8 @@ def _average(
             mean if channels else logarithm, logarithm,
             n, pairs.n_tiles, pairs.m_tiles, pairs.depth, channels, chunks,
             JETS=pairs.mixture.jets(0), EXPONENTS=pairs.mixture.exponents, C=channels if few else -1,
-            EXCLUDE_SELF=exclude_self, BM=config.rows, BN=config.cols, BC=block, num_warps=config.warps, **options,
+            EXCLUDE_SELF=exclude_self, BM=config.rows, BN=config.cols, BC=block,
+            GROUP=GROUP if dim <= FEW else 1, num_warps=config.warps, **options,
         )  # fmt: skip
     if centred:
         mean = mean + pairs.centre

@@ -33,20 +33,27 @@ class Config:
 
 
 CONFIGS = {
-    # (kernel, few coordinates and channels)
-    ("sum", True): Config(64, 64, 16, 4),
-    ("sum", False): Config(64, 32, 64, 4),
-    ("gradient", True): Config(64, 32, 16, 4),
-    ("average", True): Config(64, 64, 16, 4),
-    ("average", False): Config(64, 32, 64, 4),
-    ("jet", True): Config(32, 32, 16, 4),
-    ("jet", False): Config(32, 32, 32, 4),
+    # Up to FEW coordinates and channels, by the number of values that a thread keeps for each row.
+    ("sum", "light"): Config(128, 32, 16, 4),
+    ("sum", "few"): Config(64, 32, 16, 4),
+    ("gradient", "light"): Config(128, 16, 16, 4),
+    ("gradient", "few"): Config(64, 16, 16, 4),
+    ("average", "light"): Config(64, 32, 16, 4),
+    ("average", "few"): Config(64, 16, 16, 4),
+    ("jet", "few"): Config(32, 32, 16, 4),
+    ("jet2", "few"): Config(16, 32, 16, 8),
+    # Any number of them.
+    ("sum", "many"): Config(32, 32, 32, 4),
+    ("average", "many"): Config(64, 32, 32, 8),
+    ("jet", "many"): Config(32, 32, 32, 8),
+    ("jet2", "many"): Config(32, 16, 16, 4),
 }
 
 
-def config(kernel: str, few: bool, dtype: torch.dtype) -> Config:
+def config(kernel: str, dim: int, channels: int, dtype: torch.dtype) -> Config:
     """The configuration of a kernel; float64 halves the tile, since registers hold half as many numbers."""
-    found = CONFIGS[kernel, few]
+    size = "many" if max(dim, channels) > FEW else "light" if dim + 2 * channels <= 5 else "few"
+    found = CONFIGS.get((kernel, size)) or CONFIGS[kernel, "few"]
     return found if dtype != torch.float64 else Config(found.rows // 2, found.cols, found.channels, found.warps)
 
 
