@@ -29,6 +29,13 @@ def is_concrete(*tensors: Tensor | None) -> bool:
     return True
 
 
+def is_transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is at work, other than inside torch.compile."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def check_pair(x: Tensor, y: Tensor, y_name: str = "y") -> None:
     """x [*B, N, D] and y [*B, M, D] are points of the same kind."""
     # The usual case first, in one expression: it is on the path of every call.

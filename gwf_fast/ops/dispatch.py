@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -52,13 +51,23 @@ BACKENDS: dict[str, Backend] = {
 _AUTOMATIC = ("cpp", "cuda", "triton", "torch")
 
 
-@functools.cache
+_RESOLVED: dict[tuple[str | None, str, torch.dtype], str] = {}  # a dict, as torch.compile warns of functools.cache
+_LOADED: dict[str, ModuleType] = {}
+
+
 def resolve(requested: str | None, device: str, dtype: torch.dtype) -> str:
     """The name of the backend that serves tensors of this kind.
 
     Raises:
         ValueError: If the requested backend does not exist or can't serve; says why.
     """
+    name = _RESOLVED.get((requested, device, dtype))
+    if name is None:
+        name = _RESOLVED[requested, device, dtype] = _choose(requested, device, dtype)
+    return name
+
+
+def _choose(requested: str | None, device: str, dtype: torch.dtype) -> str:
     if requested is None:
         return next(name for name in _AUTOMATIC if BACKENDS[name].refusal(device, dtype) is None)
     if requested not in BACKENDS:
@@ -69,14 +78,16 @@ def resolve(requested: str | None, device: str, dtype: torch.dtype) -> str:
     return requested
 
 
-@functools.cache
 def load(name: str) -> ModuleType:
     """The module of a backend, imported on first use.
 
     A backend that is there but does not import (an extension that was not built) is an error, never a reason
     to fall back to a slower one.
     """
-    return importlib.import_module(BACKENDS[name].module)
+    module = _LOADED.get(name)
+    if module is None:
+        module = _LOADED[name] = importlib.import_module(BACKENDS[name].module)
+    return module
 
 
 def backends() -> dict[str, str]:

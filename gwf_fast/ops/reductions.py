@@ -78,12 +78,20 @@ def _channels(x: Tensor, y: Tensor, b: Tensor, u: Tensor, rows: Options, needs: 
     return [gx, gy, gb]
 
 
+def _sum_jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, db: Tensor | None, *_: Any) -> Tensor:
+    (x, y, b), options = load(ctx)
+    b = _ones(y) if b is None else b
+    unused = x.new_zeros((*x.shape[:2], b.shape[2]))
+    return jet(x, y, unused, b, None, None, [(dx, dy, None, db)], options)[1]
+
+
 pair_sum = Operator(
     f"pair_sum(Tensor x, Tensor y, Tensor? b, {OPTIONS}) -> Tensor",
     run=_caller("pair_sum", 3),
     fake=_sum_fake,
     setup_context=_sum_setup,
     backward=_sum_backward,
+    jvp=_sum_jvp,
 )
 
 
@@ -109,6 +117,20 @@ def _gradient_backward(ctx: Any, ug: Tensor) -> tuple[Any, ...]:
     return _gradient_vjp(ctx, None, ug)
 
 
+def _sum_gradient_jvp(
+    ctx: Any, dx: Tensor | None, dy: Tensor | None, db: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    (x, y, b), options = load(ctx)
+    b = _ones(y) if b is None else b[..., None]
+    db = None if db is None else db[..., None]
+    gradient, value = jet(x, y, _ones(x), b, None, None, [(dx, dy, None, db)], options)
+    return value[..., 0], gradient
+
+
+def _gradient_jvp(ctx: Any, *directions: Any) -> Tensor:
+    return _sum_gradient_jvp(ctx, *directions)[1]
+
+
 def _gradient_fake(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -128,6 +150,7 @@ pair_gradient = Operator(
     fake=_gradient_fake,
     setup_context=_sum_setup,
     backward=_gradient_backward,
+    jvp=_gradient_jvp,
 )
 
 pair_sum_gradient = Operator(
@@ -136,6 +159,7 @@ pair_sum_gradient = Operator(
     fake=_sum_gradient_fake,
     setup_context=_sum_gradient_setup,
     backward=_gradient_vjp,
+    jvp=_sum_gradient_jvp,
 )
 
 
@@ -175,12 +199,23 @@ def _logsumexp_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
     return gx, gy, gb, None, None, None, None, None
 
 
+def _logsumexp_jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dbeta: Tensor | None, *_: Any) -> Tensor:
+    (x, y, beta, _), options = load(ctx)
+    total = pair_logsumexp(x, y, beta, *options)  # afresh: a saved result has no tangents of outer transforms
+    alpha, fixed_beta = _scales(total, beta)
+    b = _ones(y) if beta is None else safe_exp_difference(beta)[..., None]
+    db = None if dbeta is None else b * dbeta[..., None]
+    slope = jet(x, y, torch.zeros_like(x[..., :1]), b, alpha, fixed_beta, [(dx, dy, None, db)], options)[1]
+    return slope[..., 0] / safe_exp_difference(total)
+
+
 pair_logsumexp = Operator(
     f"pair_logsumexp(Tensor x, Tensor y, Tensor? beta, {OPTIONS}) -> Tensor",
     run=_caller("pair_logsumexp", 3),
     fake=_logsumexp_fake,
     setup_context=_logsumexp_setup,
     backward=_logsumexp_backward,
+    jvp=_logsumexp_jvp,
 )
 
 
@@ -220,10 +255,32 @@ def _average_backward(ctx: Any, um: Tensor | None, ul: Tensor | None) -> tuple[A
     return gx, gy, gv if needs_v else None, gbeta, None, None, None, None, None
 
 
+def _average_jvp(
+    ctx: Any, dx: Tensor | None, dy: Tensor | None, dv: Tensor | None, dbeta: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    """sum_j p_ij (v_j - m_i) dlog(w k)_ij + p_ij dv_j, and the same for L with v - m = 1."""
+    (x, y, v, beta, _, _), options = load(ctx)
+    mean, total = pair_average(x, y, v, beta, *options)
+    v, dv = (y, dy) if v is None else (v, dv)
+    centre = mean.detach().mean(1, keepdim=True)
+    alpha, fixed_beta = _scales(total, beta)
+    b = torch.cat([v - centre, _ones(y)], -1)
+    b = b if beta is None else b * safe_exp_difference(beta)[..., None]
+    db = torch.zeros_like(b) if dbeta is None else b * dbeta[..., None]
+    if dv is not None:
+        scaled = dv if beta is None else dv * safe_exp_difference(beta)[..., None]
+        db = db + torch.cat([scaled, torch.zeros_like(dv[..., :1])], -1)
+    unused = x.new_zeros((*x.shape[:2], b.shape[2]))
+    slopes = jet(x, y, unused, b, alpha, fixed_beta, [(dx, dy, None, db)], options)[1]
+    slopes = slopes / safe_exp_difference(total)[..., None]
+    return slopes[..., :-1] - (mean - centre) * slopes[..., -1:], slopes[..., -1]
+
+
 pair_average = Operator(
     f"pair_average(Tensor x, Tensor y, Tensor? v, Tensor? beta, {OPTIONS}) -> (Tensor, Tensor)",
     run=_caller("pair_average", 4),
     fake=_average_fake,
     setup_context=_average_setup,
     backward=_average_backward,
+    jvp=_average_jvp,
 )
