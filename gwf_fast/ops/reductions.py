@@ -200,8 +200,7 @@ def _logsumexp_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
 
 
 def _logsumexp_jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dbeta: Tensor | None, *_: Any) -> Tensor:
-    (x, y, beta, _), options = load(ctx)
-    total = pair_logsumexp(x, y, beta, *options)  # afresh: a saved result has no tangents of outer transforms
+    (x, y, beta, total), options = load(ctx)
     alpha, fixed_beta = _scales(total, beta)
     b = _ones(y) if beta is None else safe_exp_difference(beta)[..., None]
     db = None if dbeta is None else b * dbeta[..., None]
@@ -259,8 +258,7 @@ def _average_jvp(
     ctx: Any, dx: Tensor | None, dy: Tensor | None, dv: Tensor | None, dbeta: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor]:
     """sum_j p_ij (v_j - m_i) dlog(w k)_ij + p_ij dv_j, and the same for L with v - m = 1."""
-    (x, y, v, beta, _, _), options = load(ctx)
-    mean, total = pair_average(x, y, v, beta, *options)
+    (x, y, v, beta, mean, total), options = load(ctx)
     v, dv = (y, dy) if v is None else (v, dv)
     centre = mean.detach().mean(1, keepdim=True)
     alpha, fixed_beta = _scales(total, beta)

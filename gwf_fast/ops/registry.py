@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._validation import is_concrete, is_transformed
+from .._validation import check_forward_mode, is_concrete, is_transformed
 
 _LIBRARY = torch.library.Library("gwf_fast", "DEF")
 
@@ -62,7 +62,10 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         tensors = args[: self.n_tensors]
         if not is_concrete(*tensors):
-            return self.transformed.apply(*args) if is_transformed() else self.library_op(*args)
+            if not is_transformed():
+                return self.library_op(*args)
+            check_forward_mode()
+            return self.transformed.apply(*args)
         if torch.is_grad_enabled():
             for tensor in tensors:
                 if tensor is not None and tensor.requires_grad:
