@@ -53,7 +53,7 @@ def kernel_sum(
     channels = weights is not None and weights.ndim == y.ndim
     b = weights if weights is None or channels else weights.unsqueeze(-1)
     out = None
-    for u, v, _, spec in _passes(x, y, kernel, y_lengths):
+    for u, v, _, spec in scaled_passes(x, y, kernel, y_lengths):
         part = ops.pair_sum(
             _fold(u), _fold(v), _fold(b), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name
         )
@@ -96,7 +96,7 @@ def kernel_gradient(
     if weights is not None:
         check_companion("weights", weights, y, channels=False)
     out = None
-    for u, v, bandwidth, spec in _passes(x, y, kernel, y_lengths):
+    for u, v, bandwidth, spec in scaled_passes(x, y, kernel, y_lengths):
         part = ops.pair_gradient(
             _fold(u), _fold(v), _fold_values(weights), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name
         )
@@ -140,7 +140,7 @@ def kernel_logsumexp(
         ops.pair_logsumexp(
             _fold(u), _fold(v), _fold_values(log_weights), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name
         )
-        for u, v, _, spec in _passes(x, y, kernel, y_lengths)
+        for u, v, _, spec in scaled_passes(x, y, kernel, y_lengths)
     ]
     out = parts[0] if len(parts) == 1 else torch.stack(parts).logsumexp(0)
     return out.view(x.shape[:-1])
@@ -187,7 +187,7 @@ def kernel_average(
     if x.shape[-2] and y.shape[-2] <= exclude_self:
         left = "no other point (exclude_self=True)" if y.shape[-2] else "no source (M = 0)"
         raise ValueError(f"an average needs something to average over: y {list(y.shape)} leaves {left}")
-    passes = [*_passes(x, y, kernel, y_lengths)]
+    passes = [*scaled_passes(x, y, kernel, y_lengths)]
     # The mean shift averages the points themselves, not what a tensor bandwidth made of them.
     own = values is None and kernel.spec is not None
     values = None if own else y if values is None else values
@@ -240,7 +240,7 @@ def _check(
         check_lengths("x_lengths", x_lengths, x)
     if y_lengths is not None:
         check_lengths("y_lengths", y_lengths, y)
-    return ops.resolve(backend, x.device.type, x.dtype)
+    return ops.resolve(backend, x.device, x.dtype)
 
 
 def _check_logarithm(log_weights: Tensor | None, y: Tensor, kernel: Kernel) -> None:
@@ -256,7 +256,7 @@ def _check_values(values: Tensor, y: Tensor) -> None:
     check_companion("values", values, y, channels=True)
 
 
-def _passes(
+def scaled_passes(
     x: Tensor, y: Tensor, kernel: Kernel, y_lengths: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None, tuple[float, ...]]]:
     """Points, bandwidth to divide by, and spec of each evaluation; one, as they are, unless a bandwidth is a tensor."""

@@ -51,11 +51,11 @@ BACKENDS: dict[str, Backend] = {
 _AUTOMATIC = ("cpp", "cuda", "triton", "torch")
 
 
-_RESOLVED: dict[tuple[str | None, str, torch.dtype], str] = {}  # a dict, as torch.compile warns of functools.cache
+_RESOLVED: dict[tuple[str | None, torch.device, torch.dtype], str] = {}  # a dict, as torch.compile warns of functools.cache
 _LOADED: dict[str, ModuleType] = {}
 
 
-def resolve(requested: str | None, device: str, dtype: torch.dtype) -> str:
+def resolve(requested: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend that serves tensors of this kind.
 
     Raises:
@@ -63,7 +63,7 @@ def resolve(requested: str | None, device: str, dtype: torch.dtype) -> str:
     """
     name = _RESOLVED.get((requested, device, dtype))
     if name is None:
-        name = _RESOLVED[requested, device, dtype] = _choose(requested, device, dtype)
+        name = _RESOLVED[requested, device, dtype] = _choose(requested, device.type, dtype)
     return name
 
 
@@ -125,11 +125,11 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if not tensors:
         raise TypeError(f"explain: no tensor among the arguments of {getattr(fn, '__name__', fn)}")
-    device, dtype = tensors[0].device.type, tensors[0].dtype
+    device, dtype = tensors[0].device, tensors[0].dtype
     chosen = resolve(kwargs.get("backend"), device, dtype)
     asked = "asked for" if kwargs.get("backend") is not None else "first in the order of preference that can serve"
     lines = [f"{fn.__name__} on {device}, {dtype}: {chosen} ({asked})"]
     for name, backend in BACKENDS.items():
         if name != chosen:
-            lines.append(f"  {name}: {backend.refusal(device, dtype) or f'could serve, {backend.summary}'}")
+            lines.append(f"  {name}: {backend.refusal(device.type, dtype) or f'could serve, {backend.summary}'}")
     return "\n".join(lines)
