@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from ._validation import check_companion, check_lengths, check_pair
+from ._validation import check_companion, check_lengths, check_pair, is_concrete
 from .radial import Kernel
 
 
@@ -187,10 +187,20 @@ def kernel_average(
     if x.shape[-2] and y.shape[-2] <= exclude_self:
         left = "no other point (exclude_self=True)" if y.shape[-2] else "no source (M = 0)"
         raise ValueError(f"an average needs something to average over: y {list(y.shape)} leaves {left}")
-    passes = [*scaled_passes(x, y, kernel, y_lengths)]
-    # The mean shift averages the points themselves, not what a tensor bandwidth made of them.
-    own = values is None and kernel.spec is not None
-    values = None if own else y if values is None else values
+    # The derivative of a mean needs v_j - mean_i, which cancels in the rounding of values far from 0: centre them.
+    centre = None
+    if (
+        kernel.spec is None
+        or not is_concrete(x, y, values)
+        or (torch.is_grad_enabled() and _require_grad(x, y, values, log_weights))
+    ):
+        centre = _centre(y if values is None else values, y_lengths)
+        if values is None:
+            x, y = x - centre, x - centre if x is y else y - centre
+        else:
+            values = values - centre
+    if values is None and kernel.spec is None:
+        values = y  # the mean shift averages the points themselves, not what a tensor bandwidth makes of them
     parts = [
         ops.pair_average(
             _fold(u),
@@ -203,14 +213,17 @@ def kernel_average(
             _flat(y_lengths),
             name,
         )
-        for u, v, _, spec in passes
+        for u, v, _, spec in scaled_passes(x, y, kernel, y_lengths)
     ]
     if len(parts) == 1:
         out = parts[0][0]
     else:
         shares = torch.stack([total for _, total in parts]).softmax(0).unsqueeze(-1)  # [passes, B, N, 1]
         out = (shares * torch.stack([mean for mean, _ in parts])).sum(0)
-    return out.view(*x.shape[:-1], out.shape[-1])
+    out = out.view(*x.shape[:-1], out.shape[-1])
+    if centre is None:
+        return out
+    return out + (centre if x_lengths is None else torch.where(_exists(x, x_lengths), centre, 0.0))
 
 
 # ---------------------------------------------------------------------------------------------- helpers
@@ -273,14 +286,21 @@ def scaled_passes(
             yield u, u if same else (y - centre) / bandwidth, bandwidth, spec
 
 
-def _centre(y: Tensor, y_lengths: Tensor | None) -> Tensor:  # [*B, 1, D]
-    """A point amid the sources: differences of coordinates divided by h are only exact near the origin."""
+def _centre(y: Tensor, y_lengths: Tensor | None) -> Tensor:  # [*B, M, C] -> [*B, 1, C]
+    """A point amid the sources, a constant: far from the origin, rounding spoils what is not a difference."""
     y = y.detach()
     if y_lengths is None:
         return y.mean(-2, keepdim=True) if y.shape[-2] else y.new_zeros(())
-    exists = (torch.arange(y.shape[-2], device=y.device) < y_lengths.unsqueeze(-1)).unsqueeze(-1)  # [*B, M, 1]
-    count = y_lengths.clamp(min=1)[..., None, None]
-    return torch.where(exists, y, 0.0).sum(-2, keepdim=True) / count.to(y.dtype)
+    total = torch.where(_exists(y, y_lengths), y, 0.0).sum(-2, keepdim=True)
+    return total / y_lengths.clamp(min=1)[..., None, None].to(y.dtype)
+
+
+def _exists(points: Tensor, lengths: Tensor) -> Tensor:  # [*B, N, 1]
+    return (torch.arange(points.shape[-2], device=points.device) < lengths.unsqueeze(-1)).unsqueeze(-1)
+
+
+def _require_grad(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _fold(value: Tensor | None) -> Tensor | None:  # [*B, M, C] -> [B, M, C]

@@ -229,19 +229,21 @@ def _average_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _average_backward(ctx: Any, um: Tensor | None, ul: Tensor | None) -> tuple[Any, ...]:
-    """Cotangents um of the mean m and ul of L: sum_j p_ij (um_i . (v_j - m_i) + ul_i), plus p um for v itself."""
+    """Cotangents um of the mean m and ul of L: sum_j p_ij (um_i . (v_j - m_i) + ul_i), plus p um for v itself.
+
+    The difference v - m cancels unless the values are near 0: callers centre them.
+    """
     (x, y, v, beta, mean, total), options = load(ctx)
     needs_x, needs_y, needs_v, needs_beta = ctx.needs_input_grad[:4]
     own_values = v is None
     v = y if v is None else v
     um = torch.zeros_like(mean) if um is None else um
-    centre = mean.detach().mean(1, keepdim=True)  # far from the origin, u.v - u.m would cancel
-    slope = -(um * (mean - centre)).sum(-1, keepdim=True)
+    slope = -(um * mean).sum(-1, keepdim=True)
     slope = slope if ul is None else slope + ul[..., None]
     alpha, fixed_beta = _scales(total, beta)
     a = torch.cat([um, slope], -1) / safe_exp_difference(total)[..., None]
     scale = None if beta is None else safe_exp_difference(beta)[..., None]
-    values = torch.cat([v - centre, _ones(y)], -1)
+    values = torch.cat([v, _ones(y)], -1)
     b = values if scale is None else values * scale
     gx = gy = gv = gbeta = None
     if needs_x:
@@ -260,9 +262,8 @@ def _average_jvp(
     """sum_j p_ij (v_j - m_i) dlog(w k)_ij + p_ij dv_j, and the same for L with v - m = 1."""
     (x, y, v, beta, mean, total), options = load(ctx)
     v, dv = (y, dy) if v is None else (v, dv)
-    centre = mean.detach().mean(1, keepdim=True)
     alpha, fixed_beta = _scales(total, beta)
-    b = torch.cat([v - centre, _ones(y)], -1)
+    b = torch.cat([v, _ones(y)], -1)
     b = b if beta is None else b * safe_exp_difference(beta)[..., None]
     db = torch.zeros_like(b) if dbeta is None else b * dbeta[..., None]
     if dv is not None:
@@ -271,7 +272,7 @@ def _average_jvp(
     unused = x.new_zeros((*x.shape[:2], b.shape[2]))
     slopes = jet(x, y, unused, b, alpha, fixed_beta, [(dx, dy, None, db)], options)[1]
     slopes = slopes / safe_exp_difference(total)[..., None]
-    return slopes[..., :-1] - (mean - centre) * slopes[..., -1:], slopes[..., -1]
+    return slopes[..., :-1] - mean * slopes[..., -1:], slopes[..., -1]
 
 
 pair_average = Operator(
