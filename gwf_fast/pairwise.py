@@ -187,6 +187,11 @@ def kernel_average(
     if x.shape[-2] and y.shape[-2] <= exclude_self:
         left = "no other point (exclude_self=True)" if y.shape[-2] else "no source (M = 0)"
         raise ValueError(f"an average needs something to average over: y {list(y.shape)} leaves {left}")
+    if y_lengths is not None and is_concrete(y_lengths) and y_lengths.is_cpu and (y_lengths <= exclude_self).any():
+        raise ValueError(
+            f"an average needs something to average over: y_lengths must exceed {int(exclude_self)}"
+            f" (exclude_self={exclude_self}), got {y_lengths.tolist()}"
+        )
     # The derivative of a mean needs v_j - mean_i, which cancels in the rounding of values far from 0: centre them.
     centre = None
     if (
