@@ -49,8 +49,8 @@ class Operator:
             _LIBRARY.impl(name, run, device)
         torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
-        torch.library.register_vmap(qualified, self._vmap, lib=_LIBRARY)
         self.library_op = getattr(torch.ops.gwf_fast, name).default
+        torch.library.register_vmap(qualified, _vmap_rule(self.library_op), lib=_LIBRARY)
         self.run = run
         self.function = _eager_function(name, run, setup_context, backward)
         self.transformed = _transformed_function(name, self, setup_context, backward, jvp)
@@ -72,13 +72,18 @@ class Operator:
                     return self.function.apply(*args)
         return self.run(*args)
 
-    def _vmap(self, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """Fold the mapped dimension into the batch dimension that every tensor has."""
+
+def _vmap_rule(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Fold the mapped dimension into the batch dimension that every tensor has."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         size = info.batch_size
-        out = self(*(_fold(arg, dim, size) if isinstance(arg, Tensor) else arg for arg, dim in zip(args, in_dims)))
+        out = operator(*(_fold(arg, dim, size) if isinstance(arg, Tensor) else arg for arg, dim in zip(args, in_dims)))
         if isinstance(out, Tensor):
             return out.unflatten(0, (size, -1)), 0
         return tuple(value.unflatten(0, (size, -1)) for value in out), (0,) * len(out)
+
+    return rule
 
 
 def _fold(value: Tensor, dim: int | None, size: int) -> Tensor:  # [.., V at dim, ..] -> [V * B, ...]
@@ -108,6 +113,6 @@ def _transformed_function(
         "setup_context": setup_context,
         "backward": backward,
         "jvp": jvp,
-        "vmap": operator._vmap,
+        "vmap": _vmap_rule(operator),
     }
     return type(f"{name}_transformed", (Function,), {key: staticmethod(value) for key, value in methods.items()})
