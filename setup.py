@@ -1,11 +1,96 @@
-"""Only what pyproject.toml can't say: the extension modules, and kernels/ -> gwf_fast.kernels."""
+"""Only what pyproject.toml can't say: the compiled module, and kernels/ -> gwf_fast.kernels."""
 
-from setuptools import find_packages, setup
+from __future__ import annotations
 
-packages = (
-    find_packages(include=["gwf_fast", "gwf_fast.*"])
-    + ["gwf_fast.kernels"]
-    + [f"gwf_fast.kernels.{p}" for p in find_packages("kernels")]
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+# No -ffast-math: it folds the rounding tricks of the exponential away.
+COMMON = ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", "-g0", "-Icsrc"]
+COMMON += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+if X86:
+    COMMON.append("-DGWF_FAST_X86=1")
+
+# One translation unit an instruction set, chosen at run time; other processors build the baseline alone.
+INSTRUCTION_SETS = {
+    "_avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "_avx2": ["-mavx2", "-mfma"],
+    "_baseline": [],
+}
+
+
+def cpu_sources() -> list[str]:
+    """Sources of gwf_fast._cpu; the first is the module itself."""
+    sources = ["csrc/module.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
+    return [path for path in sources if X86 or not Path(path).stem.endswith(("_avx512", "_avx2"))]
+
+
+def flags(source: str) -> list[str]:
+    """Compiler flags of one source file, from its name."""
+    for suffix, extra in INSTRUCTION_SETS.items():
+        if Path(source).stem.endswith(suffix):
+            return [*COMMON, *extra]
+    return list(COMMON)
+
+
+def is_current(target: Path, depfile: Path, stamp: Path, command: str) -> bool:
+    """Whether ``target`` was made by this very command and is newer than every file in its depfile."""
+    if not (target.exists() and depfile.exists() and stamp.exists()) or stamp.read_text() != command:
+        return False
+    prerequisites = depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+    made = target.stat().st_mtime
+    return all(os.path.exists(path) and os.path.getmtime(path) <= made for path in prerequisites)
+
+
+class BuildExtension(build_ext):
+    """build_ext that compiles in parallel, with flags a file, and only what has changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile what has changed and link it."""
+        import pybind11
+
+        missing = [path for path in ext.sources if not os.path.exists(path)]
+        if missing:
+            raise FileNotFoundError(f"setup.py: {missing[0]} is missing; the source tree is incomplete")
+        # The compiler that setuptools found; a fixed folder, because pip's editable builds get a temporary one.
+        compiler = getattr(self.compiler, "compiler_so_cxx", None) or self.compiler.compiler_so
+        folder = Path("build", "objects", f"{self.plat_name}-{ext.name}")
+
+        def compile_one(source: str) -> str:
+            target = folder / Path(source).with_suffix(".o")
+            depfile, stamp = target.with_suffix(".d"), target.with_suffix(".command")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            command = [*compiler, *flags(source), "-MMD", "-c", source, "-o", str(target)]
+            if source.endswith("module.cpp"):  # the only file that knows Python
+                command += [f"-I{path}" for path in (pybind11.get_include(), *self.include_dirs)]
+            if not is_current(target, depfile, stamp, " ".join(command)):
+                stamp.unlink(missing_ok=True)  # an interrupted compilation must not look finished
+                self.compiler.spawn(command)
+                stamp.write_text(" ".join(command))
+            return str(target)
+
+        jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with ThreadPoolExecutor(jobs) as pool:
+            objects = list(pool.map(compile_one, ext.sources))
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(ext.name), extra_postargs=["-fopenmp"], target_lang="c++"
+        )
+
+
+setup(
+    packages=(
+        find_packages(include=["gwf_fast", "gwf_fast.*"])
+        + ["gwf_fast.kernels"]
+        + [f"gwf_fast.kernels.{p}" for p in find_packages("kernels")]
+    ),
+    package_dir={"gwf_fast.kernels": "kernels"},
+    ext_modules=[Extension("gwf_fast._cpu", cpu_sources(), depends=[str(p) for p in Path("csrc").rglob("*.h")])],
+    cmdclass={"build_ext": BuildExtension},
 )
-
-setup(packages=packages, package_dir={"gwf_fast.kernels": "kernels"})

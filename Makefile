@@ -1,0 +1,74 @@
+# Everything a clone needs, on a machine with Python >= 3.10 and g++ >= 11:
+#   make demo        carry noise to handwritten digits and draw it
+#   make test        lint, build, the whole suite but its slow part
+#   make test-slow   the slow part
+#   make bench       time this library beside its peers; fills bench/results/
+#   make lint        ruff, clang-format, generated code, types
+#   make codegen     print the profile table to C++, Triton and KeOps
+# Each makes .venv first, where it is missing or older than its description.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+FORMATTED := $(filter-out %_generated.h,$(CSRC))
+
+.PHONY: demo test test-slow bench lint codegen build clean
+.DELETE_ON_ERROR:
+
+# --- the environment, one stamp a set of dependencies ---------------------------------------------------------------
+
+.venv/base.stamp: pyproject.toml setup.py constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (about a minute) ..."
+	$(INSTALL) setuptools wheel pybind11
+	$(INSTALL) --no-build-isolation --editable '.[experiments]'
+	@touch $@
+
+.venv/dev.stamp: .venv/base.stamp
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+.venv/bench.stamp: .venv/base.stamp
+	$(INSTALL) --no-build-isolation --editable '.[bench]'
+	@touch $@
+
+.venv/built.stamp: .venv/base.stamp $(CSRC)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+build: .venv/built.stamp
+
+# --- what a visitor runs ----------------------------------------------------------------------------------------------
+
+demo: build
+	rm -rf demo
+	$(BIN)/gwf-fast run digits --out demo
+	@echo; echo "The picture is here:"; ls $(CURDIR)/demo/*.png
+
+bench: build .venv/bench.stamp
+	$(BIN)/python -m bench
+
+# --- what a developer runs --------------------------------------------------------------------------------------------
+
+test: lint build
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: build .venv/dev.stamp
+	$(BIN)/python -m pytest -m slow
+
+codegen: build .venv/dev.stamp
+	$(BIN)/python -m gwf_fast.kernels.codegen
+
+# mypy reads the package as it is installed: it can't follow the mapping of kernels/ to gwf_fast.kernels.
+lint: build .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	$(BIN)/python -m gwf_fast.kernels.codegen --check
+	@rm -rf build/typecheck
+	@$(BIN)/python setup.py --quiet build_py --build-lib build/typecheck
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache --package gwf_fast
+
+clean:
+	rm -rf build dist demo .venv gwf_fast/*.so *.egg-info
