@@ -29,6 +29,23 @@ def is_concrete(*tensors: Tensor | None) -> bool:
     return True
 
 
+def is_transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is at work, other than inside torch.compile."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def check_forward_mode() -> None:
+    """Forward mode over forward mode: PyTorch silently returns 0 for an autograd.Function there."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+        raise NotImplementedError(
+            "forward-mode derivatives of forward-mode derivatives are not available: use torch.func.hessian"
+            " (jacfwd of jacrev), or jacrev of either"
+        )
+
+
 def check_pair(x: Tensor, y: Tensor, y_name: str = "y") -> None:
     """x [*B, N, D] and y [*B, M, D] are points of the same kind."""
     # The usual case first, in one expression: it is on the path of every call.

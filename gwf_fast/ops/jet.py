@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._validation import is_concrete, is_transformed
 from . import dispatch
 from .registry import Operator
 
@@ -45,6 +46,8 @@ def save(ctx: Any, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> 
     """Keep tensors and options for backward; tensors where autograd and functorch can see them."""
     spec, exclude_self, x_lengths, y_lengths, backend = options
     ctx.save_for_backward(*tensors, x_lengths, y_lengths)
+    if is_transformed():
+        ctx.save_for_forward(*tensors, x_lengths, y_lengths)
     ctx.rest = (spec, exclude_self, backend)
 
 
@@ -131,6 +134,16 @@ def _backward(ctx: Any, ux: Tensor | None, ua: Tensor | None) -> tuple[Any, ...]
     return *grads, None, None, None, None, None, None
 
 
+def _jvp(ctx: Any, *directions: Any) -> tuple[Tensor, Tensor]:
+    (x, y, a, b, alpha, beta, *saved), options = load(ctx)
+    tangents: list[Tangent] = [tuple(saved[:4]), tuple(saved[4:])][: ctx.order]  # type: ignore[list-item]
+    moved = [tuple(directions[6:10]), tuple(directions[10:14])]
+    families = [[*tangents, directions[:4]]]
+    families += [[*tangents[:k], moved[k], *tangents[k + 1 :]] for k in range(ctx.order)]
+    parts = [jet(x, y, a, b, alpha, beta, family, options) for family in families]
+    return sum(gx for gx, _ in parts), sum(ga for _, ga in parts)  # type: ignore[return-value]
+
+
 pair_jet = Operator(
     "pair_jet(Tensor x, Tensor y, Tensor a, Tensor b, Tensor? alpha, Tensor? beta,"
     " Tensor? dx1, Tensor? dy1, Tensor? da1, Tensor? db1, Tensor? dx2, Tensor? dy2, Tensor? da2, Tensor? db2,"
@@ -139,12 +152,13 @@ pair_jet = Operator(
     fake=_fake,
     setup_context=_setup,
     backward=_backward,
+    jvp=_jvp,
 )
 
 
 def safe_exp_difference(value: Tensor) -> Tensor:
     """exp(value - value.detach()): 1, with the derivative of ``value`` to every order; also where value is -inf."""
-    if not (torch.is_grad_enabled() and value.requires_grad):
+    if is_concrete(value) and not (torch.is_grad_enabled() and value.requires_grad):
         return torch.ones_like(value)
     finite = torch.where(value.detach() == -torch.inf, 0.0, value)
     return (finite - finite.detach()).exp()
