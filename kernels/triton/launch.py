@@ -41,9 +41,9 @@ CONFIGS = {
     ("average", "light"): Config(64, 32, 16, 4),
     ("average", "few"): Config(64, 16, 16, 4),
     ("jet", "few"): Config(32, 32, 16, 4),
-    ("jet2", "few"): Config(16, 32, 16, 8),
+    ("jet2", "few"): Config(16, 16, 16, 4),
     # Any number of them.
-    ("sum", "many"): Config(32, 32, 32, 4),
+    ("sum", "many"): Config(32, 16, 32, 4),
     ("average", "many"): Config(64, 32, 32, 8),
     ("jet", "many"): Config(32, 32, 32, 8),
     ("jet2", "many"): Config(32, 16, 16, 4),
@@ -54,7 +54,7 @@ def config(kernel: str, dim: int, channels: int, dtype: torch.dtype) -> Config:
     """The configuration of a kernel; float64 halves the tile, since registers hold half as many numbers."""
     size = "many" if max(dim, channels) > FEW else "light" if dim + 2 * channels <= 5 else "few"
     found = CONFIGS.get((kernel, size)) or CONFIGS[kernel, "few"]
-    return found if dtype != torch.float64 else Config(found.rows // 2, found.cols, found.channels, found.warps)
+    return found if dtype != torch.float64 else Config(found.rows // 2, found.cols, 16, found.warps)
 
 
 def channel_block(channels: int, largest: int) -> int:
