@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import ops
-from ._validation import check_companion, check_lengths, check_pair, is_concrete
+from ._validation import check_companion, check_lengths, check_pair
+from .ops.modes import is_concrete
 from .radial import Kernel
 
 
@@ -54,9 +55,7 @@ def kernel_sum(
     b = weights if weights is None or channels else weights.unsqueeze(-1)
     out = None
     for u, v, _, spec in scaled_passes(x, y, kernel, y_lengths):
-        part = ops.pair_sum(
-            _fold(u), _fold(v), _fold(b), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name
-        )
+        part = ops.pair_sum(_fold(u), _fold(v), _fold(b), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name)
         out = part if out is None else out + part
     return out.view(*x.shape[:-1], out.shape[-1]) if channels else out.view(x.shape[:-1])
 
@@ -116,7 +115,7 @@ def kernel_logsumexp(
     y_lengths: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """log sum_j w_j k(x_i, y_j), stable far from the data, where the sum itself underflows.
+    """Logarithm of sum_j w_j k(x_i, y_j), stable far from the data, where the sum itself underflows.
 
     Args:
         x: Targets [*B, N, D].

@@ -21,6 +21,7 @@ def _caller(name: str, n_tensors: int) -> Any:
 
     def run(*args: Any) -> Any:
         spec, exclude_self, x_lengths, y_lengths, backend = args[n_tensors:]
+        spec = tuple(spec)  # torch.library hands a list
         function = getattr(dispatch.load(backend), name)
         tensors = contiguous(*args[:n_tensors])
         if not exclude_self and x_lengths is None and y_lengths is None:

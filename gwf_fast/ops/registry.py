@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._validation import check_forward_mode, is_concrete, is_transformed
+from .modes import check_forward_mode, is_concrete, is_transformed
 
 _LIBRARY = torch.library.Library("gwf_fast", "DEF")
 
@@ -60,6 +60,7 @@ class Operator:
         self.n_tensors = kinds.index(False)
 
     def __call__(self, *args: Any) -> Any:
+        """Run on the arguments of the schema, by the shortest path that serves."""
         tensors = args[: self.n_tensors]
         if not is_concrete(*tensors):
             if not is_transformed():
@@ -78,7 +79,8 @@ def _vmap_rule(operator: Callable[..., Any]) -> Callable[..., Any]:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         size = info.batch_size
-        out = operator(*(_fold(arg, dim, size) if isinstance(arg, Tensor) else arg for arg, dim in zip(args, in_dims)))
+        pairs = zip(args, in_dims, strict=True)
+        out = operator(*(_fold(arg, dim, size) if isinstance(arg, Tensor) else arg for arg, dim in pairs))
         if isinstance(out, Tensor):
             return out.unflatten(0, (size, -1)), 0
         return tuple(value.unflatten(0, (size, -1)) for value in out), (0,) * len(out)
