@@ -12,22 +12,19 @@ _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 def check_pair(x: Tensor, y: Tensor, y_name: str = "y") -> None:
     """Points x [*B, N, D] and y [*B, M, D] are of the same kind."""
-    # The usual case first, in one expression: it is on the path of every call.
-    if (
-        isinstance(x, Tensor)
-        and isinstance(y, Tensor)
-        and x.dtype is y.dtype
-        and x.dtype in _FLOATING
-        and (shape := x.shape) is not None
-        and (other := y.shape) is not None
-        and len(shape) >= 2
-        and len(shape) == len(other)
-        and shape[-1] == other[-1]
-        and (len(shape) == 2 or shape[:-2] == other[:-2])
-        and shape[-1] > 0
-        and x.device == y.device
-    ):
-        return
+    # The usual case first, with few attribute reads: it is on the path of every call.
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        dtype, shape, other = x.dtype, x.shape, y.shape
+        if (
+            dtype is y.dtype
+            and dtype in _FLOATING
+            and (rank := len(shape)) == len(other)
+            and rank >= 2
+            and shape[-1] == other[-1] > 0
+            and (rank == 2 or shape[:-2] == other[:-2])
+            and x.device == y.device
+        ):
+            return
     check_points("x", x)
     check_points(y_name, y)
     _check_same(y_name, y, x)
@@ -64,8 +61,8 @@ def check_companion(name: str, value: Tensor, y: Tensor, channels: bool, y_name:
     """A quantity per source: [*B, M], or [*B, M, C] where channels are allowed."""
     check_floating(name, value)
     _check_same(name, value, y)
-    expected = y.shape[:-1]
-    if value.shape == expected or (channels and value.ndim == y.ndim and value.shape[:-1] == expected):
+    shape, expected = value.shape, y.shape[:-1]
+    if shape == expected or (channels and value.ndim == y.ndim and shape[:-1] == expected):
         return
     wanted = f"{list(expected)}" + (f" or [{', '.join(map(str, [*expected, 'C']))}]" if channels else "")
     raise ValueError(f"{name} must have shape {wanted} to go with {y_name} {list(y.shape)}, got {list(value.shape)}")
