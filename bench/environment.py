@@ -1,0 +1,75 @@
+"""Where a measurement was made: without it a figure means nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from bench.measure import seconds
+
+PACKAGES = ("gwf_fast", "torch", "numpy", "pykeops", "geomloss")
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return match[1] if match else platform.processor()
+
+
+def commit() -> str:
+    """Short hash, with a + where tracked files differ from it."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def sgemm_peak(size: int = 1536, trials: int = 8) -> float:
+    """Flops a second of torch's matrix product: a stand-in where the engine can't measure its own peak."""
+    a = torch.randn(size, size)
+    torch.mm(a, a)
+    return 2.0 * size**3 / min(seconds(lambda: torch.mm(a, a)) for _ in range(trials))
+
+
+def fma_peak() -> tuple[float, str]:
+    """Flops a second with all threads, and how that was measured."""
+    from gwf_fast import _cpu
+
+    if hasattr(_cpu, "fma_peak"):
+        return float(_cpu.fma_peak()), "FMA loop"
+    return sgemm_peak(), "sgemm"
+
+
+def environment() -> dict[str, object]:
+    peak, source = fma_peak()
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "commit": commit(),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_at_start": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "peak_flops": peak,
+        "peak_measured_by": source,
+    }
