@@ -1,1 +1,35 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
+
+from .ops import backends, explain
+from .pairwise import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
+from .radial import (
+    IMQ,
+    Gaussian,
+    Kernel,
+    Laplace,
+    Matern32,
+    Matern52,
+    Morse,
+    PowerLaw,
+    RationalQuadratic,
+    Riesz,
+)
+
+__all__ = [
+    "IMQ",
+    "Gaussian",
+    "Kernel",
+    "Laplace",
+    "Matern32",
+    "Matern52",
+    "Morse",
+    "PowerLaw",
+    "RationalQuadratic",
+    "Riesz",
+    "backends",
+    "explain",
+    "kernel_average",
+    "kernel_gradient",
+    "kernel_logsumexp",
+    "kernel_sum",
+]

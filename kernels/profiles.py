@@ -47,38 +47,44 @@ class Profile:
     test_parameter: float | None = None
 
     @functools.cached_property
-    def exponent_in_s(self) -> sp.Expr:
-        """X >= 0 with phi = prefactor * exp(-X); 0 where phi has no exponential."""
-        factors = [e for e in self.phi.atoms(sp.exp) if self.phi.has(e)]
+    def split(self) -> tuple[sp.Expr, sp.Expr]:
+        """(R, X) with phi = R * exp(-X), X >= 0, in s. X carries all that could underflow; it may be 0."""
+        if self.phi.is_Pow and self.phi.exp == -p:
+            return sp.Integer(1), p * sp.log(self.phi.base)
+        factors = self.phi.atoms(sp.exp)
         if not factors:
-            return sp.Integer(0)
+            return self.phi, sp.Integer(0)
         (factor,) = factors
-        return -factor.args[0]
+        return sp.powsimp(self.phi / factor), -factor.args[0]
 
     @functools.cached_property
     def unit(self) -> sp.Expr:
-        """The number u such that, with t = u * s, the exponential factor is exactly 2**-(t**q), q in {1, 1/2}."""
-        exponent = self.exponent_in_s
-        if exponent == 0:
+        """The number u such that, with t = u * s, the exponential factor is 2**-(t**q), q = 1 or 1/2, where it can be."""
+        _, x = self.split
+        degree = sp.simplify(sp.diff(x, s) * s / x) if x != 0 else sp.Integer(0)
+        if degree == 0 or degree.free_symbols:
             return sp.Integer(1)
-        degree = sp.simplify(sp.diff(exponent, s) * s / exponent)
-        coefficient = sp.simplify(exponent / s**degree)
-        return (coefficient / sp.log(2)) ** (1 / degree)
+        return (sp.simplify(x / s**degree) / sp.log(2)) ** (1 / degree)
 
     @functools.cached_property
     def exponent(self) -> sp.Expr:
         """The base-2 exponent in t: the exponential factor is 2**-exponent."""
-        return sp.powdenest(sp.simplify((self.exponent_in_s / sp.log(2)).subs(s, t / self.unit)), force=True)
+        x = (self.split[1] / sp.log(2)).subs(s, t / self.unit)
+        return x if x.has(p) else sp.powdenest(sp.simplify(x), force=True)
 
     @functools.cached_property
     def prefactors(self) -> tuple[sp.Expr, ...]:
         """(R_0, ..., R_3) in t with d^k phi / dt^k = R_k(t) * 2**-exponent(t)."""
-        x = (self.exponent_in_s).subs(s, t / self.unit)
-        r = _tidy((self.phi * sp.exp(self.exponent_in_s)).subs(s, t / self.unit))
-        rows = [r]
+        r, x = (part.subs(s, t / self.unit) for part in self.split)
+        rows = [_tidy(r)]
         for _ in range(MAX_ORDER):
             rows.append(_tidy(sp.diff(rows[-1], t) - rows[-1] * sp.diff(x, t)))
         return tuple(rows)
+
+    @property
+    def smooth(self) -> bool:
+        """Whether phi and phi' are finite at s = 0, so that a small error in s does no harm there."""
+        return all(sp.limit(row.subs(p, self.test_parameter or 1), s, 0, "+").is_finite for row in self.derivatives[:2])
 
     @functools.cached_property
     def derivatives(self) -> tuple[sp.Expr, ...]:
@@ -106,7 +112,7 @@ _TABLE = (
     Profile("matern32", (1 + sp.sqrt(3) * _r) * sp.exp(-sp.sqrt(3) * _r)),
     Profile("matern52", (1 + sp.sqrt(5) * _r + 5 * s / 3) * sp.exp(-sp.sqrt(5) * _r)),
     Profile("distance", _r, positive=False, scaled=False),
-    Profile("power", s ** (p / 2), positive=False, scaled=False, test_parameter=3.0),
+    Profile("power", s ** (p / 2), positive=False, scaled=False, test_parameter=1.5),
     Profile("log", sp.log(s) / 2, positive=False, singular=True, scaled=False),
 )
 

@@ -1,0 +1,6 @@
+#define GWF_ISA avx2
+#include "../pairwise_entry.h"
+
+namespace gwf {
+extern const PairwiseBackend pairwise_avx2 = {"avx2", avx2::run<float>, avx2::run<double>, avx2::fma_peak};
+}

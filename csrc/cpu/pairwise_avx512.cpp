@@ -1,0 +1,6 @@
+#define GWF_ISA avx512
+#include "../pairwise_entry.h"
+
+namespace gwf {
+extern const PairwiseBackend pairwise_avx512 = {"avx512", avx512::run<float>, avx512::run<double>, avx512::fma_peak};
+}

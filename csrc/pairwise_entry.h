@@ -1,0 +1,134 @@
+// The entry points of one instruction set: splits a call over batches, blocks of rows and threads.
+#pragma once
+#include <chrono>
+#include <memory>
+#include <omp.h>
+
+#include "pairwise_jet.h"
+#include "pairwise_symmetric.h"
+
+namespace gwf::GWF_ISA {
+
+inline constexpr double serial_below = 3e6;  // pair operations, about a millisecond: waking a thread may cost as much
+
+template <class T> Problem<T> batch_element(const PairwiseCall<T>& call, const TileKernel<T>& kernel, int64_t b) {
+    Problem<T> p{};
+    const int64_t rows = call.rows, columns = call.columns, D = call.dim, C = call.channels;
+    auto at = [&](auto* pointer, int64_t size) { return pointer ? pointer + b * size : nullptr; };
+    p.kernel = &kernel;
+    p.reduction = call.reduction;
+    p.N = call.row_lengths ? call.row_lengths[b] : rows;
+    p.M = call.column_lengths ? call.column_lengths[b] : columns;
+    p.D = D;
+    p.C = C;
+    p.x = at(call.x, rows * D);
+    p.y = at(call.y, columns * D);
+    p.a = at(call.a, rows * C);
+    p.b = at(call.b, columns * C);
+    p.row_shift = at(call.row_shift, rows);
+    p.column_shift = at(call.column_shift, columns);
+    p.exclude_self = call.exclude_self;
+    p.order = call.order;
+    for (int o = 0; o < call.order; o++) {
+        const Tangent<T>& t = call.tangents[o];
+        p.tangents[o] = {at(t.x, rows * D), at(t.y, columns * D), at(t.a, rows * C), at(t.b, columns * C)};
+    }
+    const bool vector_first = call.reduction == Reduction::gradient || call.reduction == Reduction::jet;
+    const int64_t first = vector_first ? D : call.reduction == Reduction::logsumexp || call.reduction == Reduction::sum_gradient ? 1 : C;
+    const int64_t second = call.reduction == Reduction::sum_gradient ? D : call.reduction == Reduction::average ? 1 : C;
+    p.out = at(call.out, rows * first);
+    p.out2 = at(call.out2, rows * second);
+    // rows that do not exist, and all rows where there is no column: an empty sum
+    const T empty = call.reduction == Reduction::logsumexp ? -std::numeric_limits<T>::infinity() : T(0);
+    const T empty2 = call.reduction == Reduction::average ? -std::numeric_limits<T>::infinity() : T(0);
+    const int64_t from = p.M == 0 ? 0 : p.N;
+    std::fill(p.out + from * first, p.out + rows * first, empty);
+    if (p.out2) std::fill(p.out2 + from * second, p.out2 + rows * second, empty2);
+    return p;
+}
+
+// Threads share the loops of a region where there are several; the same code runs serially inside a batch.
+template <class T> void solve(Problem<T>& p, int threads) {
+    if (p.N == 0 || p.M == 0) return;
+    Arena<T> columns(p.arena_size());
+    p.take_arena(columns);
+    find_centre(p);
+    const bool symmetric = SymmetricPlan<T>::serves(p);
+    SymmetricPlan<T> plan(p);
+    std::unique_ptr<Arena<T>> symmetric_memory;
+    const int64_t scratch_size = std::max({p.jet() ? JetScratch<T>::size(p) : RowScratch<T>::size(p),
+                                           symmetric ? SymmetricScratch<T>::size(p) : int64_t(0)});
+    std::vector<std::unique_ptr<Arena<T>>> scratch;
+    for (int i = 0; i < threads; i++) scratch.push_back(std::make_unique<Arena<T>>(scratch_size));
+    if (symmetric) symmetric_memory = std::make_unique<Arena<T>>(plan.arena_size(p));
+    constexpr int64_t pack_block = 512 * PJ;
+    T largest = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Arena<T>& memory = *scratch[size_t(omp_get_thread_num()) % scratch.size()];
+#pragma omp for schedule(static) reduction(max : largest)
+        for (int64_t j = 0; j < p.M; j += pack_block) largest = std::max(largest, pack_columns(p, j, std::min(p.M, j + pack_block)));
+#pragma omp single
+        {
+            if (p.panelled()) p.dot = dot_form_is_accurate(p, p.x == p.y ? largest : std::max(largest, largest_row_norm(p)));
+            if (symmetric) plan.take_arena(*symmetric_memory, p);
+        }
+        if (symmetric) {
+            SymmetricScratch<T> s(memory, p);
+#pragma omp for schedule(dynamic)
+            for (int worker = 0; worker < plan.workers; worker++) symmetric_worker(p, plan, worker, s);
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < p.N; i += 4096) symmetric_finish(p, plan, i, std::min(p.N, i + 4096));
+        } else if (p.jet()) {
+            JetScratch<T> s(memory, p);
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < p.N; i += R<T>) jet_rows(p, i, s);
+        } else {
+            RowScratch<T> s(memory, p);
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < p.N; i += R<T>) reduce_rows(p, i, s);
+        }
+    }
+}
+
+template <class T> void run(const PairwiseCall<T>& call) {
+    const TileKernel<T> kernel = tile_kernel<T>(call.kernel);
+    const double pairs = double(call.rows) * double(call.columns);
+    const double work = pairs * (double(call.dim) / 4 + 1) * double(call.kernel.size()) * (call.reduction == Reduction::jet ? 8 : 1);
+    const int available = omp_in_parallel() ? 1 : omp_get_max_threads();
+    const int threads = work * double(call.batch) < serial_below ? 1 : available;
+    if (call.batch > 1 && (threads == 1 || call.batch >= 4 * threads || work < serial_below)) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+        for (int64_t b = 0; b < call.batch; b++) {
+            Problem<T> p = batch_element(call, kernel, b);
+            solve(p, 1);
+        }
+        return;
+    }
+    for (int64_t b = 0; b < call.batch; b++) {
+        Problem<T> p = batch_element(call, kernel, b);
+        solve(p, threads);
+    }
+}
+
+// Float operations a second of one thread: independent multiply-adds from registers.
+inline double fma_peak() {
+    using V = vec<float>;
+    constexpr int chains = 10, repeats = 2'000'000;
+    V s[chains];
+    for (int c = 0; c < chains; c++) s[c] = splat(float(c));
+    const V a = pinned(0.999999f), b = pinned(1e-7f);
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < repeats; i++) {
+#pragma GCC unroll 10
+        for (int c = 0; c < chains; c++) s[c] = s[c] * a + b;
+    }
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    V total{};
+    for (int c = 0; c < chains; c++) total += s[c];
+    volatile float sink = horizontal_sum<float>(total);
+    (void)sink;
+    return 2.0 * lanes<float> * chains * repeats / seconds;
+}
+
+}  // namespace gwf::GWF_ISA

@@ -1,0 +1,225 @@
+// The reductions over a block of R rows: all columns in order, so that a row's result depends on nothing else.
+#pragma once
+#include <cstring>
+
+#include "pairwise_pack.h"
+
+namespace gwf::GWF_ISA {
+
+// What a thread needs for a block of rows.
+template <class T> struct RowScratch {
+    T *x, *x_norm, *tile, *value, *slope, *total, *partial, *reference;
+    static int64_t size(const Problem<T>& p) {
+        return R<T> * (p.D + 3 * TJ + p.D + p.C + 8) + 16 * 16;
+    }
+    RowScratch(Arena<T>& arena, const Problem<T>& p)
+        : x(arena.take(p.D * R<T>)),
+          x_norm(arena.take(R<T>)),
+          tile(arena.take(TJ * R<T>)),
+          value(arena.take(TJ * R<T>)),
+          slope(arena.take(TJ * R<T>)),
+          total(arena.take((p.D + p.C + 2) * R<T>)),
+          partial(arena.take(R<T>)),
+          reference(arena.take(R<T>)) {}
+};
+
+// ---- one pass without tiles: a single term in one to three dimensions ----------------------------------------
+
+inline constexpr int64_t chunk = 384;  // columns summed before adding to the total, so that rounding stays at 1e-7
+
+// total: [value][R] if Value, then [D][R] of sum_j b_j phi' (x - y_j) if Slope
+template <int D, class P, bool Value, bool Slope, class T>
+void direct_rows(const T* x, const T* y, int64_t M, T parameter, T* total) {
+    vec<T> xv[NB<T>][D];
+    for (int d = 0; d < D; d++) GWF_LANES xv[k][d] = load(x + d * R<T> + k * lanes<T>);
+    const vec<T> p = splat(parameter);
+    for (int64_t j0 = 0; j0 < M; j0 += chunk) {
+        vec<T> s[NB<T>] = {}, g[NB<T>][D] = {};
+        for (int64_t j = j0, end = std::min(M, j0 + chunk); j < end; j++, y += D + 1) {
+            vec<T> e[NB<T>][D], t[NB<T>], f[NB<T>][2];
+#pragma GCC unroll 3
+            for (int d = 0; d < D; d++) GWF_LANES {
+                    e[k][d] = xv[k][d] - y[d];
+                    t[k] = d == 0 ? e[k][d] * e[k][d] : t[k] + e[k][d] * e[k][d];
+                }
+            GWF_LANES P::template jet<Slope ? 1 : 0>(t[k], p, NoShift{}, f[k]);
+            if (Value) GWF_LANES s[k] += f[k][0] * y[D];
+            if (Slope) GWF_LANES {
+                    const vec<T> w = f[k][1] * y[D];
+#pragma GCC unroll 3
+                    for (int d = 0; d < D; d++) g[k][d] += w * e[k][d];
+                }
+        }
+        GWF_LANES {
+            T* at = total + k * lanes<T>;
+            if (Value) store(at, load(at) + s[k]);
+            if (Slope)
+                for (int d = 0; d < D; d++) {
+                    T* slot = at + (d + Value) * R<T>;
+                    store(slot, load(slot) + g[k][d]);
+                }
+        }
+    }
+}
+
+template <bool Value, bool Slope, class T> bool direct(const Problem<T>& p, RowScratch<T>& s) {
+    if (p.D > 3 || p.exclude_self || !p.kernel->single() || (p.C > 1)) return false;
+    const auto& part = p.kernel->parts[0];
+    switch (part.profile * 4 + p.D) {
+#define GWF_CASE(id, P)                                                                                           \
+    case id * 4 + 1: direct_rows<1, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); return true;   \
+    case id * 4 + 2: direct_rows<2, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); return true;   \
+    case id * 4 + 3: direct_rows<3, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); return true;
+        GWF_FOR_EACH_PROFILE(GWF_CASE)
+#undef GWF_CASE
+    }
+    return false;
+}
+
+// ---- sums and gradients --------------------------------------------------------------------------------------
+
+template <class T> void scale_columns(T* f, const T* weight, int n) {
+    for (int j = 0; j < n; j++, f += R<T>) GWF_LANES store(f + k * lanes<T>, load(f + k * lanes<T>) * weight[j]);
+}
+
+// total [C][R]
+template <class T> void sum_rows(const Problem<T>& p, int64_t i0, RowScratch<T>& s) {
+    if (direct<true, false>(p, s)) return;
+    const bool fused = p.kernel->single() && p.C == 1 && !p.exclude_self;
+    for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
+        const int n = int(std::min<int64_t>(TJ, p.M - j0));
+        distances(p, s.x, s.x_norm, j0, n, s.tile);
+        if (fused) {
+            const auto& part = p.kernel->parts[0];
+            switch (part.profile) {
+#define GWF_CASE(id, P) \
+    case id: sum_part<P>(part.parameter, s.tile, p.weight + j0, n, s.total); break;
+                GWF_FOR_EACH_PROFILE(GWF_CASE)
+#undef GWF_CASE
+            }
+            continue;
+        }
+        evaluate<0, false>(*p.kernel, s.tile, Shifts<T>{}, n, &s.value);
+        drop_self(p, i0, j0, n, s.value);
+        if (p.C == 1)
+            sum_channels(s.value, p.weight + j0, 1, 1, n, s.total);
+        else
+            sum_channels(s.value, p.b + j0 * p.C, p.C, p.C, n, s.total);
+    }
+}
+
+// total: [value][R] if Value, then [D][R] of sum_j b_j phi' (x - y_j)
+template <bool Value, class T> void gradient_rows(const Problem<T>& p, int64_t i0, RowScratch<T>& s) {
+    if (direct<Value, true>(p, s)) return;
+    T* slopes = s.total + Value * R<T>;
+    T* slope_sum = slopes + p.D * R<T>;
+    T* const f[2] = {s.value, s.slope};
+    for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
+        const int n = int(std::min<int64_t>(TJ, p.M - j0));
+        distances(p, s.x, s.x_norm, j0, n, s.tile);
+        evaluate<1, false>(*p.kernel, s.tile, Shifts<T>{}, n, f);
+        drop_self(p, i0, j0, n, s.value);
+        drop_self(p, i0, j0, n, s.slope);
+        if (Value) sum_channels(s.value, p.weight + j0, 1, 1, n, s.total);
+        scale_columns(s.slope, p.weight + j0, n);
+        const T* y = p.y_rows + j0 * p.stride;
+        if (!p.dot) {
+            sum_differences(s.slope, s.x, y, p.stride, p.D, n, slopes);
+            continue;
+        }
+        sum_channels<T>(s.slope, nullptr, 0, 1, n, slope_sum);
+        sum_channels(s.slope, y, p.stride, p.D, n, slopes);
+    }
+    if (p.dot)
+        for (int64_t d = 0; d < p.D; d++)
+            for (int l = 0; l < R<T>; l++) {
+                T& value = slopes[d * R<T> + l];
+                value = s.x[d * R<T> + l] * slope_sum[l] - value;
+            }
+}
+
+// ---- log-domain sums -----------------------------------------------------------------------------------------
+
+template <class T> void log_rows(const Problem<T>& p, int64_t i0, bool average, RowScratch<T>& s) {
+    const T overflow = sizeof(T) == 4 ? T(0x1p100) : T(0x1p900);
+    const int64_t C = average ? p.C : 0;
+    T *sum = s.total, *channels = s.total + R<T>;
+    std::fill(s.reference, s.reference + R<T>, masked<T>);
+    for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
+        const int n = int(std::min<int64_t>(TJ, p.M - j0));
+        distances(p, s.x, s.x_norm, j0, n, s.tile);
+        // Values are relative to 2**reference, the largest seen when it was last set; it is set anew only when a sum
+        // threatens to overflow, which costs a check a tile instead of a maximum a pair.
+        for (bool again = j0 == 0;; again = true) {
+            if (again) {
+                T old[R<T>];
+                std::copy(s.reference, s.reference + R<T>, old);
+                bound_exponents(*p.kernel, s.tile, p.shift + j0, n, p.exclude_self ? i0 - j0 : 2 * TJ, s.reference);
+                for (int l = 0; l < R<T>; l++) {
+                    const T factor = std::exp2(old[l] - s.reference[l]);
+                    for (int64_t c = 0; c < C + 1; c++) s.total[c * R<T> + l] *= factor;
+                }
+            }
+            evaluate<0, true>(*p.kernel, s.tile, Shifts<T>{s.reference, p.shift + j0}, n, &s.value);
+            drop_self(p, i0, j0, n, s.value);
+            std::fill(s.partial, s.partial + R<T>, T(0));
+            sum_channels<T>(s.value, nullptr, 0, 1, n, s.partial);
+            bool safe = true;
+            for (int l = 0; l < R<T>; l++) safe &= s.partial[l] < overflow;
+            if (safe || again) break;
+        }
+        for (int l = 0; l < R<T>; l++) sum[l] += s.partial[l];
+        if (!average) continue;
+        if (p.b)
+            sum_channels(s.value, p.b + j0 * p.C, p.C, p.C, n, channels);
+        else
+            sum_channels(s.value, p.y_rows + j0 * p.stride, p.stride, p.C, n, channels);
+    }
+    for (int l = 0; l < R<T>; l++) {
+        const bool empty = s.reference[l] <= masked<T> / 2;  // nothing but weights of 0
+        for (int64_t c = 0; c < C; c++) {
+            T& value = channels[c * R<T> + l];
+            value = empty ? std::numeric_limits<T>::quiet_NaN() : value / sum[l];
+            if (!p.b) value = T(double(value) / p.kernel->scale + double(p.centre[c]));
+        }
+        const T log2_sum = s.reference[l] + T(std::log2(sum[l] * p.kernel->coefficient));
+        sum[l] = empty || sum[l] == 0 ? -std::numeric_limits<T>::infinity() : T(log2_sum / log2_e);
+    }
+}
+
+// ---- a block of rows -----------------------------------------------------------------------------------------
+
+// out [N][width] = factor * total [width][R]
+template <class T> void scatter_rows(const Problem<T>& p, int64_t i0, const T* total, int64_t width, double factor, T* out) {
+    const int64_t count = std::min<int64_t>(R<T>, p.N - i0);
+    for (int64_t l = 0; l < count; l++)
+        for (int64_t d = 0; d < width; d++) out[(i0 + l) * width + d] = total[d * R<T> + l] * T(factor);
+}
+
+template <class T> void reduce_rows(const Problem<T>& p, int64_t i0, RowScratch<T>& s) {
+    gather_positions(p, i0, s.x, s.x_norm);
+    std::fill(s.total, s.total + (p.D + p.C + 2) * R<T>, T(0));
+    const double value = p.kernel->coefficient, slope = 2 * value * p.kernel->scale;
+    switch (p.reduction) {
+        case Reduction::sum:
+            sum_rows(p, i0, s);
+            return scatter_rows(p, i0, s.total, p.C, value, p.out);
+        case Reduction::gradient:
+            gradient_rows<false>(p, i0, s);
+            return scatter_rows(p, i0, s.total, p.D, slope, p.out);
+        case Reduction::sum_gradient:
+            gradient_rows<true>(p, i0, s);
+            scatter_rows(p, i0, s.total, 1, value, p.out);
+            return scatter_rows(p, i0, s.total + R<T>, p.D, slope, p.out2);
+        case Reduction::logsumexp:
+            log_rows(p, i0, false, s);
+            return scatter_rows(p, i0, s.total, 1, 1.0, p.out);
+        case Reduction::average:
+            log_rows(p, i0, true, s);
+            scatter_rows(p, i0, s.total + R<T>, p.C, 1.0, p.out);
+            return scatter_rows(p, i0, s.total, 1, 1.0, p.out2);
+        case Reduction::jet: return;
+    }
+}
+
+}  // namespace gwf::GWF_ISA

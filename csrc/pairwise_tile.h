@@ -1,0 +1,266 @@
+// A tile is the block of pairs between R rows (lanes of NB vectors) and up to TJ columns, held in the first-level
+// cache as [column][row]. Distances are produced into a tile, profiles are evaluated on it, sums consume it: the cost
+// of a new profile, reduction or dimension adds, it does not multiply. Coordinates here are centred and scaled, so
+// that t = |x - y|^2 is the profile's own variable.
+#pragma once
+#include "pairwise.h"
+#include "simd/math.h"
+
+namespace gwf::GWF_ISA {
+
+#include "profiles_generated.h"
+
+template <class T> inline constexpr int NB = vector_bytes == 64 ? 3 : 2;  // vectors of rows
+template <class T> inline constexpr int R = NB<T>* lanes<T>;              // rows of a tile
+inline constexpr int TJ = 96;                                             // columns of a tile
+inline constexpr int PJ = 6;                                              // columns of a packed panel
+static_assert(TJ % PJ == 0);
+
+// The base-2 log-weight of a column that does not count; finite, so that differences stay numbers.
+template <class T> inline constexpr T masked = sizeof(T) == 4 ? T(-1e30) : T(-1e290);
+
+#define GWF_LANES for (int k = 0; k < NB<T>; k++)
+
+// ---- squared distances ---------------------------------------------------------------------------------------
+
+// x [D][R], y [n][stride]
+template <int D, class T> void distances_small(const T* x, const T* y, int stride, int n, T* t) {
+    vec<T> xv[NB<T>][D];
+    for (int d = 0; d < D; d++) GWF_LANES xv[k][d] = load(x + d * R<T> + k * lanes<T>);
+    for (int j = 0; j < n; j++, y += stride, t += R<T>) {
+        vec<T> s[NB<T>];
+#pragma GCC unroll 4
+        for (int d = 0; d < D; d++) GWF_LANES {
+                const vec<T> e = xv[k][d] - y[d];
+                s[k] = d == 0 ? e * e : s[k] + e * e;
+            }
+        GWF_LANES store(t + k * lanes<T>, s[k]);
+    }
+}
+
+// x [D][R], panels [n / PJ][D][PJ]. Dot form: |x|^2 + |y|^2 - 2 x.y, one operation a coordinate instead of two; the
+// product is summed from 0 and in the order in which the norms were, so that a point is at distance exactly 0 from itself.
+template <bool Dot, class T>
+void distances_wide(const T* x, const T* x_norm, const T* panels, const T* y_norm, int64_t D, int n, T* t) {
+    for (int j = 0; j < n; j += PJ, panels += D * PJ) {
+        vec<T> s[PJ][NB<T>];
+#pragma GCC unroll 6
+        for (int q = 0; q < PJ; q++) GWF_LANES s[q][k] = vec<T>{};
+        const T *xd = x, *yd = panels;
+        for (int64_t d = 0; d < D; d++, xd += R<T>, yd += PJ) {
+            vec<T> xv[NB<T>];
+            GWF_LANES xv[k] = load(xd + k * lanes<T>);
+#pragma GCC unroll 6
+            for (int q = 0; q < PJ; q++) {
+                const vec<T> yv = pinned(yd[q]);
+                GWF_LANES {
+                    const vec<T> e = xv[k] - yv;
+                    s[q][k] = Dot ? s[q][k] + xv[k] * yv : s[q][k] + e * e;
+                }
+            }
+        }
+#pragma GCC unroll 6
+        for (int q = 0; q < PJ; q++) GWF_LANES {
+                vec<T> v = s[q][k];
+                if (Dot) v = larger(vec<T>{}, vec<T>((load(x_norm + k * lanes<T>) + y_norm[j + q]) - (v + v)));
+                store(t + (j + q) * R<T> + k * lanes<T>, v);
+            }
+    }
+}
+
+// sum_d (x - y)_d (dx - dy)_d; null tangents are zero. x, dx [D][R]; y, dy [n][D]
+template <class T>
+void difference_products(const T* x, const T* dx, const T* y, const T* dy, int64_t D, int n, T* t) {
+    for (int j = 0; j < n; j++, y += D, t += R<T>) {
+        vec<T> s[NB<T>] = {};
+        for (int64_t d = 0; d < D; d++) GWF_LANES {
+                const int64_t at = d * R<T> + k * lanes<T>;
+                vec<T> e = dx ? load(dx + at) : vec<T>{};
+                if (dy) e -= dy[j * D + d];
+                s[k] += (load(x + at) - y[d]) * e;
+            }
+        GWF_LANES store(t + k * lanes<T>, s[k]);
+    }
+}
+
+// The same for two tangents: sum_d (dx - dy)_d (ex - ey)_d
+template <class T>
+void tangent_products(const T* dx, const T* dy, const T* ex, const T* ey, int64_t D, int n, T* t) {
+    for (int j = 0; j < n; j++, t += R<T>) {
+        vec<T> s[NB<T>] = {};
+        for (int64_t d = 0; d < D; d++) GWF_LANES {
+                const int64_t at = d * R<T> + k * lanes<T>;
+                vec<T> u = dx ? load(dx + at) : vec<T>{}, v = ex ? load(ex + at) : vec<T>{};
+                if (dy) u -= dy[j * D + d];
+                if (ey) v -= ey[j * D + d];
+                s[k] += u * v;
+            }
+        GWF_LANES store(t + k * lanes<T>, s[k]);
+    }
+}
+
+// t (+)= sum_c a_c b_c; a [C][R], b [n][C]; either null = zero
+template <class T> void channel_products(const T* a, const T* b, int64_t C, int n, bool accumulate, T* t) {
+    for (int j = 0; j < n; j++, t += R<T>) {
+        vec<T> s[NB<T>] = {};
+        if (accumulate) GWF_LANES s[k] = load(t + k * lanes<T>);
+        if (a && b)
+            for (int64_t c = 0; c < C; c++) GWF_LANES s[k] += load(a + c * R<T> + k * lanes<T>) * b[j * C + c];
+        GWF_LANES store(t + k * lanes<T>, s[k]);
+    }
+}
+
+// ---- profiles on a tile --------------------------------------------------------------------------------------
+
+// A kernel as the tiles see it: coordinates scaled for the first term, the others by a ratio of squared scales.
+template <class T> struct TileKernel {
+    struct Part {
+        int profile;
+        T ratio, parameter, coefficient[4];  // coefficient * ratio**order
+    };
+    std::vector<Part> parts;
+    double scale;        // of the coordinates
+    double coefficient;  // of a single term, applied to the result; 1 for a mixture
+    bool decaying;       // every term is positive and falls with distance
+    bool smooth;         // no term is singular or has a kink at 0
+    bool scale_free;     // no term has a bandwidth
+    bool single() const { return parts.size() == 1; }
+};
+
+// Row and column shifts in base 2: values are multiplied by 2**(column[j] - row[i]).
+template <class T> struct Shifts {
+    const T *row, *column;
+};
+
+template <class P, int K, bool Plain, bool Shifted, class T>
+void evaluate_part(const typename TileKernel<T>::Part& part, bool accumulate, const T* t, Shifts<T> shifts, int n, T* const* f) {
+    const vec<T> ratio = splat(part.ratio), parameter = splat(part.parameter);
+    vec<T> row[NB<T>];
+    GWF_LANES row[k] = Shifted ? load(shifts.row + k * lanes<T>) : vec<T>{};
+    for (int j = 0; j < n; j++)
+        GWF_LANES {
+            const int64_t at = int64_t(j) * R<T> + k * lanes<T>;
+            vec<T> value[K + 1], v = load(t + at);
+            if (!Plain) v *= ratio;
+            if constexpr (Shifted)
+                P::template jet<K>(v, parameter, vec<T>(splat(shifts.column[j]) - row[k]), value);
+            else
+                P::template jet<K>(v, parameter, NoShift{}, value);
+#pragma GCC unroll 4
+            for (int o = 0; o <= K; o++) {
+                if (!Plain) value[o] *= part.coefficient[o];
+                if (!Plain && accumulate) value[o] += load(f[o] + at);
+                store(f[o] + at, value[o]);
+            }
+        }
+}
+
+// f[o] = d^o k / dt^o on the tile for o = 0..K. f[K] may be t itself.
+template <int K, bool Shifted, class T>
+void evaluate(const TileKernel<T>& kernel, const T* t, Shifts<T> shifts, int n, T* const* f) {
+    const bool plain = kernel.single();
+    bool accumulate = false;
+    for (const auto& part : kernel.parts) {
+        switch (part.profile) {
+#define GWF_CASE(id, P)                                                                         \
+    case id:                                                                                    \
+        if (plain) evaluate_part<P, K, true, Shifted>(part, false, t, shifts, n, f);            \
+        else evaluate_part<P, K, false, Shifted>(part, accumulate, t, shifts, n, f);            \
+        break;
+            GWF_FOR_EACH_PROFILE(GWF_CASE)
+#undef GWF_CASE
+        }
+        accumulate = true;
+    }
+}
+
+// bound[i] = max(bound[i], max_j column_shift[j] - exponent(t_ij)) over the terms: the log2 of the largest summand, up to
+// the prefactors. self is the column index of row 0's own point in this tile, or beyond it where pairs are all different.
+template <class T>
+void bound_exponents(const TileKernel<T>& kernel, const T* t, const T* column_shift, int n, int64_t self, T* bound) {
+    for (const auto& part : kernel.parts)
+        for (int j = 0; j < n; j++)
+            GWF_LANES {
+                const vec<T> v = load(t + int64_t(j) * R<T> + k * lanes<T>) * part.ratio, p = splat(part.parameter);
+                vec<T> x;
+                switch (part.profile) {
+#define GWF_CASE(id, P) \
+    case id: x = P::exponent(v, p); break;
+                    GWF_FOR_EACH_PROFILE(GWF_CASE)
+#undef GWF_CASE
+                    default: x = vec<T>{};
+                }
+                vec<T> u = splat(column_shift[j]) - x;
+                const int64_t own = j - self - k * lanes<T>;
+                if (own >= 0 && own < lanes<T>) u[own] = masked<T>;
+                store(bound + k * lanes<T>, larger(u, load(bound + k * lanes<T>)));
+            }
+}
+
+// ---- sums over a tile ----------------------------------------------------------------------------------------
+
+// total += sum_j weight_j value(t_j), for a kernel of one term; values are not kept.
+template <class P, class T> void sum_part(T parameter, const T* t, const T* weight, int n, T* total) {
+    const vec<T> p = splat(parameter);
+    vec<T> s[NB<T>] = {};
+    for (int j = 0; j < n; j++)
+        GWF_LANES {
+            vec<T> value;
+            P::template jet<0>(load(t + int64_t(j) * R<T> + k * lanes<T>), p, NoShift{}, &value);
+            s[k] += value * weight[j];
+        }
+    GWF_LANES store(total + k * lanes<T>, load(total + k * lanes<T>) + s[k]);
+}
+
+// total[c] += sum_j f_j v_jc for NC neighbouring channels; v [n][stride], total [NC][R]
+template <int NC, class T> void sum_channels(const T* f, const T* v, int64_t stride, int n, T* total) {
+    vec<T> s[NC][NB<T>];
+#pragma GCC unroll 6
+    for (int c = 0; c < NC; c++) GWF_LANES s[c][k] = vec<T>{};
+    for (int j = 0; j < n; j++, f += R<T>, v += stride) {
+        vec<T> fv[NB<T>];
+        GWF_LANES fv[k] = load(f + k * lanes<T>);
+#pragma GCC unroll 6
+        for (int c = 0; c < NC; c++) {
+            const vec<T> vc = pinned(v[c]);
+            GWF_LANES s[c][k] += fv[k] * vc;
+        }
+    }
+#pragma GCC unroll 6
+    for (int c = 0; c < NC; c++) GWF_LANES {
+            T* at = total + c * R<T> + k * lanes<T>;
+            store(at, load(at) + s[c][k]);
+        }
+}
+
+// total[c] += sum_j f_j v_jc; v [n][stride] with C channels, null = ones; total [C][R]
+template <class T> void sum_channels(const T* f, const T* v, int64_t stride, int64_t C, int n, T* total) {
+    static constexpr T one = 1;
+    if (!v) return sum_channels<1>(f, &one, 0, n, total);
+    for (int64_t c = 0; c < C; c += PJ, v += PJ, total += PJ * R<T>) switch (C - c) {
+            case 1: sum_channels<1>(f, v, stride, n, total); break;
+            case 2: sum_channels<2>(f, v, stride, n, total); break;
+            case 3: sum_channels<3>(f, v, stride, n, total); break;
+            case 4: sum_channels<4>(f, v, stride, n, total); break;
+            case 5: sum_channels<5>(f, v, stride, n, total); break;
+            default: sum_channels<6>(f, v, stride, n, total);
+        }
+}
+
+// total[d] += sum_j f_j (x - y_j)_d; x [D][R], y [n][stride], null y: the difference is x itself (or 0 without x).
+template <class T> void sum_differences(const T* f, const T* x, const T* y, int stride, int64_t D, int n, T* total) {
+    for (int64_t d = 0; d < D; d++) {
+        vec<T> s[NB<T>] = {}, xv[NB<T>];
+        GWF_LANES xv[k] = x ? load(x + d * R<T> + k * lanes<T>) : vec<T>{};
+        for (int j = 0; j < n; j++) {
+            const vec<T> yv = splat(y ? y[int64_t(j) * stride + d] : T(0));
+            GWF_LANES s[k] += load(f + int64_t(j) * R<T> + k * lanes<T>) * (xv[k] - yv);
+        }
+        GWF_LANES {
+            T* at = total + d * R<T> + k * lanes<T>;
+            store(at, load(at) + s[k]);
+        }
+    }
+}
+
+}  // namespace gwf::GWF_ISA

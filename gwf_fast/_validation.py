@@ -1,0 +1,108 @@
+"""What bad input is told: one line that names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def is_concrete(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary tensors in ordinary eager execution, so that their memory may be read directly.
+
+    Not so while compiling, under functorch transforms, forward-mode AD, fake tensors or other modes.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for tensor in tensors:  # noqa: SIM110 (a loop is half the price of all() here)
+        if tensor is not None and type(tensor) not in _PLAIN:
+            return False
+    return True
+
+
+def check_pair(x: Tensor, y: Tensor, y_name: str = "y") -> None:
+    """x [*B, N, D] and y [*B, M, D] are points of the same kind."""
+    # The usual case first, in one expression: it is on the path of every call.
+    if (
+        isinstance(x, Tensor)
+        and isinstance(y, Tensor)
+        and x.dtype is y.dtype
+        and x.dtype in _FLOATING
+        and (shape := x.shape) is not None
+        and (other := y.shape) is not None
+        and len(shape) >= 2
+        and len(shape) == len(other)
+        and shape[-1] == other[-1]
+        and (len(shape) == 2 or shape[:-2] == other[:-2])
+        and shape[-1] > 0
+        and x.device == y.device
+    ):
+        return
+    check_points("x", x)
+    check_points(y_name, y)
+    _check_same(y_name, y, x)
+    if x.ndim != y.ndim or x.shape[:-2] != y.shape[:-2]:
+        raise ValueError(
+            f"{y_name} must have the batch dimensions of x, {list(x.shape[:-2])}, got shape {list(y.shape)}"
+        )
+    raise ValueError(f"{y_name} must have the dimension of x, D = {x.shape[-1]}, got shape {list(y.shape)}")
+
+
+def check_points(name: str, points: Tensor) -> None:
+    """Points are a floating tensor [*B, N, D]."""
+    check_floating(name, points)
+    if points.ndim < 2 or points.shape[-1] == 0:
+        raise ValueError(f"{name} must have shape [*B, N, D] with D >= 1, got {list(points.shape)}")
+
+
+def check_floating(name: str, value: Tensor) -> None:
+    """A tensor of real numbers."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in _FLOATING:
+        raise TypeError(f"{name} must have a floating dtype (float32, float64, float16, bfloat16), got {value.dtype}")
+
+
+def _check_same(name: str, value: Tensor, x: Tensor) -> None:
+    if value.dtype != x.dtype:
+        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
+
+
+def check_companion(name: str, value: Tensor, y: Tensor, channels: bool, y_name: str = "y") -> None:
+    """A quantity per source: [*B, M], or [*B, M, C] where channels are allowed."""
+    check_floating(name, value)
+    _check_same(name, value, y)
+    expected = y.shape[:-1]
+    if value.shape == expected or (channels and value.ndim == y.ndim and value.shape[:-1] == expected):
+        return
+    wanted = f"{list(expected)}" + (f" or [{', '.join(map(str, [*expected, 'C']))}]" if channels else "")
+    raise ValueError(f"{name} must have shape {wanted} to go with {y_name} {list(y.shape)}, got {list(value.shape)}")
+
+
+def check_lengths(name: str, lengths: Tensor, points: Tensor) -> None:
+    """Lengths [*B] of ragged sets that are padded to the shape of points [*B, N, D]."""
+    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
+        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise TypeError(f"{name} must be an int64 tensor, got {got}")
+    if points.ndim < 3 or lengths.shape != points.shape[:-2]:
+        raise ValueError(
+            f"{name} must have the batch shape {list(points.shape[:-2])} of its points (at least one batch"
+            f" dimension), got {list(lengths.shape)}"
+        )
+    if lengths.device != points.device:
+        raise ValueError(f"{name} must be on the device of its points, {points.device}, got {lengths.device}")
+    if is_concrete(lengths) and lengths.device.type == "cpu" and lengths.numel():
+        low, high = int(lengths.min()), int(lengths.max())
+        if low < 0 or high > points.shape[-2]:
+            raise ValueError(f"{name} must lie in 0..{points.shape[-2]}, got values in {low}..{high}")

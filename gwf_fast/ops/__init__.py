@@ -1,0 +1,22 @@
+"""torch.library operators: schemas, fakes, derivatives, and the choice of a backend.
+
+The only place that registers operators. Everything here has exactly one batch dimension and takes kernels as
+flat specs; ``gwf_fast.pairwise`` is the interface for people.
+"""
+
+from .dispatch import BACKENDS, backends, explain, resolve
+from .jet import pair_jet
+from .reductions import pair_average, pair_gradient, pair_logsumexp, pair_sum, pair_sum_gradient
+
+__all__ = [
+    "BACKENDS",
+    "backends",
+    "explain",
+    "pair_average",
+    "pair_gradient",
+    "pair_jet",
+    "pair_logsumexp",
+    "pair_sum",
+    "pair_sum_gradient",
+    "resolve",
+]

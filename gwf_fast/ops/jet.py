@@ -1,0 +1,150 @@
+r"""The one operator of derivatives: gradients of directional derivatives of
+
+    E(x, y, a, b) = sum_ij exp(alpha_i + beta_j) (a_i . b_j) k(x_i, y_j).
+
+``pair_jet`` of order k returns G_k(t_1 .. t_k) = grad_(x, a) D_t1 .. D_tk E. The family is closed, because the
+derivatives of E are symmetric multilinear forms: the vector-Jacobian product of G_k with cotangent u is
+G_{k+1}(t_1 .. t_k, u) in the points and G_k(.. u in the place of t_l ..) in the tangent t_l; the part in (y, b)
+is the same operator with rows and columns exchanged. See ``kernels/reference.py`` for the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .registry import Operator
+
+Tangent = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # (dx, dy, da, db); None is zero
+
+MAX_ORDER = 2
+
+
+class Options(NamedTuple):
+    """What every operator takes after its tensors."""
+
+    spec: Sequence[float]
+    exclude_self: bool
+    x_lengths: Tensor | None
+    y_lengths: Tensor | None
+    backend: str
+
+    def swapped(self) -> Options:
+        """The same with rows and columns exchanged."""
+        return Options(self.spec, self.exclude_self, self.y_lengths, self.x_lengths, self.backend)
+
+
+OPTIONS = "float[] kernel, bool exclude_self, Tensor? x_lengths, Tensor? y_lengths, str backend"
+
+
+def save(ctx: Any, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> None:
+    """Keep tensors and options for backward; tensors where autograd and functorch can see them."""
+    spec, exclude_self, x_lengths, y_lengths, backend = options
+    ctx.save_for_backward(*tensors, x_lengths, y_lengths)
+    ctx.rest = (spec, exclude_self, backend)
+
+
+def load(ctx: Any) -> tuple[list[Tensor | None], Options]:
+    """What ``save`` kept."""
+    *tensors, x_lengths, y_lengths = ctx.saved_tensors
+    spec, exclude_self, backend = ctx.rest
+    return tensors, Options(spec, exclude_self, x_lengths, y_lengths, backend)
+
+
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Tensors as backends take them."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def jet(
+    x: Tensor,  # [B, N, D]
+    y: Tensor,  # [B, M, D]
+    a: Tensor,  # [B, N, C]
+    b: Tensor,  # [B, M, C]
+    alpha: Tensor | None,  # [B, N]
+    beta: Tensor | None,  # [B, M]
+    tangents: Sequence[Tangent],
+    options: Options,
+) -> tuple[Tensor, Tensor]:  # [B, N, D], [B, N, C]
+    """G_k as a differentiable operator, k = len(tangents)."""
+    if len(tangents) > MAX_ORDER:
+        raise NotImplementedError("derivatives of this reduction are implemented up to the second order")
+    t1, t2 = [*tangents, *[(None,) * 4] * (MAX_ORDER - len(tangents))]
+    return pair_jet(x, y, a, b, alpha, beta, *t1, *t2, len(tangents), *options)
+
+
+def swap(tangent: Tangent) -> Tangent:
+    """The tangent with rows and columns exchanged."""
+    dx, dy, da, db = tangent
+    return dy, dx, db, da
+
+
+def _run(x: Tensor, y: Tensor, a: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    alpha, beta, *directions = contiguous(*rest[:10])
+    order, spec, exclude_self, x_lengths, y_lengths, backend = rest[10:]
+    return dispatch.load(backend).pair_jet(
+        *contiguous(x, y, a, b),
+        alpha,
+        beta,
+        [tuple(directions[:4]), tuple(directions[4:])][:order],
+        spec,
+        exclude_self=exclude_self,
+        x_lengths=x_lengths,
+        y_lengths=y_lengths,
+    )
+
+
+def _fake(x: Tensor, y: Tensor, a: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), a.new_empty(a.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    save(ctx, inputs[:14], inputs[15:])
+    ctx.order = inputs[14]
+    ctx.set_materialize_grads(False)  # an unused result costs nothing: None is a zero tangent
+
+
+def _backward(ctx: Any, ux: Tensor | None, ua: Tensor | None) -> tuple[Any, ...]:
+    (x, y, a, b, alpha, beta, *directions), options = load(ctx)
+    tangents: list[Tangent] = [tuple(directions[:4]), tuple(directions[4:])][: ctx.order]  # type: ignore[list-item]
+    u: Tangent = (ux, None, ua, None)
+
+    def rows_and_columns(needs: Sequence[bool], along: list[Tangent]) -> list[Tensor | None]:
+        """Gradients in (x, y, a, b) or in one tangent (dx, dy, da, db), where needed."""
+        out: list[Tensor | None] = [None] * 4
+        if needs[0] or needs[2]:
+            out[0], out[2] = jet(x, y, a, b, alpha, beta, along, options)
+        if needs[1] or needs[3]:
+            out[1], out[3] = jet(y, x, b, a, beta, alpha, [swap(t) for t in along], options.swapped())
+        return [value if needed else None for value, needed in zip(out, needs)]
+
+    needs = ctx.needs_input_grad
+    grads = rows_and_columns(needs[:4], [*tangents, u]) + [None, None]
+    for position in range(MAX_ORDER):
+        others = [t for other, t in enumerate(tangents) if other != position]
+        wanted = needs[6 + 4 * position : 10 + 4 * position]
+        grads += rows_and_columns(wanted, [*others, u]) if position < ctx.order else [None] * 4
+    return *grads, None, None, None, None, None, None
+
+
+pair_jet = Operator(
+    "pair_jet(Tensor x, Tensor y, Tensor a, Tensor b, Tensor? alpha, Tensor? beta,"
+    " Tensor? dx1, Tensor? dy1, Tensor? da1, Tensor? db1, Tensor? dx2, Tensor? dy2, Tensor? da2, Tensor? db2,"
+    f" int order, {OPTIONS}) -> (Tensor, Tensor)",
+    run=_run,
+    fake=_fake,
+    setup_context=_setup,
+    backward=_backward,
+)
+
+
+def safe_exp_difference(value: Tensor) -> Tensor:
+    """exp(value - value.detach()): 1, with the derivative of ``value`` to every order; also where value is -inf."""
+    if not (torch.is_grad_enabled() and value.requires_grad):
+        return torch.ones_like(value)
+    finite = torch.where(value.detach() == -torch.inf, 0.0, value)
+    return (finite - finite.detach()).exp()

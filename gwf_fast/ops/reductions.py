@@ -1,0 +1,229 @@
+"""The pairwise reductions as operators, with their derivatives.
+
+Shapes: x [B, N, D], y [B, M, D], b [B, M, C] (sums) or [B, M] (gradients), beta [B, M]; see
+``kernels/reference.py`` for each function's meaning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .jet import OPTIONS, Options, contiguous, jet, load, safe_exp_difference, save
+from .registry import Operator
+
+
+def _caller(name: str, n_tensors: int) -> Any:
+    """The implementation of an operator: call the backend's function of the same name."""
+
+    def run(*args: Any) -> Any:
+        spec, exclude_self, x_lengths, y_lengths, backend = args[n_tensors:]
+        function = getattr(dispatch.load(backend), name)
+        tensors = contiguous(*args[:n_tensors])
+        if not exclude_self and x_lengths is None and y_lengths is None:
+            return function(*tensors, spec)
+        return function(*tensors, spec, exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=y_lengths)
+
+    return run
+
+
+def _ones(y: Tensor) -> Tensor:  # [B, M, D] -> [B, M, 1]
+    return y.new_ones((*y.shape[:2], 1))
+
+
+# ---------------------------------------------------------------------------------------------- sums
+
+
+def _sum_fake(x: Tensor, y: Tensor, b: Tensor | None, *_: Any) -> Tensor:
+    return x.new_empty((*x.shape[:2], 1 if b is None else b.shape[2]))
+
+
+def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    save(ctx, inputs[:3], inputs[3:])
+
+
+def _sum_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
+    (x, y, b), options = load(ctx)
+    grads = (_one_channel if b is None or b.shape[2] == 1 else _channels)(x, y, b, u, options, ctx.needs_input_grad)
+    return *grads, None, None, None, None, None
+
+
+def _one_channel(x: Tensor, y: Tensor, b: Tensor | None, u: Tensor, rows: Options, needs: Any) -> list[Tensor | None]:
+    gx = gy = gb = None
+    columns = rows.swapped()
+    if needs[0]:
+        gx = u * pair_gradient(x, y, None if b is None else b[..., 0], *rows)
+    if needs[1] and needs[2]:
+        gb, gy = pair_sum_gradient(y, x, u[..., 0], *columns)
+        gb, gy = gb[..., None], b * gy
+    elif needs[1]:
+        gy = pair_gradient(y, x, u[..., 0], *columns)
+        gy = gy if b is None else b * gy
+    elif needs[2]:
+        gb = pair_sum(y, x, u, *columns)
+    return [gx, gy, gb]
+
+
+def _channels(x: Tensor, y: Tensor, b: Tensor, u: Tensor, rows: Options, needs: Any) -> list[Tensor | None]:
+    gx = gy = gb = None
+    if needs[0]:
+        gx, _ = jet(x, y, u, b, None, None, [], rows)
+    if needs[1]:
+        gy, gb = jet(y, x, b, u, None, None, [], rows.swapped())
+    elif needs[2]:
+        gb = pair_sum(y, x, u, *rows.swapped())
+    return [gx, gy, gb]
+
+
+pair_sum = Operator(
+    f"pair_sum(Tensor x, Tensor y, Tensor? b, {OPTIONS}) -> Tensor",
+    run=_caller("pair_sum", 3),
+    fake=_sum_fake,
+    setup_context=_sum_setup,
+    backward=_sum_backward,
+)
+
+
+# ---------------------------------------------------------------------------------------------- gradients
+
+
+def _gradient_vjp(ctx: Any, us: Tensor | None, ug: Tensor | None) -> tuple[Any, ...]:
+    """<us, sum> + <ug, gradient> is D_t E at a = 1 with t = (dx: ug, da: us)."""
+    (x, y, b), options = load(ctx)
+    needs = ctx.needs_input_grad
+    a, b = _ones(x), _ones(y) if b is None else b[..., None]
+    us = None if us is None else us[..., None]
+    gx = gy = gb = None
+    if needs[0]:
+        gx, _ = jet(x, y, a, b, None, None, [(ug, None, us, None)], options)
+    if needs[1] or needs[2]:
+        gy, gb = jet(y, x, b, a, None, None, [(None, ug, None, us)], options.swapped())
+        gb = gb[..., 0] if needs[2] else None
+    return gx, gy, gb, None, None, None, None, None
+
+
+def _gradient_backward(ctx: Any, ug: Tensor) -> tuple[Any, ...]:
+    return _gradient_vjp(ctx, None, ug)
+
+
+def _gradient_fake(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _sum_gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _sum_setup(ctx, inputs, output)
+    ctx.set_materialize_grads(False)
+
+
+def _sum_gradient_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[:2]), x.new_empty(x.shape)
+
+
+pair_gradient = Operator(
+    f"pair_gradient(Tensor x, Tensor y, Tensor? b, {OPTIONS}) -> Tensor",
+    run=_caller("pair_gradient", 3),
+    fake=_gradient_fake,
+    setup_context=_sum_setup,
+    backward=_gradient_backward,
+)
+
+pair_sum_gradient = Operator(
+    f"pair_sum_gradient(Tensor x, Tensor y, Tensor? b, {OPTIONS}) -> (Tensor, Tensor)",
+    run=_caller("pair_sum_gradient", 3),
+    fake=_sum_gradient_fake,
+    setup_context=_sum_gradient_setup,
+    backward=_gradient_vjp,
+)
+
+
+# ---------------------------------------------------------------------------------------------- log domain
+#
+# With p_ij = exp(beta_j + log k_ij - L_i), both backward passes are E with scales alpha = -L and beta, held
+# fixed; factors exp(beta - beta.detach()) and exp(L.detach() - L) in a and b, which equal 1, carry their
+# derivatives, so that differentiating once more is exact too.
+
+
+def _scales(total: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    # A row of nothing (L = -inf) has no weights to differentiate: alpha = -inf makes them 0, +inf would make NaN.
+    alpha = torch.where(total.detach() == -torch.inf, -torch.inf, -total.detach())
+    return alpha, None if beta is None else beta.detach()
+
+
+def _logsumexp_fake(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape[:2])
+
+
+def _logsumexp_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    save(ctx, (*inputs[:3], output), inputs[3:])
+
+
+def _logsumexp_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
+    (x, y, beta, total), options = load(ctx)
+    needs = ctx.needs_input_grad
+    alpha, fixed_beta = _scales(total, beta)
+    a = (u / safe_exp_difference(total))[..., None]
+    b = _ones(y) if beta is None else safe_exp_difference(beta)[..., None]
+    gx = gy = gb = None
+    if needs[0]:
+        gx, _ = jet(x, y, a, b, alpha, fixed_beta, [], options)
+    if needs[1] or needs[2]:
+        gy, gb = jet(y, x, b, a, fixed_beta, alpha, [], options.swapped())
+        gb = (gb * b)[..., 0] if needs[2] else None
+    return gx, gy, gb, None, None, None, None, None
+
+
+pair_logsumexp = Operator(
+    f"pair_logsumexp(Tensor x, Tensor y, Tensor? beta, {OPTIONS}) -> Tensor",
+    run=_caller("pair_logsumexp", 3),
+    fake=_logsumexp_fake,
+    setup_context=_logsumexp_setup,
+    backward=_logsumexp_backward,
+)
+
+
+def _average_fake(x: Tensor, y: Tensor, v: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+    channels = (y if v is None else v).shape[2]
+    return x.new_empty((*x.shape[:2], channels)), x.new_empty(x.shape[:2])
+
+
+def _average_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    save(ctx, (*inputs[:4], *output), inputs[4:])
+    ctx.set_materialize_grads(False)
+
+
+def _average_backward(ctx: Any, um: Tensor | None, ul: Tensor | None) -> tuple[Any, ...]:
+    """Cotangents um of the mean m and ul of L: sum_j p_ij (um_i . (v_j - m_i) + ul_i), plus p um for v itself."""
+    (x, y, v, beta, mean, total), options = load(ctx)
+    needs_x, needs_y, needs_v, needs_beta = ctx.needs_input_grad[:4]
+    own_values = v is None
+    v = y if v is None else v
+    um = torch.zeros_like(mean) if um is None else um
+    centre = mean.detach().mean(1, keepdim=True)  # far from the origin, u.v - u.m would cancel
+    slope = -(um * (mean - centre)).sum(-1, keepdim=True)
+    slope = slope if ul is None else slope + ul[..., None]
+    alpha, fixed_beta = _scales(total, beta)
+    a = torch.cat([um, slope], -1) / safe_exp_difference(total)[..., None]
+    scale = None if beta is None else safe_exp_difference(beta)[..., None]
+    values = torch.cat([v - centre, _ones(y)], -1)
+    b = values if scale is None else values * scale
+    gx = gy = gv = gbeta = None
+    if needs_x:
+        gx, _ = jet(x, y, a, b, alpha, fixed_beta, [], options)
+    if needs_y or needs_v or needs_beta:
+        gy, gb = jet(y, x, b, a, fixed_beta, alpha, [], options.swapped())
+        gbeta = (gb * b).sum(-1) if needs_beta else None
+        gv = (gb if scale is None else gb * scale)[..., :-1]
+        gy = gy + gv if own_values else gy
+    return gx, gy, gv if needs_v else None, gbeta, None, None, None, None, None
+
+
+pair_average = Operator(
+    f"pair_average(Tensor x, Tensor y, Tensor? v, Tensor? beta, {OPTIONS}) -> (Tensor, Tensor)",
+    run=_caller("pair_average", 4),
+    fake=_average_fake,
+    setup_context=_average_setup,
+    backward=_average_backward,
+)

@@ -1,0 +1,299 @@
+"""The four pairwise reductions: validate, resolve the backend, call the operator. None stores N x M values.
+
+Shapes: targets x [*B, N, D], sources y [*B, M, D]. All four are differentiable twice in every floating
+argument and in the kernel's bandwidth, streaming too. An empty sum is 0; its logarithm -inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import ops
+from ._validation import check_companion, check_lengths, check_pair
+from .radial import Kernel
+
+
+def kernel_sum(
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor | None = None,
+    *,
+    kernel: Kernel,
+    method: str = "exact",
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """sum_j k(x_i, y_j) w_j.
+
+    Args:
+        x: Targets [*B, N, D].
+        y: Sources [*B, M, D].
+        weights: [*B, M], or several channels [*B, M, C]; None means ones.
+        kernel: The kernel k, such as ``Gaussian(0.5)``.
+        method: "exact".
+        exclude_self: Drop j = i; x and y are then the same set (N = M).
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M; sources beyond do not exist.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B, N], or [*B, N, C] where the weights have channels.
+
+    Raises:
+        ValueError, TypeError: If an argument does not fit the others, or the backend can't serve.
+    """
+    name = _check(x, y, kernel, method, exclude_self, x_lengths, y_lengths, backend)
+    if weights is not None:
+        check_companion("weights", weights, y, channels=True)
+    channels = weights is not None and weights.ndim == y.ndim
+    b = weights if weights is None or channels else weights.unsqueeze(-1)
+    out = None
+    for u, v, _, spec in _passes(x, y, kernel, y_lengths):
+        part = ops.pair_sum(
+            _fold(u), _fold(v), _fold(b), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name
+        )
+        out = part if out is None else out + part
+    return out.view(*x.shape[:-1], out.shape[-1]) if channels else out.view(x.shape[:-1])
+
+
+def kernel_gradient(
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor | None = None,
+    *,
+    kernel: Kernel,
+    method: str = "exact",
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """sum_j w_j grad_x k(x_i, y_j): the gradient of ``kernel_sum`` in each target, as if x and y were distinct.
+
+    Args:
+        x: Targets [*B, N, D].
+        y: Sources [*B, M, D].
+        weights: [*B, M]; None means ones.
+        kernel: The kernel k. A gradient that does not exist at x = y reads 0.
+        method: "exact".
+        exclude_self: Drop j = i; x and y are then the same set (N = M).
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M; sources beyond do not exist.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B, N, D].
+
+    Raises:
+        ValueError, TypeError: If an argument does not fit the others, or the backend can't serve.
+    """
+    name = _check(x, y, kernel, method, exclude_self, x_lengths, y_lengths, backend)
+    if weights is not None:
+        check_companion("weights", weights, y, channels=False)
+    out = None
+    for u, v, bandwidth, spec in _passes(x, y, kernel, y_lengths):
+        part = ops.pair_gradient(
+            _fold(u), _fold(v), _fold_values(weights), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name
+        )
+        part = part if bandwidth is None else part / bandwidth
+        out = part if out is None else out + part
+    return out.view(x.shape)
+
+
+def kernel_logsumexp(
+    x: Tensor,
+    y: Tensor,
+    log_weights: Tensor | None = None,
+    *,
+    kernel: Kernel,
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """log sum_j w_j k(x_i, y_j), stable far from the data, where the sum itself underflows.
+
+    Args:
+        x: Targets [*B, N, D].
+        y: Sources [*B, M, D].
+        log_weights: log w [*B, M], -inf allowed; None means zeros.
+        kernel: A kernel whose terms are all positive.
+        exclude_self: Drop j = i; x and y are then the same set (N = M).
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give -inf.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M; sources beyond do not exist.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B, N]; -inf where there is nothing to sum.
+
+    Raises:
+        ValueError, TypeError: If an argument does not fit the others, or the backend can't serve.
+    """
+    name = _check(x, y, kernel, "exact", exclude_self, x_lengths, y_lengths, backend)
+    _check_logarithm(log_weights, y, kernel)
+    parts = [
+        ops.pair_logsumexp(
+            _fold(u), _fold(v), _fold_values(log_weights), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name
+        )
+        for u, v, _, spec in _passes(x, y, kernel, y_lengths)
+    ]
+    out = parts[0] if len(parts) == 1 else torch.stack(parts).logsumexp(0)
+    return out.view(x.shape[:-1])
+
+
+def kernel_average(
+    x: Tensor,
+    y: Tensor,
+    values: Tensor | None = None,
+    log_weights: Tensor | None = None,
+    *,
+    kernel: Kernel,
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """sum_j w_j k(x_i, y_j) v_j / sum_j w_j k(x_i, y_j), stable far from the data.
+
+    With ``values=None`` it is the mean shift: where each target would move.
+
+    Args:
+        x: Targets [*B, N, D].
+        y: Sources [*B, M, D].
+        values: What is averaged, [*B, M, C]; None means y.
+        log_weights: log w [*B, M], -inf allowed; None means zeros.
+        kernel: A kernel whose terms are all positive.
+        exclude_self: Drop j = i; x and y are then the same set (N = M).
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M; sources beyond do not exist.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B, N, C]; C = D for the mean shift.
+
+    Raises:
+        ValueError, TypeError: If an argument does not fit the others, if there is nothing to average over, or if
+            the backend can't serve.
+    """
+    name = _check(x, y, kernel, "exact", exclude_self, x_lengths, y_lengths, backend)
+    _check_logarithm(log_weights, y, kernel)
+    if values is not None:
+        _check_values(values, y)
+    if x.shape[-2] and y.shape[-2] <= exclude_self:
+        left = "no other point (exclude_self=True)" if y.shape[-2] else "no source (M = 0)"
+        raise ValueError(f"an average needs something to average over: y {list(y.shape)} leaves {left}")
+    passes = [*_passes(x, y, kernel, y_lengths)]
+    # The mean shift averages the points themselves, not what a tensor bandwidth made of them.
+    own = values is None and kernel.spec is not None
+    values = None if own else y if values is None else values
+    parts = [
+        ops.pair_average(
+            _fold(u),
+            _fold(v),
+            _fold(values),
+            _fold_values(log_weights),
+            spec,
+            exclude_self,
+            _flat(x_lengths),
+            _flat(y_lengths),
+            name,
+        )
+        for u, v, _, spec in passes
+    ]
+    if len(parts) == 1:
+        out = parts[0][0]
+    else:
+        shares = torch.stack([total for _, total in parts]).softmax(0).unsqueeze(-1)  # [passes, B, N, 1]
+        out = (shares * torch.stack([mean for mean, _ in parts])).sum(0)
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+# ---------------------------------------------------------------------------------------------- helpers
+
+
+def _check(
+    x: Tensor,
+    y: Tensor,
+    kernel: Kernel,
+    method: str,
+    exclude_self: bool,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    backend: str | None,
+) -> str:
+    """Everything the reductions have in common. Returns the name of the backend."""
+    check_pair(x, y)
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be a kernel such as gwf_fast.Gaussian(1.0), got {type(kernel).__name__}")
+    if method != "exact":
+        raise ValueError(f'method must be "exact": no other method is available for this call yet, got {method!r}')
+    if exclude_self and x.shape != y.shape:
+        raise ValueError(
+            f"exclude_self=True needs x and y to be the same set, got x {list(x.shape)} and y {list(y.shape)}"
+        )
+    if x_lengths is not None:
+        check_lengths("x_lengths", x_lengths, x)
+    if y_lengths is not None:
+        check_lengths("y_lengths", y_lengths, y)
+    return ops.resolve(backend, x.device.type, x.dtype)
+
+
+def _check_logarithm(log_weights: Tensor | None, y: Tensor, kernel: Kernel) -> None:
+    if log_weights is not None:
+        check_companion("log_weights", log_weights, y, channels=False)
+    if not kernel.positive:
+        raise ValueError(f"kernel must be positive in every term to have a logarithm, got {kernel!r}")
+
+
+def _check_values(values: Tensor, y: Tensor) -> None:
+    if isinstance(values, Tensor) and values.ndim != y.ndim:
+        raise ValueError(f"values must have shape [*B, M, C] to go with y {list(y.shape)}, got {list(values.shape)}")
+    check_companion("values", values, y, channels=True)
+
+
+def _passes(
+    x: Tensor, y: Tensor, kernel: Kernel, y_lengths: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None, tuple[float, ...]]]:
+    """Points, bandwidth to divide by, and spec of each evaluation; one, as they are, unless a bandwidth is a tensor."""
+    if kernel.spec is not None:
+        yield x, y, None, kernel.spec
+        return
+    centre = _centre(y, y_lengths)
+    for bandwidth, spec in kernel.passes:
+        if bandwidth is None:
+            yield x, y, None, spec
+        else:
+            same = x is y  # keep it so: backends use the symmetry
+            u = (x - centre) / bandwidth
+            yield u, u if same else (y - centre) / bandwidth, bandwidth, spec
+
+
+def _centre(y: Tensor, y_lengths: Tensor | None) -> Tensor:  # [*B, 1, D]
+    """A point amid the sources: differences of coordinates divided by h are only exact near the origin."""
+    y = y.detach()
+    if y_lengths is None:
+        return y.mean(-2, keepdim=True) if y.shape[-2] else y.new_zeros(())
+    exists = (torch.arange(y.shape[-2], device=y.device) < y_lengths.unsqueeze(-1)).unsqueeze(-1)  # [*B, M, 1]
+    count = y_lengths.clamp(min=1)[..., None, None]
+    return torch.where(exists, y, 0.0).sum(-2, keepdim=True) / count.to(y.dtype)
+
+
+def _fold(value: Tensor | None) -> Tensor | None:  # [*B, M, C] -> [B, M, C]
+    if value is None or value.ndim == 3:
+        return value
+    return value.unsqueeze(0) if value.ndim == 2 else value.flatten(0, -3)
+
+
+def _fold_values(value: Tensor | None) -> Tensor | None:  # [*B, M] -> [B, M]
+    if value is None or value.ndim == 2:
+        return value
+    return value.unsqueeze(0) if value.ndim == 1 else value.flatten(0, -2)
+
+
+def _flat(lengths: Tensor | None) -> Tensor | None:  # [*B] -> [B]
+    return None if lengths is None else lengths.flatten()
