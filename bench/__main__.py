@@ -20,6 +20,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-peers", action="store_true", help="time this library alone")
     parser.add_argument("--seconds", type=float, default=20.0, help="for the timed part of a case (default 20)")
     parser.add_argument("--threads", type=int, help="default: all cores")
+    parser.add_argument("--isa", choices=("avx512", "avx2", "baseline"), help="default: the best that the CPU has")
     parser.add_argument("--out", type=Path, help="JSON file; default bench/results/DATE-COMMIT.json")
     parser.add_argument("--list", action="store_true", help="print the names and leave")
     return parser.parse_args()
@@ -49,6 +50,8 @@ def main() -> None:
     options = arguments()
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before anything loads OpenMP
+    if options.isa:
+        os.environ["GWF_FAST_ISA"] = options.isa  # before gwf_fast._cpu is loaded
     import torch
 
     from bench import discrepancies, memory, overhead, reductions  # noqa: F401  (they register their cases)
@@ -70,7 +73,10 @@ def main() -> None:
     where = environment()
     out = options.out or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{where['commit']}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{where['cpu']}, {where['threads']} threads, torch {torch.__version__}, commit {where['commit']}")
+    print(
+        f"{where['cpu']}, {where['instruction_set']}, {where['threads']} threads, "
+        f"torch {torch.__version__}, commit {where['commit']}"
+    )
     records: list[dict] = []
 
     def keep(record: dict) -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 
-from bench.measure import seconds
-
 PACKAGES = ("gwf_fast", "torch", "numpy", "pykeops", "geomloss")
 
 
@@ -43,33 +41,29 @@ def commit() -> str:
         return "unknown"
 
 
-def sgemm_peak(size: int = 1536, trials: int = 8) -> float:
-    """Flops a second of torch's matrix product: a stand-in where the engine can't measure its own peak."""
-    a = torch.randn(size, size)
-    torch.mm(a, a)
-    return 2.0 * size**3 / min(seconds(lambda: torch.mm(a, a)) for _ in range(trials))
-
-
-def fma_peak() -> tuple[float, str]:
-    """Flops a second with all threads, and how that was measured."""
+def peak_flops() -> float:
+    """Float32 operations a second: an FMA loop on one thread, times the threads."""
     from gwf_fast import _cpu
 
-    if hasattr(_cpu, "fma_peak"):
-        return float(_cpu.fma_peak()), "FMA loop"
-    return sgemm_peak(), "sgemm"
+    return torch.get_num_threads() * max(_cpu.fma_peak() for _ in range(3))
+
+
+def instruction_set() -> str:
+    from gwf_fast import _cpu
+
+    return _cpu.instruction_set()
 
 
 def environment() -> dict[str, object]:
-    peak, source = fma_peak()
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "commit": commit(),
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "instruction_set": instruction_set(),
         "load_at_start": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
-        "peak_flops": peak,
-        "peak_measured_by": source,
+        "peak_flops": peak_flops(),
     }

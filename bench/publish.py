@@ -45,10 +45,9 @@ def hardware(data: dict) -> str:
     """One sentence on where and with what the figures were measured."""
     where = data["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
-    return (
-        f"{where['cpu']}, {where['threads']} threads, float32, {where['date']}, commit {where['commit']}; {versions}. "
-        f"Measured peak: {where['peak_flops'] / 1e9:.0f} GFLOP/s ({where['peak_measured_by']})."
-    )
+    machine = f"{where['cpu']}, {where['instruction_set']}, {where['threads']} threads"
+    peak = f"Measured FMA peak: {where['peak_flops'] / 1e9:.0f} GFLOP/s."
+    return f"{machine}, float32, {where['date']}, commit {where['commit']}; {versions}. {peak}"
 
 
 def reductions_table(data: dict) -> str:
