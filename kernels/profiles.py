@@ -57,6 +57,11 @@ class Profile:
         (factor,) = factors
         return sp.powsimp(self.phi / factor), -factor.args[0]
 
+    @property
+    def exponent_in_s(self) -> sp.Expr:
+        """X of the split."""
+        return self.split[1]
+
     @functools.cached_property
     def unit(self) -> sp.Expr:
         """The number u such that, with t = u * s, the exponential factor is 2**-(t**q), q = 1 or 1/2, where it can be."""

@@ -1,0 +1,153 @@
+"""The backend "cpp": compiled C++ for the CPU, float32 and float64. Same functions as ``reference.py``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch  # loaded first: its OpenMP runtime serves the extension too, so that one thread pool does all
+from torch import Tensor
+
+try:
+    from gwf_fast import _cpu
+except ImportError as error:
+    raise ImportError(
+        "gwf_fast._cpu, the compiled CPU backend, is missing or broken: install the package again with "
+        f"`pip install -e .` or `pip install .`, with a C++20 compiler at hand ({error})"
+    ) from error
+
+_SUM, _GRADIENT, _SUM_GRADIENT, _LOGSUMEXP, _AVERAGE, _JET = (
+    int(getattr(_cpu.Reduction, name)) for name in ("sum", "gradient", "sum_gradient", "logsumexp", "average", "jet")
+)
+
+Tangent = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+@functools.lru_cache(maxsize=4096)
+def _kernel(spec: tuple[float, ...]) -> _cpu.Kernel:
+    return _cpu.Kernel(list(spec))
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _sizes(x: Tensor, y: Tensor, channels: int) -> tuple[bool, int, int, int, int, int]:
+    batch, rows, dim = x.shape
+    return x.dtype is torch.float64, batch, rows, y.shape[1], dim, channels
+
+
+def pair_sum(
+    x: Tensor,
+    y: Tensor,
+    b: Tensor | None,
+    spec: tuple[float, ...],
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> Tensor:
+    """sum_j b_j k_ij, [B, N, C]."""
+    channels = 1 if b is None else b.shape[2]
+    out = x.new_empty((x.shape[0], x.shape[1], channels))
+    _cpu.pairwise(
+        _kernel(spec), _SUM, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
+        exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
+    )  # fmt: skip
+    return out
+
+
+def pair_gradient(
+    x: Tensor,
+    y: Tensor,
+    b: Tensor | None,
+    spec: tuple[float, ...],
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> Tensor:
+    """sum_j b_j grad_x k_ij, [B, N, D]."""
+    out = torch.empty_like(x)
+    _cpu.pairwise(
+        _kernel(spec), _GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
+        exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
+    )  # fmt: skip
+    return out
+
+
+def pair_sum_gradient(
+    x: Tensor,
+    y: Tensor,
+    b: Tensor | None,
+    spec: tuple[float, ...],
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Both of the above in one pass over the pairs, [B, N] and [B, N, D]."""
+    out, out2 = x.new_empty(x.shape[:2]), torch.empty_like(x)
+    _cpu.pairwise(
+        _kernel(spec), _SUM_GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(),
+        out2.data_ptr(), exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
+    )  # fmt: skip
+    return out, out2
+
+
+def pair_logsumexp(
+    x: Tensor,
+    y: Tensor,
+    beta: Tensor | None,
+    spec: tuple[float, ...],
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> Tensor:
+    """log sum_j e^beta_j k_ij, [B, N]."""
+    out = x.new_empty(x.shape[:2])
+    _cpu.pairwise(
+        _kernel(spec), _LOGSUMEXP, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), 0, out.data_ptr(), 0,
+        exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
+    )  # fmt: skip
+    return out
+
+
+def pair_average(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor | None,
+    beta: Tensor | None,
+    spec: tuple[float, ...],
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """sum_j p_ij v_j with p_ij in proportion to e^beta_j k_ij, [B, N, C], and the log-sum-exp, [B, N]."""
+    channels = x.shape[2] if v is None else v.shape[2]
+    out, out2 = x.new_empty((x.shape[0], x.shape[1], channels)), x.new_empty(x.shape[:2])
+    _cpu.pairwise(
+        _kernel(spec), _AVERAGE, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(v), out.data_ptr(),
+        out2.data_ptr(), exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
+    )  # fmt: skip
+    return out, out2
+
+
+def pair_jet(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    tangents: Sequence[Tangent],
+    spec: tuple[float, ...],
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The (x, a) part of grad D_t1 .. D_tk E (csrc/pairwise_jet.h), [B, N, D] and [B, N, C]."""
+    out, out2 = torch.empty_like(x), torch.empty_like(a)
+    _cpu.pairwise(
+        _kernel(spec), _JET, *_sizes(x, y, a.shape[2]), x.data_ptr(), y.data_ptr(), b.data_ptr(), out.data_ptr(),
+        out2.data_ptr(), exclude_self, a.data_ptr(), _address(alpha), _address(beta), _address(x_lengths),
+        _address(y_lengths), [tuple(_address(piece) for piece in tangent) for tangent in tangents],
+    )  # fmt: skip
+    return out, out2
