@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import ops
-from ._validation import check_companion, check_pair, check_points, is_concrete
+from ._validation import check_companion, check_pair, check_points
+from .ops.modes import is_concrete
 from .pairwise import kernel_average, kernel_logsumexp, scaled_passes
 from .radial import Gaussian, Kernel, Riesz
 
@@ -256,4 +257,4 @@ class _MMD2(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             gradients = _parts(x, y, a, b, *ctx.rest, ctx.needs_input_grad[:4]).gradients
         shapes = (g[:, None, None], g[:, None, None], g[:, None], g[:, None])
-        return *(None if d is None else c * d for c, d in zip(shapes, gradients)), None, None, None
+        return *(None if d is None else c * d for c, d in zip(shapes, gradients, strict=True)), None, None, None

@@ -40,24 +40,22 @@ def _matern52_slope(r: Tensor) -> Tensor:
 
 KERNELS = {
     "gaussian": KernelCase(
-        gwf.Gaussian(H), lambda r: torch.exp(-(r**2) / (2 * H**2)), lambda r: -r / H**2 * torch.exp(-(r**2) / (2 * H**2))
+        gwf.Gaussian(H),
+        lambda r: torch.exp(-(r**2) / (2 * H**2)),
+        lambda r: -r / H**2 * torch.exp(-(r**2) / (2 * H**2)),
     ),
     "laplace": KernelCase(gwf.Laplace(H), lambda r: torch.exp(-r / H), lambda r: -torch.exp(-r / H) / H),
-    "imq": KernelCase(
-        gwf.IMQ(H), lambda r: (1 + r**2 / H**2) ** -0.5, lambda r: -r / H**2 * (1 + r**2 / H**2) ** -1.5
-    ),
+    "imq": KernelCase(gwf.IMQ(H), lambda r: (1 + r**2 / H**2) ** -0.5, lambda r: -r / H**2 * (1 + r**2 / H**2) ** -1.5),
     "rational_quadratic": KernelCase(
         gwf.RationalQuadratic(H, 1.7),
         lambda r: (1 + r**2 / (3.4 * H**2)) ** -1.7,
         lambda r: -r / H**2 * (1 + r**2 / (3.4 * H**2)) ** -2.7,
     ),
-    "matern32": KernelCase(
-        gwf.Matern32(H), _matern32, lambda r: -3 * r / H**2 * torch.exp(-math.sqrt(3) * r / H)
-    ),
+    "matern32": KernelCase(gwf.Matern32(H), _matern32, lambda r: -3 * r / H**2 * torch.exp(-math.sqrt(3) * r / H)),
     "matern52": KernelCase(gwf.Matern52(H), _matern52, _matern52_slope),
     "riesz": KernelCase(gwf.Riesz(), lambda r: -r, lambda r: -torch.ones_like(r)),
     "riesz_1.3": KernelCase(gwf.Riesz(1.3), lambda r: -(r**1.3), lambda r: -1.3 * r**0.3),
-    "power_4_2": KernelCase(gwf.PowerLaw(4, 2), lambda r: r**4 / 4 - r**2 / 2, lambda r: r**3 - r),
+    "power_4_1": KernelCase(gwf.PowerLaw(4, 1), lambda r: r**4 / 4 - r, lambda r: r**3 - 1),
     "power_2_0": KernelCase(
         gwf.PowerLaw(2, 0),
         lambda r: torch.where(r == 0, 0.0, r**2 / 2 - torch.log(r)),

@@ -92,12 +92,14 @@ def test_batches_and_ragged_lengths(backend):
             torch.testing.assert_close(slopes[i, j, :n], gwf.kernel_gradient(*one, **plain))
             torch.testing.assert_close(totals[i, j, :n], gwf.kernel_logsumexp(*one[:2], one[2].log(), **plain))
             torch.testing.assert_close(means[i, j, :n], gwf.kernel_average(*one[:2], None, one[2].log(), **plain))
-            assert (sums[i, j, n:] == 0).all() and (slopes[i, j, n:] == 0).all() and (means[i, j, n:] == 0).all()
+            assert (sums[i, j, n:] == 0).all()
+            assert (slopes[i, j, n:] == 0).all()
+            assert (means[i, j, n:] == 0).all()
             assert (totals[i, j, n:] == -torch.inf).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("n, m", [(0, 5), (5, 0), (0, 0), (1, 1), (1, 5), (5, 1)])
+@pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (0, 0), (1, 1), (1, 5), (5, 1)])
 def test_empty_and_single_sets(backend, n, m):
     x, y = points(n, m, 2, dtype=torch.float64)
     case = KERNELS["gaussian"]
@@ -125,7 +127,8 @@ def test_log_domain_far_from_the_data(backend, name, dtype):
     nearest = distance.argmin(-1)
     total = gwf.kernel_logsumexp(x, y, kernel=case.kernel, backend=backend)
     mean = gwf.kernel_average(x, y, kernel=case.kernel, backend=backend)
-    assert total.isfinite().all() and mean.isfinite().all()
+    assert total.isfinite().all()
+    assert mean.isfinite().all()
     if name == "gaussian":
         want = (-(distance**2) / (2 * 0.8**2)).logsumexp(-1)
         assert error(total, want) < TOLERANCE["value", dtype]
@@ -162,7 +165,7 @@ def test_jets_match_dense_autograd(backend, name, order):
     scalar = _energy(case, *inputs, alpha, beta)
     for tangent in tangents:
         grads = torch.autograd.grad(scalar, inputs, create_graph=True)
-        scalar = sum((g * t).sum() for g, t in zip(grads, tangent) if t is not None)
+        scalar = sum((g * t).sum() for g, t in zip(grads, tangent, strict=True) if t is not None)
     want_x, _, want_a, _ = torch.autograd.grad(scalar, inputs)
     x, y, a, b = (v.detach() for v in inputs)
     got_x, got_a = dispatch.load(backend).pair_jet(x, y, a, b, *scales, tangents, case.kernel.spec)

@@ -58,9 +58,7 @@ def test_mmd2_derivatives(backend, name, unbiased):
     inputs = [torch.rand(*shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
 
     def f(x, y, a, b):
-        return gwf.mmd2(
-            x, y, kernel=KERNELS[name].kernel, unbiased=unbiased, x_weights=a, y_weights=b, backend=backend
-        )
+        return gwf.mmd2(x, y, kernel=KERNELS[name].kernel, unbiased=unbiased, x_weights=a, y_weights=b, backend=backend)
 
     assert torch.autograd.gradcheck(f, inputs)
     assert torch.autograd.gradgradcheck(f, inputs)
@@ -113,7 +111,7 @@ def test_gaussian_mmd_closed_form():
     """Between two Gaussians, with the expectation by quadrature points too many to matter: 1-D, Gaussian kernel."""
     h, mean, scales = 0.7, 1.3, (1.0, 0.6)
     nodes = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
-    clouds = [m + s * torch.special.ndtri(nodes)[:, None] for m, s in zip((0.0, mean), scales)]
+    clouds = [m + s * torch.special.ndtri(nodes)[:, None] for m, s in zip((0.0, mean), scales, strict=True)]
 
     def expectation(dm, s1, s2):  # E k over two independent Gaussians
         v = h**2 + s1**2 + s2**2
@@ -148,7 +146,8 @@ def test_parzen_against_scipy(backend):
 
 def test_parzen_leave_one_out():
     x, _ = points(10, 1, 2, dtype=torch.float64)
-    whole = torch.stack([gwf.parzen_log_density(x[i : i + 1], torch.cat([x[:i], x[i + 1 :]]), 0.5)[0] for i in range(10)])
+    others = [torch.cat([x[:i], x[i + 1 :]]) for i in range(10)]
+    whole = torch.stack([gwf.parzen_log_density(x[i : i + 1], others[i], 0.5)[0] for i in range(10)])
     torch.testing.assert_close(gwf.parzen_log_density(x, x, 0.5, exclude_self=True), whole)
 
 
@@ -170,7 +169,8 @@ def test_median_bandwidth():
         torch.testing.assert_close(gwf.median_bandwidth(x)[k], want)
     big = torch.randn(6000, 2, generator=torch.Generator().manual_seed(0))
     h = gwf.median_bandwidth(big)
-    assert h.shape == () and torch.equal(h, gwf.median_bandwidth(big))
+    assert h.shape == ()
+    assert torch.equal(h, gwf.median_bandwidth(big))
     median = torch.pdist(big[:5000]).square().median()  # 12 million pairs
     assert float(h) == pytest.approx(float((median / (2 * math.log(6001))).sqrt()), rel=0.03)
     assert isinstance(gwf.Gaussian(h), gwf.Kernel)

@@ -33,7 +33,7 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize("x, y, options, error, message", POINTS)
+@pytest.mark.parametrize(("x", "y", "options", "error", "message"), POINTS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_points_and_options(reduction, x, y, options, error, message):
     with pytest.raises(error, match=message) as caught:
@@ -48,7 +48,7 @@ def test_method(reduction):
 
 
 @pytest.mark.parametrize(
-    "reduction, name, value, error, message",
+    ("reduction", "name", "value", "error", "message"),
     [
         (gwf.kernel_sum, "weights", torch.ones(4), ValueError, r"must have shape \[3\] or \[3, C\] .* got \[4\]"),
         (gwf.kernel_sum, "weights", torch.ones(1, 3, 2), ValueError, r"must have shape \[3\]"),

@@ -14,6 +14,8 @@ from gwf_fast import ops
 from .cases import backends
 
 BACKENDS = backends()
+# torch.func.jvp compiles TorchScript inside PyTorch, which warns of it.
+uses_jvp = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 KERNEL = 0.5 * gwf.Gaussian(0.8) + gwf.Laplace(1.0)
 
 
@@ -66,7 +68,7 @@ def test_compile_fullgraph(backend):
     torch.compiler.reset()
     compiled = torch.compile(lambda *args: _everything(*args, backend), fullgraph=True, backend="aot_eager")
     got = torch.autograd.grad(compiled(x, y, w), (x, y, w))
-    for g, e in zip(got, want):
+    for g, e in zip(got, want, strict=True):
         torch.testing.assert_close(g, e)
 
 
@@ -81,7 +83,7 @@ def test_compile_with_a_learned_bandwidth():
     want = torch.autograd.grad(f(x, y, h), (x, y, h))
     torch.compiler.reset()
     got = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(x, y, h), (x, y, h))
-    for g, e in zip(got, want):
+    for g, e in zip(got, want, strict=True):
         torch.testing.assert_close(g, e)
 
 
@@ -92,10 +94,12 @@ def test_vmap(backend):
     def f(x, y, w):
         return gwf.kernel_sum(x, y, w, kernel=KERNEL, backend=backend)
 
-    want = torch.stack([f(*one) for one in zip(xs, ys, ws)])
+    want = torch.stack([f(*one) for one in zip(xs, ys, ws, strict=True)])
     torch.testing.assert_close(torch.func.vmap(f)(xs, ys, ws), want)
-    torch.testing.assert_close(torch.func.vmap(f, (1, 0, None))(xs.movedim(0, 1), ys, ws[0]),
-                               torch.stack([f(x, y, ws[0]) for x, y in zip(xs, ys)]))
+    torch.testing.assert_close(
+        torch.func.vmap(f, (1, 0, None))(xs.movedim(0, 1), ys, ws[0]),
+        torch.stack([f(x, y, ws[0]) for x, y in zip(xs, ys, strict=True)]),
+    )
     operator = torch.ops.gwf_fast.pair_gradient  # the library operator itself has the rule too
     got = torch.func.vmap(lambda x: operator(x[None], ys[:1], None, list(KERNEL.spec), False, None, None, backend))(xs)
     torch.testing.assert_close(got[:, 0], torch.stack([gwf.kernel_gradient(x, ys[0], kernel=KERNEL) for x in xs]))
@@ -110,13 +114,14 @@ def test_torch_func(backend):
 
     leaves = [t.clone().requires_grad_() for t in (x, y, w)]
     want = torch.autograd.grad(f(*leaves), leaves)
-    for got, expected in zip(torch.func.grad(f, (0, 1, 2))(x, y, w), want):
+    for got, expected in zip(torch.func.grad(f, (0, 1, 2))(x, y, w), want, strict=True):
         torch.testing.assert_close(got, expected)
     xs = torch.stack([x, 2 * x])
     got = torch.func.vmap(torch.func.grad(f), (0, None, None))(xs, y, w)
     torch.testing.assert_close(got, torch.stack([torch.func.grad(f)(one, y, w) for one in xs]))
 
 
+@uses_jvp
 @pytest.mark.parametrize("argument", [0, 1, 2])
 def test_hessians_agree(argument):
     inputs = _inputs(requires_grad=False)
@@ -133,6 +138,7 @@ def test_hessians_agree(argument):
         torch.testing.assert_close(hessian(inputs[argument]), want)
 
 
+@uses_jvp
 def test_forward_mode():
     x, y, w = _inputs()
     for f in (gwf.kernel_sum, gwf.kernel_gradient, gwf.kernel_logsumexp):
@@ -142,6 +148,7 @@ def test_forward_mode():
     )
 
 
+@uses_jvp
 def test_forward_over_forward_is_refused():
     x, y, _ = _inputs(requires_grad=False)
     f = torch.func.jacfwd(torch.func.jacfwd(lambda x: gwf.kernel_sum(x, y, kernel=KERNEL)))
@@ -158,7 +165,7 @@ def test_a_broken_backend_is_an_error_not_a_fallback(monkeypatch):
     x, y, _ = _inputs(requires_grad=False)
     with pytest.raises(ImportError, match="build the extension first"):
         gwf.kernel_sum(x, y, kernel=KERNEL)
-    assert all("does not import" in state or "available" != state for state in gwf.backends().values())
+    assert "available" not in gwf.backends().values()
 
 
 def test_explain():
@@ -178,4 +185,5 @@ def test_import_is_light():
         " print(sorted(heavy & (set(sys.modules) - before)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]" and run.stderr == ""
+    assert run.stdout.strip() == "[]"
+    assert run.stderr == ""

@@ -115,7 +115,9 @@ def test_sources_of_no_weight_have_no_gradient(backend):
     total = gwf.kernel_logsumexp(X, Y, w, kernel=gwf.Gaussian(1.0), backend=backend)
     torch.testing.assert_close(total, gwf.kernel_logsumexp(X, Y[:1], kernel=gwf.Gaussian(1.0), backend=backend))
     gx, gy, gw = torch.autograd.grad(total.sum(), (X, Y, w))
-    assert gx.isfinite().all() and (gy[1] == 0).all() and gw.tolist() == [3.0, 0.0]
+    assert gx.isfinite().all()
+    assert (gy[1] == 0).all()
+    assert gw.tolist() == [3.0, 0.0]
 
 
 @pytest.mark.parametrize("shift", [1e3, 1e4])
@@ -135,7 +137,7 @@ def test_float32_gradients_far_from_the_origin(backend, shift):
         return [*torch.autograd.grad((means * factor).sum() + sums.sum() + logs.sum(), (x, y))]
 
     for h in (0.1, torch.tensor(0.1)):
-        for got, want in zip(gradients(x, y, h), gradients(x.double(), y.double(), float(h))):
+        for got, want in zip(gradients(x, y, h), gradients(x.double(), y.double(), float(h)), strict=True):
             assert (got - want).norm() < 2e-5 * want.norm()
 
 

@@ -25,6 +25,7 @@ class Backend(NamedTuple):
 
     @property
     def module(self) -> str:
+        """Where its functions are."""
         return "gwf_fast.kernels." + ("reference" if self.name == "torch" else self.name)
 
     def refusal(self, device: str, dtype: torch.dtype) -> str | None:
@@ -51,7 +52,8 @@ BACKENDS: dict[str, Backend] = {
 _AUTOMATIC = ("cpp", "cuda", "triton", "torch")
 
 
-_RESOLVED: dict[tuple[str | None, torch.device, torch.dtype], str] = {}  # a dict, as torch.compile warns of functools.cache
+# Plain dicts: torch.compile warns of functools.cache.
+_RESOLVED: dict[tuple[str | None, torch.device, torch.dtype], str] = {}
 _LOADED: dict[str, ModuleType] = {}
 
 

@@ -1,6 +1,6 @@
-r"""The one operator of derivatives: gradients of directional derivatives of
+"""The one operator of derivatives: gradients of directional derivatives of a bilinear energy.
 
-    E(x, y, a, b) = sum_ij exp(alpha_i + beta_j) (a_i . b_j) k(x_i, y_j).
+    E(x, y, a, b) = sum_ij exp(alpha_i + beta_j) (a_i . b_j) k(x_i, y_j)
 
 ``pair_jet`` of order k returns G_k(t_1 .. t_k) = grad_(x, a) D_t1 .. D_tk E. The family is closed, because the
 derivatives of E are symmetric multilinear forms: the vector-Jacobian product of G_k with cotangent u is
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._validation import is_concrete, is_transformed
 from . import dispatch
+from .modes import is_concrete, is_transformed
 from .registry import Operator
 
 Tangent = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # (dx, dy, da, db); None is zero
@@ -94,7 +94,7 @@ def _run(x: Tensor, y: Tensor, a: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor
         alpha,
         beta,
         [tuple(directions[:4]), tuple(directions[4:])][:order],
-        spec,
+        tuple(spec),
         exclude_self=exclude_self,
         x_lengths=x_lengths,
         y_lengths=y_lengths,
@@ -123,10 +123,10 @@ def _backward(ctx: Any, ux: Tensor | None, ua: Tensor | None) -> tuple[Any, ...]
             out[0], out[2] = jet(x, y, a, b, alpha, beta, along, options)
         if needs[1] or needs[3]:
             out[1], out[3] = jet(y, x, b, a, beta, alpha, [swap(t) for t in along], options.swapped())
-        return [value if needed else None for value, needed in zip(out, needs)]
+        return [value if needed else None for value, needed in zip(out, needs, strict=True)]
 
     needs = ctx.needs_input_grad
-    grads = rows_and_columns(needs[:4], [*tangents, u]) + [None, None]
+    grads = [*rows_and_columns(needs[:4], [*tangents, u]), None, None]
     for position in range(MAX_ORDER):
         others = [t for other, t in enumerate(tangents) if other != position]
         wanted = needs[6 + 4 * position : 10 + 4 * position]

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .jet import OPTIONS, Options, contiguous, jet, load, safe_exp_difference, save
+from .jet import OPTIONS, Options, jet, load, safe_exp_difference, save
 from .registry import Operator
 
 
-def _caller(name: str, n_tensors: int) -> Any:
+def _caller(name: str) -> Any:
     """The implementation of an operator: call the backend's function of the same name."""
 
     def run(*args: Any) -> Any:
-        spec, exclude_self, x_lengths, y_lengths, backend = args[n_tensors:]
+        *tensors, spec, exclude_self, x_lengths, y_lengths, backend = args
+        tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
         function = getattr(dispatch.load(backend), name)
-        tensors = contiguous(*args[:n_tensors])
+        spec = tuple(spec)  # torch.library hands a list
         if not exclude_self and x_lengths is None and y_lengths is None:
             return function(*tensors, spec)
         return function(*tensors, spec, exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=y_lengths)
@@ -87,7 +88,7 @@ def _sum_jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, db: Tensor | None, 
 
 pair_sum = Operator(
     f"pair_sum(Tensor x, Tensor y, Tensor? b, {OPTIONS}) -> Tensor",
-    run=_caller("pair_sum", 3),
+    run=_caller("pair_sum"),
     fake=_sum_fake,
     setup_context=_sum_setup,
     backward=_sum_backward,
@@ -146,7 +147,7 @@ def _sum_gradient_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 pair_gradient = Operator(
     f"pair_gradient(Tensor x, Tensor y, Tensor? b, {OPTIONS}) -> Tensor",
-    run=_caller("pair_gradient", 3),
+    run=_caller("pair_gradient"),
     fake=_gradient_fake,
     setup_context=_sum_setup,
     backward=_gradient_backward,
@@ -155,7 +156,7 @@ pair_gradient = Operator(
 
 pair_sum_gradient = Operator(
     f"pair_sum_gradient(Tensor x, Tensor y, Tensor? b, {OPTIONS}) -> (Tensor, Tensor)",
-    run=_caller("pair_sum_gradient", 3),
+    run=_caller("pair_sum_gradient"),
     fake=_sum_gradient_fake,
     setup_context=_sum_gradient_setup,
     backward=_gradient_vjp,
@@ -210,7 +211,7 @@ def _logsumexp_jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dbeta: Tensor
 
 pair_logsumexp = Operator(
     f"pair_logsumexp(Tensor x, Tensor y, Tensor? beta, {OPTIONS}) -> Tensor",
-    run=_caller("pair_logsumexp", 3),
+    run=_caller("pair_logsumexp"),
     fake=_logsumexp_fake,
     setup_context=_logsumexp_setup,
     backward=_logsumexp_backward,
@@ -277,7 +278,7 @@ def _average_jvp(
 
 pair_average = Operator(
     f"pair_average(Tensor x, Tensor y, Tensor? v, Tensor? beta, {OPTIONS}) -> (Tensor, Tensor)",
-    run=_caller("pair_average", 4),
+    run=_caller("pair_average"),
     fake=_average_fake,
     setup_context=_average_setup,
     backward=_average_backward,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._validation import check_forward_mode, is_concrete, is_transformed
+from .modes import PLAIN, check_forward_mode, is_eager, is_transformed
 
 _LIBRARY = torch.library.Library("gwf_fast", "DEF")
 
@@ -60,17 +60,22 @@ class Operator:
         self.n_tensors = kinds.index(False)
 
     def __call__(self, *args: Any) -> Any:
-        tensors = args[: self.n_tensors]
-        if not is_concrete(*tensors):
-            if not is_transformed():
-                return self.library_op(*args)
-            check_forward_mode()
-            return self.transformed.apply(*args)
-        if torch.is_grad_enabled():
-            for tensor in tensors:
-                if tensor is not None and tensor.requires_grad:
-                    return self.function.apply(*args)
-        return self.run(*args)
+        """Run on the arguments of the schema, by the shortest path that serves."""
+        if not is_eager():
+            return self._elsewhere(*args)
+        needs_grad = False
+        for tensor in args[: self.n_tensors]:
+            if tensor is not None:
+                if type(tensor) not in PLAIN:
+                    return self._elsewhere(*args)
+                needs_grad |= tensor.requires_grad
+        return self.function.apply(*args) if needs_grad and torch.is_grad_enabled() else self.run(*args)
+
+    def _elsewhere(self, *args: Any) -> Any:
+        if not is_transformed():
+            return self.library_op(*args)
+        check_forward_mode()
+        return self.transformed.apply(*args)
 
 
 def _vmap_rule(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +83,8 @@ def _vmap_rule(operator: Callable[..., Any]) -> Callable[..., Any]:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         size = info.batch_size
-        out = operator(*(_fold(arg, dim, size) if isinstance(arg, Tensor) else arg for arg, dim in zip(args, in_dims)))
+        pairs = zip(args, in_dims, strict=True)
+        out = operator(*(_fold(arg, dim, size) if isinstance(arg, Tensor) else arg for arg, dim in pairs))
         if isinstance(out, Tensor):
             return out.unflatten(0, (size, -1)), 0
         return tuple(value.unflatten(0, (size, -1)) for value in out), (0,) * len(out)
