@@ -280,15 +280,18 @@ def triton() -> str:
 
 
 def keops() -> str:
-    """The KeOps module: formula text for phi and its derivatives in s = |x - y|^2 / h^2."""
-    from gwf_fast.kernels.keops.printer import keops_text
+    """The KeOps module: formula text for the exponent and the prefactors of phi and its derivatives in s."""
+    from gwf_fast.kernels.keops.printer import split_text
 
-    lines = [f'"""{HEADER}"""', "", "# fmt: off", "# ruff: noqa: E501", "FORMULAS = {"]
+    lines = [f'"""{HEADER}"""', "", "# fmt: off", "# ruff: noqa: E501", "FORMULAS: dict[str, tuple[str | None, tuple[str, ...]]] = {"]
     for profile in PROFILES.values():
+        exponent, prefactors = split_text(profile)
         lines.append(f'    "{profile.name}": (')
-        lines += [f'        "{keops_text(row)}",' for row in profile.derivatives]
-        lines.append("    ),")
-    tail = "\"\"\"(phi, phi', phi'', phi''') in s and the parameter p, to be filled in by str.format, by profile.\"\"\""
+        lines.append(f"        {exponent if exponent is None else chr(34) + exponent + chr(34)},")
+        lines.append("        (")
+        lines += [f'            "{row}",' for row in prefactors]
+        lines += ["        ),", "    ),"]
+    tail = '"""(X, (R_0, .., R_3)) in s and p, by profile: the k-th derivative of phi in s is R_k exp(-X); X None is 0."""'
     return "\n".join([*lines, "}", tail, ""])
 
 

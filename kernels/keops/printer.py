@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sympy as sp
 
-from gwf_fast.kernels.profiles import p, s
+from gwf_fast.kernels.profiles import MAX_ORDER, Profile, p, s
 
 EXACT = 2**24
 """Integers below this are exact in float32, the type KeOps stores constants in."""
@@ -44,6 +44,27 @@ def keops_text(expression: sp.Expr) -> str:
     if expression.func in _FUNCTIONS:
         return f"{_FUNCTIONS[expression.func]}({keops_text(expression.args[0])})"
     raise UnsupportedExpression(f"KeOps has no equivalent of {expression.func.__name__} in {expression}")
+
+
+def split_text(profile: Profile) -> tuple[str | None, tuple[str, ...]]:
+    """(X, (R_0, ..., R_3)) with the k-th derivative of phi in s equal to R_k exp(-X); X is None where it is 0.
+
+    With the exponent apart, exp(shift - X) is representable wherever the result is.
+    """
+    prefactor, exponent = profile.split
+    if exponent == 0:
+        return None, tuple(map(keops_text, profile.derivatives))
+    rows = [sp.expand(prefactor)]
+    for _ in range(MAX_ORDER):
+        rows.append(_powers(sp.diff(rows[-1], s) - rows[-1] * sp.diff(exponent, s)))
+    return keops_text(exponent), tuple(map(keops_text, rows))
+
+
+def _powers(expression: sp.Expr) -> sp.Expr:
+    """A sum of products, the powers of s gathered: 1/r times r must not be 0 at coincident points."""
+    if expression.has(p):
+        return sp.powsimp(sp.factor_terms(sp.powsimp(expression)))
+    return sp.powsimp(sp.expand(sp.powsimp(sp.expand(expression))))
 
 
 def _number(value: sp.Expr) -> str:
@@ -84,7 +105,7 @@ def _power(base: sp.Expr, exponent: sp.Expr) -> str:
         return f"Exp({keops_text(exponent)}*Log({inner}))"
     e = keops_text(exponent)
     one_at_zero = f"(IntCst(1)-Abs(Sign({e})))"  # 0**0 is 1, every other power of 0 counts as 0
-    return f"(Exp({e}*{_log(s)})*Max(Sign({inner}),{one_at_zero}))"
+    return f"(Exp({e}*{_log(s)})*(Sign({inner})+{one_at_zero}*(IntCst(1)-Sign({inner}))))"
 
 
 def _inverse(base: sp.Expr, inner: str, twice: int) -> str:

@@ -2,60 +2,87 @@
 
 # fmt: off
 # ruff: noqa: E501
-FORMULAS = {
+FORMULAS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "gaussian": (
-        "Exp((RatCst(-1,2)*{s}))",
-        "(RatCst(-1,2)*Exp((RatCst(-1,2)*{s})))",
-        "(RatCst(1,4)*Exp((RatCst(-1,2)*{s})))",
-        "(RatCst(-1,8)*Exp((RatCst(-1,2)*{s})))",
+        "(RatCst(1,2)*{s})",
+        (
+            "IntCst(1)",
+            "RatCst(-1,2)",
+            "RatCst(1,4)",
+            "RatCst(-1,8)",
+        ),
     ),
     "laplace": (
-        "Exp((IntCst(-1)*Sqrt({s})))",
-        "(RatCst(-1,2)*Rsqrt({s})*Exp((IntCst(-1)*Sqrt({s}))))",
-        "((RatCst(1,4)*(Rsqrt({s})*Rsqrt({s}))*Exp((IntCst(-1)*Sqrt({s}))))+(RatCst(1,4)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s}))*Exp((IntCst(-1)*Sqrt({s})))))",
-        "((RatCst(-3,8)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s}))*Exp((IntCst(-1)*Sqrt({s}))))+(RatCst(-3,8)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s}))*Exp((IntCst(-1)*Sqrt({s}))))+(RatCst(-1,8)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s}))*Exp((IntCst(-1)*Sqrt({s})))))",
+        "Sqrt({s})",
+        (
+            "IntCst(1)",
+            "(RatCst(-1,2)*Rsqrt({s}))",
+            "((RatCst(1,4)*(Rsqrt({s})*Rsqrt({s})))+(RatCst(1,4)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s}))))",
+            "((RatCst(-3,8)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})))+(RatCst(-3,8)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})))+(RatCst(-1,8)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s}))))",
+        ),
     ),
     "imq": (
-        "Rsqrt((IntCst(1)+{s}))",
-        "(RatCst(-1,2)*(Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))))",
-        "(RatCst(3,4)*(Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))))",
-        "(RatCst(-15,8)*(Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))))",
+        None,
+        (
+            "Rsqrt((IntCst(1)+{s}))",
+            "(RatCst(-1,2)*(Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))))",
+            "(RatCst(3,4)*(Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))))",
+            "(RatCst(-15,8)*(Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))*Rsqrt((IntCst(1)+{s}))))",
+        ),
     ),
     "rational_quadratic": (
-        "Exp((IntCst(-1)*{p})*Log((IntCst(1)+(RatCst(1,2)*{s}*Inv({p})))))",
-        "(RatCst(-1,2)*Exp((IntCst(-1)+(IntCst(-1)*{p}))*Log((IntCst(1)+(RatCst(1,2)*{s}*Inv({p}))))))",
-        "(Inv({p})*Exp((IntCst(-2)+(IntCst(-1)*{p}))*Log((IntCst(1)+(RatCst(1,2)*{s}*Inv({p})))))*(RatCst(1,4)+(RatCst(1,4)*{p})))",
-        "(RatCst(-1,8)*(Inv({p})*Inv({p}))*Exp((IntCst(-3)+(IntCst(-1)*{p}))*Log((IntCst(1)+(RatCst(1,2)*{s}*Inv({p})))))*(IntCst(1)+{p})*(IntCst(2)+{p}))",
+        "({p}*Log((IntCst(1)+(RatCst(1,2)*{s}*Inv({p})))))",
+        (
+            "IntCst(1)",
+            "(RatCst(-1,2)*Inv((IntCst(1)+(RatCst(1,2)*{s}*Inv({p})))))",
+            "((Inv((IntCst(2)+({s}*Inv({p}))))*Inv((IntCst(2)+({s}*Inv({p})))))*(IntCst(1)+Inv({p})))",
+            "(IntCst(-1)*(Inv((IntCst(2)+({s}*Inv({p}))))*Inv((IntCst(2)+({s}*Inv({p}))))*Inv((IntCst(2)+({s}*Inv({p})))))*(IntCst(1)+Inv({p}))*(IntCst(1)+(IntCst(2)*Inv({p}))))",
+        ),
     ),
     "matern32": (
-        "((IntCst(1)+(Sqrt(IntCst(3))*Sqrt({s})))*Exp((IntCst(-1)*Sqrt(IntCst(3))*Sqrt({s}))))",
-        "(RatCst(-3,2)*Exp((IntCst(-1)*Sqrt(IntCst(3))*Sqrt({s}))))",
-        "(RatCst(3,4)*Sqrt(IntCst(3))*Rsqrt({s})*Exp((IntCst(-1)*Sqrt(IntCst(3))*Sqrt({s}))))",
-        "((RatCst(-9,8)*(Rsqrt({s})*Rsqrt({s}))*Exp((IntCst(-1)*Sqrt(IntCst(3))*Sqrt({s}))))+(RatCst(-3,8)*Sqrt(IntCst(3))*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s}))*Exp((IntCst(-1)*Sqrt(IntCst(3))*Sqrt({s})))))",
+        "(Sqrt(IntCst(3))*Sqrt({s}))",
+        (
+            "(IntCst(1)+(Sqrt(IntCst(3))*Sqrt({s})))",
+            "RatCst(-3,2)",
+            "(RatCst(3,4)*Sqrt(IntCst(3))*Rsqrt({s}))",
+            "((RatCst(-9,8)*(Rsqrt({s})*Rsqrt({s})))+(RatCst(-3,8)*Sqrt(IntCst(3))*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s}))))",
+        ),
     ),
     "matern52": (
-        "((IntCst(1)+((IntCst(5)*Inv(IntCst(3)))*{s})+(Sqrt(IntCst(5))*Sqrt({s})))*Exp((IntCst(-1)*Sqrt(IntCst(5))*Sqrt({s}))))",
-        "(((IntCst(-5)*Inv(IntCst(6)))*Exp((IntCst(-1)*Sqrt(IntCst(5))*Sqrt({s}))))+((IntCst(-5)*Inv(IntCst(6)))*Sqrt(IntCst(5))*Sqrt({s})*Exp((IntCst(-1)*Sqrt(IntCst(5))*Sqrt({s})))))",
-        "((IntCst(25)*Inv(IntCst(12)))*Exp((IntCst(-1)*Sqrt(IntCst(5))*Sqrt({s}))))",
-        "((IntCst(-25)*Inv(IntCst(24)))*Sqrt(IntCst(5))*Rsqrt({s})*Exp((IntCst(-1)*Sqrt(IntCst(5))*Sqrt({s}))))",
+        "(Sqrt(IntCst(5))*Sqrt({s}))",
+        (
+            "(IntCst(1)+((IntCst(5)*Inv(IntCst(3)))*{s})+(Sqrt(IntCst(5))*Sqrt({s})))",
+            "((IntCst(-5)*Inv(IntCst(6)))+((IntCst(-5)*Inv(IntCst(6)))*Sqrt(IntCst(5))*Sqrt({s})))",
+            "(IntCst(25)*Inv(IntCst(12)))",
+            "((IntCst(-25)*Inv(IntCst(24)))*Sqrt(IntCst(5))*Rsqrt({s}))",
+        ),
     ),
     "distance": (
-        "Sqrt({s})",
-        "(RatCst(1,2)*Rsqrt({s}))",
-        "(RatCst(-1,4)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})))",
-        "(RatCst(3,8)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})))",
+        None,
+        (
+            "Sqrt({s})",
+            "(RatCst(1,2)*Rsqrt({s}))",
+            "(RatCst(-1,4)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})))",
+            "(RatCst(3,8)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})))",
+        ),
     ),
     "power": (
-        "(Exp((RatCst(1,2)*{p})*Log({s}+(IntCst(1)-Sign({s}))))*Max(Sign({s}),(IntCst(1)-Abs(Sign((RatCst(1,2)*{p}))))))",
-        "(RatCst(1,2)*{p}*(Exp((IntCst(-1)+(RatCst(1,2)*{p}))*Log({s}+(IntCst(1)-Sign({s}))))*Max(Sign({s}),(IntCst(1)-Abs(Sign((IntCst(-1)+(RatCst(1,2)*{p}))))))))",
-        "(RatCst(1,2)*{p}*(Exp((IntCst(-2)+(RatCst(1,2)*{p}))*Log({s}+(IntCst(1)-Sign({s}))))*Max(Sign({s}),(IntCst(1)-Abs(Sign((IntCst(-2)+(RatCst(1,2)*{p})))))))*(IntCst(-1)+(RatCst(1,2)*{p})))",
-        "(RatCst(1,2)*{p}*(Exp((IntCst(-3)+(RatCst(1,2)*{p}))*Log({s}+(IntCst(1)-Sign({s}))))*Max(Sign({s}),(IntCst(1)-Abs(Sign((IntCst(-3)+(RatCst(1,2)*{p})))))))*(IntCst(-1)+(RatCst(1,2)*{p}))*(IntCst(-2)+(RatCst(1,2)*{p})))",
+        None,
+        (
+            "(Exp((RatCst(1,2)*{p})*Log({s}+(IntCst(1)-Sign({s}))))*(Sign({s})+(IntCst(1)-Abs(Sign((RatCst(1,2)*{p}))))*(IntCst(1)-Sign({s}))))",
+            "(RatCst(1,2)*{p}*(Exp((IntCst(-1)+(RatCst(1,2)*{p}))*Log({s}+(IntCst(1)-Sign({s}))))*(Sign({s})+(IntCst(1)-Abs(Sign((IntCst(-1)+(RatCst(1,2)*{p})))))*(IntCst(1)-Sign({s})))))",
+            "(RatCst(1,2)*{p}*(Exp((IntCst(-2)+(RatCst(1,2)*{p}))*Log({s}+(IntCst(1)-Sign({s}))))*(Sign({s})+(IntCst(1)-Abs(Sign((IntCst(-2)+(RatCst(1,2)*{p})))))*(IntCst(1)-Sign({s}))))*(IntCst(-1)+(RatCst(1,2)*{p})))",
+            "(RatCst(1,2)*{p}*(Exp((IntCst(-3)+(RatCst(1,2)*{p}))*Log({s}+(IntCst(1)-Sign({s}))))*(Sign({s})+(IntCst(1)-Abs(Sign((IntCst(-3)+(RatCst(1,2)*{p})))))*(IntCst(1)-Sign({s}))))*(IntCst(-1)+(RatCst(1,2)*{p}))*(IntCst(-2)+(RatCst(1,2)*{p})))",
+        ),
     ),
     "log": (
-        "(RatCst(1,2)*Log({s}+(IntCst(1)-Sign({s}))))",
-        "(RatCst(1,2)*(Rsqrt({s})*Rsqrt({s})))",
-        "(RatCst(-1,2)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})))",
-        "(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s}))",
+        None,
+        (
+            "(RatCst(1,2)*Log({s}+(IntCst(1)-Sign({s}))))",
+            "(RatCst(1,2)*(Rsqrt({s})*Rsqrt({s})))",
+            "(RatCst(-1,2)*(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})))",
+            "(Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s})*Rsqrt({s}))",
+        ),
     ),
 }
-"""(phi, phi', phi'', phi''') in s and the parameter p, to be filled in by str.format, by profile."""
+"""(X, (R_0, .., R_3)) in s and p, by profile: the k-th derivative of phi in s is R_k exp(-X); X None is 0."""

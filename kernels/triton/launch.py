@@ -44,7 +44,7 @@ CONFIGS = {
     ("jet2", "few"): Config(16, 16, 16, 4),
     # Any number of them.
     ("sum", "many"): Config(32, 16, 32, 4),
-    ("average", "many"): Config(64, 32, 32, 8),
+    ("average", "many"): Config(32, 16, 32, 4),
     ("jet", "many"): Config(32, 32, 32, 8),
     ("jet2", "many"): Config(32, 16, 16, 4),
 }

@@ -105,7 +105,6 @@ def keops_value(text: str, value: float, parameter: float) -> float:
         "Rsqrt": lambda a: 0.0 if a == 0 else 1.0 / math.sqrt(a),
         "Sign": lambda a: float(np.sign(a)),
         "Abs": abs,
-        "Max": max,
         "Sin": math.sin,
         "Cos": math.cos,
     }
@@ -119,10 +118,29 @@ class TestKeops:
         from gwf_fast.kernels.keops.profiles_generated import FORMULAS
 
         parameter = profile.test_parameter or 0.0
-        values = [keops_value(FORMULAS[profile.name][order], value, parameter) for value in DISTANCES]
-        np.testing.assert_allclose(values, [truth(profile, order, value) for value in DISTANCES], rtol=2e-13)
-        zero = keops_value(FORMULAS[profile.name][order], 0.0, parameter)
-        assert zero == pytest.approx(at_zero(profile, order), rel=1e-13)
+        exponent, prefactors = FORMULAS[profile.name]
+
+        def derivative(value: float) -> float:
+            x = 0.0 if exponent is None else keops_value(exponent, value, parameter)
+            return keops_value(prefactors[order], value, parameter) * math.exp(-x)
+
+        truths = [truth(profile, order, value) for value in DISTANCES]
+        np.testing.assert_allclose([derivative(value) for value in DISTANCES], truths, rtol=2e-13)
+        assert derivative(0.0) == pytest.approx(at_zero(profile, order), rel=1e-13)
+
+    @pytest.mark.parametrize("profile", CASES)
+    def test_keops_reads_the_text(self, profile):
+        pytest.importorskip("pykeops")
+        from gwf_fast.kernels.keops.compile import _keops
+        from gwf_fast.kernels.keops.profiles_generated import FORMULAS
+
+        _keops()
+        from keopscore.formulas.GetReduction import GetReduction
+
+        exponent, prefactors = FORMULAS[profile.name]
+        for text in prefactors if exponent is None else (exponent, *prefactors):
+            formula = text.format(s="SqDist(Var(0,3,0),Var(1,3,1))", p="Elem(Var(2,3,2),1)")
+            assert GetReduction(f"Sum_Reduction({formula},0)").dim == 1
 
     @pytest.mark.parametrize(
         "expression",
