@@ -75,7 +75,7 @@ template <class T> struct Problem {
     // packed
     int stride;     // of y_rows
     T* centre;      // [D]
-    T* y_rows;      // [M][stride]; with stride = D + 1 the last entry is the weight
+    T* y_rows;      // [M][stride]; with stride = D + 1 the last entry is the weight or, for log-domain sums, the shift
     T* panels;      // [ceil(M / PJ)][D][PJ]
     T* y_norm;      // [M]
     T* weight;      // [M] of a single channel
@@ -142,9 +142,9 @@ template <class T> T pack_columns(Problem<T>& p, int64_t j0, int64_t j1) {
         p.y_norm[j] = norm;
         largest = std::max(largest, norm);
         p.weight[j] = !real ? T(0) : p.b && p.C == 1 ? p.b[j] : T(1);
-        if (real && p.stride > p.D) p.y_rows[j * p.stride + p.D] = p.weight[j];
         const T shift = p.column_shift && real ? p.column_shift[j] * T(log2_e) : T(0);
         p.shift[j] = shift < masked<T> ? masked<T> : shift;
+        if (real && p.stride > p.D) p.y_rows[j * p.stride + p.D] = p.in_log_domain() ? p.shift[j] : p.weight[j];
     }
     return largest;
 }
