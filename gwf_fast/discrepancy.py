@@ -229,7 +229,7 @@ def _cast(scale: Tensor | float, x: Tensor) -> Tensor:  # [B] -> [B, 1, 1]
 def _rows(x: Tensor, y: Tensor, b: Tensor, options: Any, gradient: bool) -> tuple[Tensor, Tensor | None]:
     if gradient:
         return ops.pair_sum_gradient(x, y, b, *options)
-    return ops.pair_sum(x, y, b[..., None], *options)[..., 0], None
+    return ops.pair_sum(x, y, b, *options), None
 
 
 def _mmd2(x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool, backend: str) -> Tensor:

@@ -64,15 +64,15 @@ def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def jet(
-    x: Tensor,  # [B, N, D]
-    y: Tensor,  # [B, M, D]
-    a: Tensor,  # [B, N, C]
-    b: Tensor,  # [B, M, C]
-    alpha: Tensor | None,  # [B, N]
-    beta: Tensor | None,  # [B, M]
+    x: Tensor,  # [B?, N, D]
+    y: Tensor,  # [B?, M, D]
+    a: Tensor,  # [B?, N, C]
+    b: Tensor,  # [B?, M, C]
+    alpha: Tensor | None,  # [B?, N]
+    beta: Tensor | None,  # [B?, M]
     tangents: Sequence[Tangent],
     options: Options,
-) -> tuple[Tensor, Tensor]:  # [B, N, D], [B, N, C]
+) -> tuple[Tensor, Tensor]:  # [B?, N, D], [B?, N, C]
     """G_k as a differentiable operator, k = len(tangents)."""
     if len(tangents) > MAX_ORDER:
         raise NotImplementedError("derivatives of this reduction are implemented up to the second order")
@@ -89,7 +89,7 @@ def swap(tangent: Tangent) -> Tangent:
 def _run(x: Tensor, y: Tensor, a: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     alpha, beta, *directions = contiguous(*rest[:10])
     order, spec, exclude_self, x_lengths, y_lengths, backend = rest[10:]
-    return dispatch.load(backend).pair_jet(
+    return dispatch.function(backend, "pair_jet")(
         *contiguous(x, y, a, b),
         alpha,
         beta,
