@@ -12,21 +12,21 @@ from bench.measure import detached
 from bench.problem import Problem, clouds, truth
 from bench.registry import OURS, Case, Contender, Race, Result, register
 
+Function = Callable[[torch.Tensor], torch.Tensor]
 
-def ours_of(problem: Problem) -> Callable[[torch.Tensor], torch.Tensor]:
+
+def ours_of(problem: Problem) -> Function:
     kernel = gwf.Gaussian(problem.bandwidth)
     return lambda x: gwf.kernel_sum(x, problem.y, problem.weights, kernel=kernel)
 
 
-def eager_of(problem: Problem) -> Callable[[torch.Tensor], torch.Tensor]:
+def eager_of(problem: Problem) -> Function:
     """The usual three lines; at this size the matrix is no burden."""
     y, w, g = problem.y, problem.weights, problem.g
     return lambda x: torch.exp(-g * (x[:, None] - y).square().sum(-1)) @ w
 
 
-def calling(
-    mode: str, make: Callable[[Problem], Callable[[torch.Tensor], torch.Tensor]], problem: Problem
-) -> Contender:
+def calling(mode: str, make: Callable[[Problem], Function], problem: Problem) -> Contender:
     """A call without a graph, with a graph recorded, or with the gradient computed as well."""
     function = make(problem)
     x = problem.x.clone().requires_grad_(mode != "no grad")

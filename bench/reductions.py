@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 
@@ -17,8 +16,10 @@ DIMS = (2, 3, 16, 64, 128)
 SCALING = (1_000, 3_000, 10_000, 30_000, 100_000)
 SLOWEST_PEER_N = 30_000  # peers are left out above: minutes a call
 
-# The floor of a Gaussian sum is D + 6 cycles for 16 pairs on a core with one 512-bit FMA a cycle: 2 (D + 6) flops a pair.
-FLOOR_FLOPS: Callable[[int], float] = lambda dim: 2.0 * (dim + 6)  # noqa: E731
+
+def floor_flops(dim: int) -> float:
+    """Work of a pair at the floor of a Gaussian sum: D + 6 cycles for 16 pairs where a cycle is 32 flops."""
+    return 2.0 * (dim + 6)
 
 
 def ours(reduction: str, problem: Problem) -> Contender:
@@ -50,7 +51,7 @@ def case(reduction: str, kernel: str, dim: int, n: int, peers: tuple[str, ...], 
             truth=lambda: (truth(problem, reduction),),
             checked=lambda result: (result[0][problem.rows],),
             pairs=float(size) ** 2,
-            flops_per_pair=FLOOR_FLOPS(dim) if is_gaussian_sum else None,
+            flops_per_pair=floor_flops(dim) if is_gaussian_sum else None,
         )
 
     name = f"{family}/{reduction}/{kernel}/D{dim}" + (f"/N{n}" if family == "scaling" else "")
