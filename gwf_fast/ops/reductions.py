@@ -39,7 +39,7 @@ def _ones(y: Tensor) -> Tensor:  # [B?, M, D] -> [B?, M, 1]
 
 
 def _sum_fake(x: Tensor, y: Tensor, b: Tensor | None, *_: Any) -> Tensor:
-    return x.new_empty((*x.shape[:-1], b.shape[-1]) if _has_channels(b, y) else x.shape[:-1])
+    return x.new_empty((*x.shape[:-1], *(b.shape[-1:] if b is not None and _has_channels(b, y) else ())))
 
 
 def _has_channels(b: Tensor | None, y: Tensor) -> bool:
