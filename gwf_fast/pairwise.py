@@ -182,7 +182,7 @@ def kernel_average(
     if x.shape[-2] and y.shape[-2] <= exclude_self:
         left = "no other point (exclude_self=True)" if y.shape[-2] else "no source (M = 0)"
         raise ValueError(f"an average needs something to average over: y {list(y.shape)} leaves {left}")
-    if y_lengths is not None and is_concrete(y_lengths) and y_lengths.is_cpu and (y_lengths <= exclude_self).any():
+    if y_lengths is not None and _readable(y_lengths) and (y_lengths <= exclude_self).any():
         raise ValueError(
             f"an average needs something to average over: y_lengths must exceed {int(exclude_self)}"
             f" (exclude_self={exclude_self}), got {y_lengths.tolist()}"
@@ -239,10 +239,15 @@ def _check(
             f"exclude_self=True needs x and y to be the same set, got x {list(x.shape)} and y {list(y.shape)}"
         )
     if x_lengths is not None:
-        check_lengths("x_lengths", x_lengths, x)
+        check_lengths("x_lengths", x_lengths, x, _readable(x_lengths))
     if y_lengths is not None:
-        check_lengths("y_lengths", y_lengths, y)
+        check_lengths("y_lengths", y_lengths, y, _readable(y_lengths))
     return ops.resolve(backend, x.device, x.dtype)
+
+
+def _readable(lengths: Tensor) -> bool:
+    """Whether values may be looked at: elsewhere than on the CPU it would wait, and while tracing there are none."""
+    return isinstance(lengths, Tensor) and is_concrete(lengths) and lengths.is_cpu
 
 
 def _check_logarithm(log_weights: Tensor | None, y: Tensor, kernel: Kernel) -> None:
