@@ -44,7 +44,7 @@ class Backend(NamedTuple):
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("cpp", ("cpu",), _FLOATS, "compiled C++ for AVX-512, AVX2 or any CPU"),
+        Backend("cpp", ("cpu",), _FLOATS, "compiled C++ for AVX-512, AVX2 or any CPU", unbatched=True),
         Backend("cuda", ("cuda",), _FLOATS + _HALVES, "compiled CUDA"),
         Backend("triton", ("cuda",), _FLOATS + _HALVES, "Triton"),
         Backend("keops", ("cpu", "cuda"), _FLOATS, "KeOps, for user-written formulas"),
