@@ -53,6 +53,7 @@ template <class T> TileKernel<T> tile_kernel(const std::vector<Term>& terms) {
         typename TileKernel<T>::Part part{term.profile, T(ratio), T(term.parameter), {}};
         for (int o = 0; o < 4; o++) part.coefficient[o] = T(term.coefficient * std::pow(ratio, o));
         kernel.parts.push_back(part);
+        kernel.sharpest = std::max(kernel.sharpest, T(ratio));
         kernel.decaying &= traits[term.profile].decaying;
         kernel.smooth &= traits[term.profile].smooth;
         kernel.scale_free &= !traits[term.profile].decaying;
@@ -127,13 +128,12 @@ template <class T> T pack_columns(Problem<T>& p, int64_t j0, int64_t j1) {
     const int64_t end = j1 == p.M ? p.padded() : j1;
     for (int64_t j = j0; j < end; j++) {
         const bool real = j < p.M;
-        T norm = 0;
         for (int64_t d = 0; d < p.D; d++) {
             const T value = real ? p.coordinate(p.y[j * p.D + d], d) : T(0);
-            norm = std::fma(value, value, norm);  // as distances_wide sums it
             if (real) p.y_rows[j * p.stride + d] = value;
             if (p.panels) p.panels[j / PJ * PJ * p.D + d * PJ + j % PJ] = value;
         }
+        const T norm = real ? chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return p.y_rows[j * p.stride + d]; }) : T(0);
         p.y_norm[j] = norm;
         largest = std::max(largest, norm);
         p.weight[j] = !real ? T(0) : p.b && p.C == 1 ? p.b[j] : T(1);
@@ -163,7 +163,8 @@ template <class T> T largest_row_norm(const Problem<T>& p) {
 template <class T> bool dot_form_is_accurate(const Problem<T>& p, T largest_norm) {
     const bool derivative = p.reduction == Reduction::gradient || p.reduction == Reduction::sum_gradient;
     if (p.D < 8 || (derivative && !p.kernel->smooth)) return false;
-    return p.kernel->scale_free || largest_norm <= T(11.5);
+    if (p.kernel->scale_free) return p.kernel->single();  // terms of a sum may cancel
+    return largest_norm * p.kernel->sharpest <= T(11.5);
 }
 
 // The rows of a block, transposed to [channels][R]; lanes beyond the end repeat the last row.
@@ -176,11 +177,8 @@ template <class T, class F> void gather_rows(int64_t i0, int64_t N, int64_t widt
 
 template <class T> void gather_positions(const Problem<T>& p, int64_t i0, T* x, T* x_norm) {
     gather_rows<T>(i0, p.N, p.D, [&](int64_t i, int64_t d) { return p.coordinate(p.x[i * p.D + d], d); }, x);
-    for (int l = 0; l < R<T>; l++) {
-        T norm = 0;
-        for (int64_t d = 0; d < p.D; d++) norm = std::fma(x[d * R<T> + l], x[d * R<T> + l], norm);
-        x_norm[l] = norm;
-    }
+    if (!p.dot) return;
+    for (int l = 0; l < R<T>; l++) x_norm[l] = chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return x[d * R<T> + l]; });
 }
 
 // t [n][R] for columns j0 .. j0 + n - 1 (up to the next multiple of PJ where there are panels)

@@ -3,6 +3,9 @@
 // of a new profile, reduction or dimension adds, it does not multiply. Coordinates here are centred and scaled, so
 // that t = |x - y|^2 is the profile's own variable.
 #pragma once
+#include <algorithm>
+#include <cmath>
+
 #include "pairwise.h"
 #include "simd/math.h"
 
@@ -38,34 +41,51 @@ template <int D, class T> void distances_small(const T* x, const T* y, int strid
     }
 }
 
+// Coordinates are summed in chunks, so that rounding does not grow with D. Whoever sums squares for the dot form below
+// does it in this order.
+inline constexpr int64_t coordinate_chunk = 64;
+template <class T, class F> T chunked_sum_of_squares(int64_t D, F value) {
+    T total = 0;
+    for (int64_t d0 = 0; d0 < D; d0 += coordinate_chunk) {
+        T sum = 0;
+        for (int64_t d = d0; d < std::min(D, d0 + coordinate_chunk); d++) sum = std::fma(value(d), value(d), sum);
+        total += sum;
+    }
+    return total;
+}
+
 // x [D][R], panels [n / PJ][D][PJ]. Dot form: |x|^2 + |y|^2 - 2 x.y, one operation a coordinate instead of two; the
-// product is summed from 0 and in the order in which the norms were, so that a point is at distance exactly 0 from itself.
+// product is summed from 0 and in the order of the norms, so that a point is at distance exactly 0 from itself.
 template <bool Dot, class T>
 void distances_wide(const T* x, const T* x_norm, const T* panels, const T* y_norm, int64_t D, int n, T* t) {
-    for (int j = 0; j < n; j += PJ, panels += D * PJ) {
-        vec<T> s[PJ][NB<T>];
+    for (int j = 0; j < n; j += PJ, panels += D * PJ)
+        for (int64_t d0 = 0; d0 < D; d0 += coordinate_chunk) {
+            const int64_t d1 = std::min(D, d0 + coordinate_chunk);
+            vec<T> s[PJ][NB<T>];
 #pragma GCC unroll 6
-        for (int q = 0; q < PJ; q++) GWF_LANES s[q][k] = vec<T>{};
-        const T *xd = x, *yd = panels;
-        for (int64_t d = 0; d < D; d++, xd += R<T>, yd += PJ) {
-            vec<T> xv[NB<T>];
-            GWF_LANES xv[k] = load(xd + k * lanes<T>);
+            for (int q = 0; q < PJ; q++) GWF_LANES s[q][k] = vec<T>{};
+            const T *xd = x + d0 * R<T>, *yd = panels + d0 * PJ;
+            for (int64_t d = d0; d < d1; d++, xd += R<T>, yd += PJ) {
+                vec<T> xv[NB<T>];
+                GWF_LANES xv[k] = load(xd + k * lanes<T>);
 #pragma GCC unroll 6
-            for (int q = 0; q < PJ; q++) {
-                const vec<T> yv = pinned(yd[q]);
-                GWF_LANES {
-                    const vec<T> e = xv[k] - yv;
-                    s[q][k] = Dot ? s[q][k] + xv[k] * yv : s[q][k] + e * e;
+                for (int q = 0; q < PJ; q++) {
+                    const vec<T> yv = pinned(yd[q]);
+                    GWF_LANES {
+                        const vec<T> e = xv[k] - yv;
+                        s[q][k] = Dot ? s[q][k] + xv[k] * yv : s[q][k] + e * e;
+                    }
                 }
             }
-        }
 #pragma GCC unroll 6
-        for (int q = 0; q < PJ; q++) GWF_LANES {
-                vec<T> v = s[q][k];
-                if (Dot) v = larger(vec<T>{}, vec<T>((load(x_norm + k * lanes<T>) + y_norm[j + q]) - (v + v)));
-                store(t + (j + q) * R<T> + k * lanes<T>, v);
-            }
-    }
+            for (int q = 0; q < PJ; q++) GWF_LANES {
+                    T* at = t + (j + q) * R<T> + k * lanes<T>;
+                    vec<T> v = s[q][k];
+                    if (d0 > 0) v += load(at);
+                    if (Dot && d1 == D) v = larger(vec<T>{}, vec<T>((load(x_norm + k * lanes<T>) + y_norm[j + q]) - (v + v)));
+                    store(at, v);
+                }
+        }
 }
 
 // sum_d (x - y)_d (dx - dy)_d; null tangents are zero. x, dx [D][R]; y, dy [n][D]
@@ -124,6 +144,7 @@ template <class T> struct TileKernel {
     bool decaying;       // every term is positive and falls with distance
     bool smooth;         // no term is singular or has a kink at 0
     bool scale_free;     // no term has a bandwidth
+    T sharpest = 0;      // the largest ratio
     bool single() const { return parts.size() == 1; }
 };
 

@@ -4,49 +4,27 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+from .ops.modes import is_concrete
+
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def is_concrete(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary tensors in ordinary eager execution, so that their memory may be read directly.
-
-    Not so while compiling, under functorch transforms, forward-mode AD, fake tensors or other modes.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_function_stack()
-        or torch._C._len_torch_dispatch_stack()
-        or forward_ad._current_level >= 0
-    ):
-        return False
-    for tensor in tensors:  # noqa: SIM110 (a loop is half the price of all() here)
-        if tensor is not None and type(tensor) not in _PLAIN:
-            return False
-    return True
-
-
 def check_pair(x: Tensor, y: Tensor, y_name: str = "y") -> None:
-    """x [*B, N, D] and y [*B, M, D] are points of the same kind."""
-    # The usual case first, in one expression: it is on the path of every call.
-    if (
-        isinstance(x, Tensor)
-        and isinstance(y, Tensor)
-        and x.dtype is y.dtype
-        and x.dtype in _FLOATING
-        and (shape := x.shape) is not None
-        and (other := y.shape) is not None
-        and len(shape) >= 2
-        and len(shape) == len(other)
-        and shape[-1] == other[-1]
-        and (len(shape) == 2 or shape[:-2] == other[:-2])
-        and shape[-1] > 0
-        and x.device == y.device
-    ):
-        return
+    """Points x [*B, N, D] and y [*B, M, D] are of the same kind."""
+    # The usual case first, with few attribute reads: it is on the path of every call.
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        dtype, shape, other = x.dtype, x.shape, y.shape
+        if (
+            dtype is y.dtype
+            and dtype in _FLOATING
+            and (rank := len(shape)) == len(other)
+            and rank >= 2
+            and shape[-1] == other[-1] > 0
+            and (rank == 2 or shape[:-2] == other[:-2])
+            and x.device == y.device
+        ):
+            return
     check_points("x", x)
     check_points(y_name, y)
     _check_same(y_name, y, x)
@@ -83,8 +61,8 @@ def check_companion(name: str, value: Tensor, y: Tensor, channels: bool, y_name:
     """A quantity per source: [*B, M], or [*B, M, C] where channels are allowed."""
     check_floating(name, value)
     _check_same(name, value, y)
-    expected = y.shape[:-1]
-    if value.shape == expected or (channels and value.ndim == y.ndim and value.shape[:-1] == expected):
+    shape, expected = value.shape, y.shape[:-1]
+    if shape == expected or (channels and value.ndim == y.ndim and shape[:-1] == expected):
         return
     wanted = f"{list(expected)}" + (f" or [{', '.join(map(str, [*expected, 'C']))}]" if channels else "")
     raise ValueError(f"{name} must have shape {wanted} to go with {y_name} {list(y.shape)}, got {list(value.shape)}")

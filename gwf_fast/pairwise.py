@@ -7,12 +7,14 @@ argument and in the kernel's bandwidth, streaming too. An empty sum is 0; its lo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import ops
 from ._validation import check_companion, check_lengths, check_pair
+from .ops.modes import is_concrete
 from .radial import Kernel
 
 
@@ -51,13 +53,9 @@ def kernel_sum(
     if weights is not None:
         check_companion("weights", weights, y, channels=True)
     channels = weights is not None and weights.ndim == y.ndim
-    b = weights if weights is None or channels else weights.unsqueeze(-1)
-    out = None
-    for u, v, _, spec in _passes(x, y, kernel, y_lengths):
-        part = ops.pair_sum(
-            _fold(u), _fold(v), _fold(b), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name
-        )
-        out = part if out is None else out + part
+    b = _fold(weights) if weights is None or channels else _one_channel(weights)
+    parts = _evaluate(ops.pair_sum, x, y, (b,), kernel, exclude_self, x_lengths, y_lengths, name)
+    out = parts[0][1] if len(parts) == 1 else sum(part for _, part in parts)
     return out.view(*x.shape[:-1], out.shape[-1]) if channels else out.view(x.shape[:-1])
 
 
@@ -95,14 +93,11 @@ def kernel_gradient(
     name = _check(x, y, kernel, method, exclude_self, x_lengths, y_lengths, backend)
     if weights is not None:
         check_companion("weights", weights, y, channels=False)
-    out = None
-    for u, v, bandwidth, spec in _passes(x, y, kernel, y_lengths):
-        part = ops.pair_gradient(
-            _fold(u), _fold(v), _fold_values(weights), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name
-        )
-        part = part if bandwidth is None else part / bandwidth
-        out = part if out is None else out + part
-    return out.view(x.shape)
+    others = (_fold_values(weights),)
+    parts = _evaluate(ops.pair_gradient, x, y, others, kernel, exclude_self, x_lengths, y_lengths, name)
+    if kernel.spec is not None:
+        return parts[0][1].view(x.shape)
+    return sum(part if bandwidth is None else part / bandwidth for bandwidth, part in parts).view(x.shape)
 
 
 def kernel_logsumexp(
@@ -116,7 +111,7 @@ def kernel_logsumexp(
     y_lengths: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """log sum_j w_j k(x_i, y_j), stable far from the data, where the sum itself underflows.
+    """Logarithm of sum_j w_j k(x_i, y_j), stable far from the data, where the sum itself underflows.
 
     Args:
         x: Targets [*B, N, D].
@@ -136,13 +131,9 @@ def kernel_logsumexp(
     """
     name = _check(x, y, kernel, "exact", exclude_self, x_lengths, y_lengths, backend)
     _check_logarithm(log_weights, y, kernel)
-    parts = [
-        ops.pair_logsumexp(
-            _fold(u), _fold(v), _fold_values(log_weights), spec, exclude_self, _flat(x_lengths), _flat(y_lengths), name
-        )
-        for u, v, _, spec in _passes(x, y, kernel, y_lengths)
-    ]
-    out = parts[0] if len(parts) == 1 else torch.stack(parts).logsumexp(0)
+    others = (_fold_values(log_weights),)
+    parts = _evaluate(ops.pair_logsumexp, x, y, others, kernel, exclude_self, x_lengths, y_lengths, name)
+    out = parts[0][1] if len(parts) == 1 else torch.stack([part for _, part in parts]).logsumexp(0)
     return out.view(x.shape[:-1])
 
 
@@ -187,30 +178,37 @@ def kernel_average(
     if x.shape[-2] and y.shape[-2] <= exclude_self:
         left = "no other point (exclude_self=True)" if y.shape[-2] else "no source (M = 0)"
         raise ValueError(f"an average needs something to average over: y {list(y.shape)} leaves {left}")
-    passes = [*_passes(x, y, kernel, y_lengths)]
-    # The mean shift averages the points themselves, not what a tensor bandwidth made of them.
-    own = values is None and kernel.spec is not None
-    values = None if own else y if values is None else values
-    parts = [
-        ops.pair_average(
-            _fold(u),
-            _fold(v),
-            _fold(values),
-            _fold_values(log_weights),
-            spec,
-            exclude_self,
-            _flat(x_lengths),
-            _flat(y_lengths),
-            name,
+    if y_lengths is not None and is_concrete(y_lengths) and y_lengths.is_cpu and (y_lengths <= exclude_self).any():
+        raise ValueError(
+            f"an average needs something to average over: y_lengths must exceed {int(exclude_self)}"
+            f" (exclude_self={exclude_self}), got {y_lengths.tolist()}"
         )
-        for u, v, _, spec in passes
-    ]
+    # The derivative of a mean needs v_j - mean_i, which cancels in the rounding of values far from 0: centre them.
+    centre = None
+    if (
+        kernel.spec is None
+        or not is_concrete(x, y, values)
+        or (torch.is_grad_enabled() and _require_grad(x, y, values, log_weights))
+    ):
+        centre = _centre(y if values is None else values, y_lengths)
+        if values is None:
+            x, y = x - centre, x - centre if x is y else y - centre
+        else:
+            values = values - centre
+    if values is None and kernel.spec is None:
+        values = y  # the mean shift averages the points themselves, not what a tensor bandwidth makes of them
+    others = (_fold(values), _fold_values(log_weights))
+    parts = _evaluate(ops.pair_average, x, y, others, kernel, exclude_self, x_lengths, y_lengths, name)
     if len(parts) == 1:
-        out = parts[0][0]
+        out = parts[0][1][0]
     else:
-        shares = torch.stack([total for _, total in parts]).softmax(0).unsqueeze(-1)  # [passes, B, N, 1]
-        out = (shares * torch.stack([mean for mean, _ in parts])).sum(0)
-    return out.view(*x.shape[:-1], out.shape[-1])
+        means, totals = zip(*(part for _, part in parts), strict=True)
+        shares = torch.stack(totals).softmax(0).unsqueeze(-1)  # [passes, B, N, 1]
+        out = (shares * torch.stack(means)).sum(0)
+    out = out.view(*x.shape[:-1], out.shape[-1])
+    if centre is None:
+        return out
+    return out + (centre if x_lengths is None else torch.where(_exists(x, x_lengths), centre, 0.0))
 
 
 # ---------------------------------------------------------------------------------------------- helpers
@@ -240,7 +238,7 @@ def _check(
         check_lengths("x_lengths", x_lengths, x)
     if y_lengths is not None:
         check_lengths("y_lengths", y_lengths, y)
-    return ops.resolve(backend, x.device.type, x.dtype)
+    return ops.resolve(backend, x.device, x.dtype)
 
 
 def _check_logarithm(log_weights: Tensor | None, y: Tensor, kernel: Kernel) -> None:
@@ -256,7 +254,31 @@ def _check_values(values: Tensor, y: Tensor) -> None:
     check_companion("values", values, y, channels=True)
 
 
-def _passes(
+def _evaluate(
+    operator: Any,
+    x: Tensor,
+    y: Tensor,
+    others: tuple[Tensor | None, ...],
+    kernel: Kernel,
+    exclude_self: bool,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    backend: str,
+) -> list[tuple[Tensor | None, Any]]:
+    """The operator on each pass of the kernel, with the bandwidth that its points were divided by."""
+    options = (exclude_self, x_lengths, y_lengths, backend)
+    if x_lengths is not None or y_lengths is not None:
+        options = (exclude_self, _flat(x_lengths), _flat(y_lengths), backend)
+    if kernel.spec is not None:  # the usual case, without detours
+        u = _fold(x)
+        return [(None, operator(u, u if y is x else _fold(y), *others, kernel.spec, *options))]
+    return [
+        (bandwidth, operator(_fold(u), _fold(v), *others, spec, *options))
+        for u, v, bandwidth, spec in scaled_passes(x, y, kernel, y_lengths)
+    ]
+
+
+def scaled_passes(
     x: Tensor, y: Tensor, kernel: Kernel, y_lengths: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None, tuple[float, ...]]]:
     """Points, bandwidth to divide by, and spec of each evaluation; one, as they are, unless a bandwidth is a tensor."""
@@ -273,26 +295,39 @@ def _passes(
             yield u, u if same else (y - centre) / bandwidth, bandwidth, spec
 
 
-def _centre(y: Tensor, y_lengths: Tensor | None) -> Tensor:  # [*B, 1, D]
-    """A point amid the sources: differences of coordinates divided by h are only exact near the origin."""
+def _centre(y: Tensor, y_lengths: Tensor | None) -> Tensor:  # [*B, M, C] -> [*B, 1, C]
+    """A point amid the sources, a constant: far from the origin, rounding spoils what is not a difference."""
     y = y.detach()
     if y_lengths is None:
         return y.mean(-2, keepdim=True) if y.shape[-2] else y.new_zeros(())
-    exists = (torch.arange(y.shape[-2], device=y.device) < y_lengths.unsqueeze(-1)).unsqueeze(-1)  # [*B, M, 1]
-    count = y_lengths.clamp(min=1)[..., None, None]
-    return torch.where(exists, y, 0.0).sum(-2, keepdim=True) / count.to(y.dtype)
+    total = torch.where(_exists(y, y_lengths), y, 0.0).sum(-2, keepdim=True)
+    return total / y_lengths.clamp(min=1)[..., None, None].to(y.dtype)
+
+
+def _exists(points: Tensor, lengths: Tensor) -> Tensor:  # [*B, N, 1]
+    return (torch.arange(points.shape[-2], device=points.device) < lengths.unsqueeze(-1)).unsqueeze(-1)
+
+
+def _require_grad(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _fold(value: Tensor | None) -> Tensor | None:  # [*B, M, C] -> [B, M, C]
     if value is None or value.ndim == 3:
         return value
-    return value.unsqueeze(0) if value.ndim == 2 else value.flatten(0, -3)
+    return value[None] if value.ndim == 2 else value.flatten(0, -3)
 
 
 def _fold_values(value: Tensor | None) -> Tensor | None:  # [*B, M] -> [B, M]
     if value is None or value.ndim == 2:
         return value
-    return value.unsqueeze(0) if value.ndim == 1 else value.flatten(0, -2)
+    return value[None] if value.ndim == 1 else value.flatten(0, -2)
+
+
+def _one_channel(weights: Tensor) -> Tensor:  # [*B, M] -> [B, M, 1]
+    if weights.ndim == 1:
+        return weights.view(1, weights.shape[0], 1)
+    return (weights if weights.ndim == 2 else weights.flatten(0, -2)).unsqueeze(-1)
 
 
 def _flat(lengths: Tensor | None) -> Tensor | None:  # [*B] -> [B]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._validation import is_concrete
+from .ops.modes import is_concrete
 
 
 class Term(NamedTuple):
@@ -127,9 +127,9 @@ class _DenseProfile(torch.autograd.Function):
 
     @staticmethod
     def forward(s: Tensor, number: int, parameter: float, order: int) -> Tensor:
-        from .kernels import reference
+        from .kernels.reference_profiles import profile_derivative
 
-        return reference.profile_derivative(number, order, s, parameter)
+        return profile_derivative(number, order, s, parameter)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -345,9 +345,7 @@ class PowerLaw(_Elementary):
     repulsion: float
 
     def __post_init__(self) -> None:
-        self._set(
-            attraction=_number("attraction", self.attraction), repulsion=_number("repulsion", self.repulsion)
-        )
+        self._set(attraction=_number("attraction", self.attraction), repulsion=_number("repulsion", self.repulsion))
         p, q = self.attraction, self.repulsion
         self._derive((_power(1.0 / p if p else 1.0, p), _power(-1.0 / q if q else -1.0, q)))
 
@@ -385,22 +383,7 @@ class Morse(_Elementary):
 
 
 def _power(coefficient: float, exponent: float) -> Term:
-    """coefficient * r^exponent, by the profile that computes it best; an exponent 0 reads log r."""
+    """A power of r by the profile that computes it best; an exponent 0 reads log r."""
     if exponent == 0:
         return Term("log", coefficient)
     return Term("distance", coefficient) if exponent == 1 else Term("power", coefficient, 1.0, exponent)
-
-
-__all__ = [
-    "IMQ",
-    "Gaussian",
-    "Kernel",
-    "Laplace",
-    "Matern32",
-    "Matern52",
-    "Mixture",
-    "Morse",
-    "PowerLaw",
-    "RationalQuadratic",
-    "Riesz",
-]

@@ -50,7 +50,7 @@ def pair_sum(
     channels = 1 if b is None else b.shape[2]
     out = x.new_empty((x.shape[0], x.shape[1], channels))
     _cpu.pairwise(
-        _kernel(spec), _SUM, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
+        _kernel(tuple(spec)), _SUM, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
         exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
     )  # fmt: skip
     return out
@@ -68,7 +68,7 @@ def pair_gradient(
     """sum_j b_j grad_x k_ij, [B, N, D]."""
     out = torch.empty_like(x)
     _cpu.pairwise(
-        _kernel(spec), _GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
+        _kernel(tuple(spec)), _GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
         exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
     )  # fmt: skip
     return out
@@ -86,7 +86,7 @@ def pair_sum_gradient(
     """Both of the above in one pass over the pairs, [B, N] and [B, N, D]."""
     out, out2 = x.new_empty(x.shape[:2]), torch.empty_like(x)
     _cpu.pairwise(
-        _kernel(spec), _SUM_GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(),
+        _kernel(tuple(spec)), _SUM_GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(),
         out2.data_ptr(), exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
     )  # fmt: skip
     return out, out2
@@ -104,7 +104,7 @@ def pair_logsumexp(
     """log sum_j e^beta_j k_ij, [B, N]."""
     out = x.new_empty(x.shape[:2])
     _cpu.pairwise(
-        _kernel(spec), _LOGSUMEXP, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), 0, out.data_ptr(), 0,
+        _kernel(tuple(spec)), _LOGSUMEXP, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), 0, out.data_ptr(), 0,
         exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
     )  # fmt: skip
     return out
@@ -124,7 +124,7 @@ def pair_average(
     channels = x.shape[2] if v is None else v.shape[2]
     out, out2 = x.new_empty((x.shape[0], x.shape[1], channels)), x.new_empty(x.shape[:2])
     _cpu.pairwise(
-        _kernel(spec), _AVERAGE, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(v), out.data_ptr(),
+        _kernel(tuple(spec)), _AVERAGE, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(v), out.data_ptr(),
         out2.data_ptr(), exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
     )  # fmt: skip
     return out, out2
@@ -146,7 +146,7 @@ def pair_jet(
     """The (x, a) part of grad D_t1 .. D_tk E (csrc/pairwise_jet.h), [B, N, D] and [B, N, C]."""
     out, out2 = torch.empty_like(x), torch.empty_like(a)
     _cpu.pairwise(
-        _kernel(spec), _JET, *_sizes(x, y, a.shape[2]), x.data_ptr(), y.data_ptr(), b.data_ptr(), out.data_ptr(),
+        _kernel(tuple(spec)), _JET, *_sizes(x, y, a.shape[2]), x.data_ptr(), y.data_ptr(), b.data_ptr(), out.data_ptr(),
         out2.data_ptr(), exclude_self, a.data_ptr(), _address(alpha), _address(beta), _address(x_lengths),
         _address(y_lengths), [tuple(_address(piece) for piece in tangent) for tangent in tangents],
     )  # fmt: skip

@@ -15,118 +15,20 @@ Conventions shared by all backends:
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import sympy as sp
 import torch
 from torch import Tensor
 
-from . import profiles
+from .reference_profiles import kernel_derivatives, log_kernel
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Scalars in one [B, rows, M, D] block of differences: cache-sized on CPU, launch-bound on GPU."""
 
 Tangent = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 """A direction (dx, dy, da, db); None is zero."""
-
-
-# ---------------------------------------------------------------------------------------------- profiles
-
-
-def power(s: Tensor, exponent: float) -> Tensor:
-    """s ** exponent, where a negative power of 0 is 0."""
-    if exponent < 0:
-        return torch.where(s == 0, 0.0, s**exponent)
-    return s.sqrt() if exponent == 0.5 else s**exponent
-
-
-def log(s: Tensor) -> Tensor:
-    """log(s), where log 0 is 0."""
-    return torch.where(s == 0, 0.0, s.log())
-
-
-def _compile(expression: sp.Expr) -> Callable[[Tensor, float], Tensor]:
-    """A function of (s, p) that keeps the conventions at s = 0."""
-    named = expression.replace(
-        lambda e: e.is_Pow and e.base.has(profiles.s), lambda e: sp.Function("power")(*e.args)
-    )
-    modules = {"power": power, "log": log, "exp": torch.exp}
-    return sp.lambdify((profiles.s, profiles.p), named, modules=[modules, "math"])
-
-
-class _Profile(NamedTuple):
-    """A profile as functions of (s, p): its derivatives; and, if positive, log phi and the ratios phi^(k) / phi."""
-
-    derivatives: tuple[Callable[[Tensor, float], Tensor], ...]
-    log_phi: Callable[[Tensor, float], Tensor] | None
-    ratios: tuple[Callable[[Tensor, float], Tensor], ...]
-
-
-@functools.cache
-def _profile(number: int) -> _Profile:
-    profile = list(profiles.PROFILES.values())[number]
-    derivatives = tuple(_compile(d) for d in profile.derivatives)
-    if not profile.positive:
-        return _Profile(derivatives, None, ())
-    exponent = profile.exponent_in_s
-    prefactor = profile.phi * sp.exp(exponent)
-    ratios = ((sp.expand(d * sp.exp(exponent)) if exponent else d) / prefactor for d in profile.derivatives)
-    log_phi = sp.expand_log(sp.log(prefactor), force=True) - exponent
-    return _Profile(derivatives, _compile(log_phi), tuple(_compile(r) for r in ratios))
-
-
-def profile_derivative(number: int, order: int, s: Tensor, parameter: float) -> Tensor:
-    """The derivative of a profile of the given order, with respect to s, at each s."""
-    return _profile(number).derivatives[order](s, parameter)
-
-
-class Term(NamedTuple):
-    """One term of a kernel: coefficient * phi(|x - y|^2 / bandwidth^2; parameter)."""
-
-    profile: int
-    coefficient: float
-    bandwidth: float
-    parameter: float
-
-
-def terms(spec: Sequence[float]) -> list[Term]:
-    """The flat ``spec`` as terms."""
-    return [Term(int(spec[k]), *spec[k + 1 : k + 4]) for k in range(0, len(spec), 4)]
-
-
-def _kernel_derivatives(q: Tensor, spec: Sequence[float], order: int, shift: Tensor | None = None) -> list[Tensor]:
-    """k, dk/dq, ..., d^order k / dq^order as functions of q = |x - y|^2, each times exp(shift).
-
-    A shift is only meaningful for positive kernels. It joins the exponent before anything is exponentiated:
-    exp(shift) alone may overflow where k underflows.
-    """
-    rows = [torch.zeros_like(q) for _ in range(order + 1)]
-    for term in terms(spec):
-        s = q / term.bandwidth**2
-        profile = _profile(term.profile)
-        if shift is None:
-            factor, functions = 1.0, profile.derivatives
-        else:
-            factor, functions = (_log_phi(term, s) + shift).exp(), profile.ratios
-        for k in range(order + 1):
-            rows[k] = rows[k] + term.coefficient / term.bandwidth ** (2 * k) * functions[k](s, term.parameter) * factor
-    return rows
-
-
-def _log_phi(term: Term, s: Tensor) -> Tensor:
-    log_phi = _profile(term.profile).log_phi
-    if log_phi is None or term.coefficient <= 0:
-        raise ValueError(f"a logarithm needs a kernel with positive terms only, got {term}")
-    return log_phi(s, term.parameter)
-
-
-def _log_kernel(q: Tensor, spec: Sequence[float]) -> Tensor:
-    """log k, without forming k; a mixture is a log-sum-exp over its terms."""
-    rows = [math.log(term.coefficient) + _log_phi(term, q / term.bandwidth**2) for term in terms(spec)]
-    return torch.stack(rows).logsumexp(0) if len(rows) > 1 else rows[0]
 
 
 # ---------------------------------------------------------------------------------------------- pairs
@@ -220,7 +122,7 @@ def pair_sum(
     b = pairs.column(_ones(y) if b is None else b)
     out = x.new_empty(x.shape[0], x.shape[1], b.shape[2])
     for rows, d, absent in pairs:
-        (k,) = _kernel_derivatives((d * d).sum(-1), spec, 0)
+        (k,) = kernel_derivatives((d * d).sum(-1), spec, 0)
         out[:, rows] = _without(k, absent) @ b
     return out
 
@@ -236,9 +138,7 @@ def pair_gradient(
     y_lengths: Tensor | None = None,
 ) -> Tensor:  # [B, N, D]
     """sum_j b_j grad_x k(x_i, y_j)."""
-    return pair_sum_gradient(
-        x, y, b, spec, exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=y_lengths
-    )[1]
+    return pair_sum_gradient(x, y, b, spec, exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=y_lengths)[1]
 
 
 def pair_sum_gradient(
@@ -256,7 +156,7 @@ def pair_sum_gradient(
     b = pairs.column(y.new_ones(y.shape[:2]) if b is None else b)[:, None, :]  # [B, 1, M]
     value, gradient = x.new_empty(x.shape[:2]), torch.empty_like(x)
     for rows, d, absent in pairs:
-        k, slope = _kernel_derivatives((d * d).sum(-1), spec, 1)
+        k, slope = kernel_derivatives((d * d).sum(-1), spec, 1)
         value[:, rows] = (_without(k, absent) * b).sum(-1)
         gradient[:, rows] = 2 * ((_without(slope, absent) * b)[..., None] * d).sum(2)
     return value, gradient
@@ -272,7 +172,7 @@ def pair_logsumexp(
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
 ) -> Tensor:  # [B, N]
-    """log sum_j exp(beta_j) k(x_i, y_j), in the log domain throughout; -inf where there is nothing to sum."""
+    """The logarithm of sum_j exp(beta_j) k(x_i, y_j), never forming k; -inf where there is nothing to sum."""
     pairs = _Pairs(x, y, exclude_self, x_lengths, y_lengths)
     out = x.new_empty(x.shape[:2])
     for rows, d, absent in pairs:
@@ -303,7 +203,7 @@ def pair_average(
 
 
 def _log_weights(pairs: _Pairs, d: Tensor, absent: Tensor | None, beta: Tensor | None, spec: Sequence[float]) -> Tensor:
-    logits = _log_kernel((d * d).sum(-1), spec)
+    logits = log_kernel((d * d).sum(-1), spec)
     if beta is not None:
         logits = logits + pairs.column(beta)[:, None, :]
     return _without(logits, absent, -math.inf)
@@ -326,9 +226,9 @@ def pair_jet(
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # [B, N, D], [B, N, C]
-    r"""Gradient in (x, a) of the directional derivative D_t1 .. D_tk E along the tangents, k = 0, 1 or 2, where
+    """Gradient in (x, a) of the directional derivative D_t1 .. D_tk E along the tangents, k = 0, 1 or 2.
 
-        E(x, y, a, b) = sum_ij exp(alpha_i + beta_j) (a_i . b_j) k(x_i, y_j).
+        E(x, y, a, b) = sum_ij exp(alpha_i + beta_j) (a_i . b_j) k(x_i, y_j)
 
     Every derivative of every reduction is one of these; alpha and beta are held fixed. With d = x_i - y_j,
     q = |d|^2, A = a_i . b_j and e = exp(alpha_i + beta_j), the gradient of one pair is 2 e A k'(q) d in x_i and
@@ -351,7 +251,7 @@ def pair_jet(
     gx, ga = torch.empty_like(x), x.new_empty(a.shape)
     for rows, d, absent in pairs:
         shift = _shift(alpha, beta, rows)
-        phi = _kernel_derivatives((d * d).sum(-1), spec, order + 1, shift)
+        phi = kernel_derivatives((d * d).sum(-1), spec, order + 1, shift)
         phi = [_without(f, absent) for f in phi]
         gx[:, rows], ga[:, rows] = _JETS[order](d, a[:, rows], b, phi, [_restrict(t, rows) for t in tangents])
     return gx, ga
@@ -400,7 +300,7 @@ def _jet1(d: Tensor, a: Tensor, b: Tensor, phi: list[Tensor], tangents: list[_Di
 
 def _jet2(d: Tensor, a: Tensor, b: Tensor, phi: list[Tensor], tangents: list[_Direction]) -> tuple[Tensor, Tensor]:
     t1, t2 = tangents
-    value, slope, curvature, third = phi
+    _, slope, curvature, third = phi
     q1, q2, q12 = 2 * (d * t1.d).sum(-1), 2 * (d * t2.d).sum(-1), 2 * (t1.d * t2.d).sum(-1)
     value1, value2, value12 = slope * q1, slope * q2, curvature * q1 * q2 + slope * q12
     slope1, slope2, slope12 = curvature * q1, curvature * q2, third * q1 * q2 + curvature * q12

@@ -167,6 +167,14 @@ template <class V> GWF_INLINE V log0(V t) {  // natural logarithm; 0 for coincid
 // t**e for t >= 0, with 0**e = 0 also for e < 0, and 0**0 = 1
 template <class V> GWF_INLINE V pow0(V t, V e) {
     using T = scalar_t<V>;
+    // exact where products are enough (e is the same in all lanes); half-integers take the root
+    const T power_of_root = 2 * e[0];
+    if (power_of_root == T(0)) return splat(T(1));
+    if (power_of_root == T(2)) return t;
+    if (power_of_root == T(4)) return t * t;
+    if (power_of_root == T(1)) return root(t);
+    if (power_of_root == T(3)) return t * root(t);
+    if (power_of_root == T(-1)) return rsqrt0(t);
     const V bound = splat(tiny<T>);
     V n;
     const V l = log2_parts(larger(bound, t), n);
@@ -174,8 +182,7 @@ template <class V> GWF_INLINE V pow0(V t, V e) {
     const V error = e * n - product;
     const V whole = (product + exp2_constants<T>::magic) - exp2_constants<T>::magic;
     const V rest = (product - whole) + (e * l + error);
-    const V power = scale_by_exp2(exp2_any<false>(rest), whole);
-    return e[0] == T(0) ? power : zero_below(power, t, bound);
+    return zero_below(scale_by_exp2(exp2_any<false>(rest), whole), t, bound);
 }
 
 }  // namespace gwf::GWF_ISA

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -26,6 +25,7 @@ class Backend(NamedTuple):
 
     @property
     def module(self) -> str:
+        """Where its functions are."""
         return "gwf_fast.kernels." + ("reference" if self.name == "torch" else self.name)
 
     def refusal(self, device: str, dtype: torch.dtype) -> str | None:
@@ -52,13 +52,24 @@ BACKENDS: dict[str, Backend] = {
 _AUTOMATIC = ("cpp", "cuda", "triton", "torch")
 
 
-@functools.cache
-def resolve(requested: str | None, device: str, dtype: torch.dtype) -> str:
+# Plain dicts: torch.compile warns of functools.cache.
+_RESOLVED: dict[tuple[str | None, torch.device, torch.dtype], str] = {}
+_LOADED: dict[str, ModuleType] = {}
+
+
+def resolve(requested: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend that serves tensors of this kind.
 
     Raises:
         ValueError: If the requested backend does not exist or can't serve; says why.
     """
+    name = _RESOLVED.get((requested, device, dtype))
+    if name is None:
+        name = _RESOLVED[requested, device, dtype] = _choose(requested, device.type, dtype)
+    return name
+
+
+def _choose(requested: str | None, device: str, dtype: torch.dtype) -> str:
     if requested is None:
         return next(name for name in _AUTOMATIC if BACKENDS[name].refusal(device, dtype) is None)
     if requested not in BACKENDS:
@@ -69,14 +80,16 @@ def resolve(requested: str | None, device: str, dtype: torch.dtype) -> str:
     return requested
 
 
-@functools.cache
 def load(name: str) -> ModuleType:
     """The module of a backend, imported on first use.
 
     A backend that is there but does not import (an extension that was not built) is an error, never a reason
     to fall back to a slower one.
     """
-    return importlib.import_module(BACKENDS[name].module)
+    module = _LOADED.get(name)
+    if module is None:
+        module = _LOADED[name] = importlib.import_module(BACKENDS[name].module)
+    return module
 
 
 def backends() -> dict[str, str]:
@@ -114,11 +127,11 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if not tensors:
         raise TypeError(f"explain: no tensor among the arguments of {getattr(fn, '__name__', fn)}")
-    device, dtype = tensors[0].device.type, tensors[0].dtype
+    device, dtype = tensors[0].device, tensors[0].dtype
     chosen = resolve(kwargs.get("backend"), device, dtype)
     asked = "asked for" if kwargs.get("backend") is not None else "first in the order of preference that can serve"
     lines = [f"{fn.__name__} on {device}, {dtype}: {chosen} ({asked})"]
     for name, backend in BACKENDS.items():
         if name != chosen:
-            lines.append(f"  {name}: {backend.refusal(device, dtype) or f'could serve, {backend.summary}'}")
+            lines.append(f"  {name}: {backend.refusal(device.type, dtype) or f'could serve, {backend.summary}'}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-r"""The one operator of derivatives: gradients of directional derivatives of
+"""The one operator of derivatives: gradients of directional derivatives of a bilinear energy.
 
-    E(x, y, a, b) = sum_ij exp(alpha_i + beta_j) (a_i . b_j) k(x_i, y_j).
+    E(x, y, a, b) = sum_ij exp(alpha_i + beta_j) (a_i . b_j) k(x_i, y_j)
 
 ``pair_jet`` of order k returns G_k(t_1 .. t_k) = grad_(x, a) D_t1 .. D_tk E. The family is closed, because the
 derivatives of E are symmetric multilinear forms: the vector-Jacobian product of G_k with cotangent u is
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
+from .modes import is_concrete, is_transformed
 from .registry import Operator
 
 Tangent = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # (dx, dy, da, db); None is zero
@@ -45,6 +46,8 @@ def save(ctx: Any, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> 
     """Keep tensors and options for backward; tensors where autograd and functorch can see them."""
     spec, exclude_self, x_lengths, y_lengths, backend = options
     ctx.save_for_backward(*tensors, x_lengths, y_lengths)
+    if is_transformed():
+        ctx.save_for_forward(*tensors, x_lengths, y_lengths)
     ctx.rest = (spec, exclude_self, backend)
 
 
@@ -91,7 +94,7 @@ def _run(x: Tensor, y: Tensor, a: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor
         alpha,
         beta,
         [tuple(directions[:4]), tuple(directions[4:])][:order],
-        spec,
+        tuple(spec),
         exclude_self=exclude_self,
         x_lengths=x_lengths,
         y_lengths=y_lengths,
@@ -120,15 +123,25 @@ def _backward(ctx: Any, ux: Tensor | None, ua: Tensor | None) -> tuple[Any, ...]
             out[0], out[2] = jet(x, y, a, b, alpha, beta, along, options)
         if needs[1] or needs[3]:
             out[1], out[3] = jet(y, x, b, a, beta, alpha, [swap(t) for t in along], options.swapped())
-        return [value if needed else None for value, needed in zip(out, needs)]
+        return [value if needed else None for value, needed in zip(out, needs, strict=True)]
 
     needs = ctx.needs_input_grad
-    grads = rows_and_columns(needs[:4], [*tangents, u]) + [None, None]
+    grads = [*rows_and_columns(needs[:4], [*tangents, u]), None, None]
     for position in range(MAX_ORDER):
         others = [t for other, t in enumerate(tangents) if other != position]
         wanted = needs[6 + 4 * position : 10 + 4 * position]
         grads += rows_and_columns(wanted, [*others, u]) if position < ctx.order else [None] * 4
     return *grads, None, None, None, None, None, None
+
+
+def _jvp(ctx: Any, *directions: Any) -> tuple[Tensor, Tensor]:
+    (x, y, a, b, alpha, beta, *saved), options = load(ctx)
+    tangents: list[Tangent] = [tuple(saved[:4]), tuple(saved[4:])][: ctx.order]  # type: ignore[list-item]
+    moved = [tuple(directions[6:10]), tuple(directions[10:14])]
+    families = [[*tangents, directions[:4]]]
+    families += [[*tangents[:k], moved[k], *tangents[k + 1 :]] for k in range(ctx.order)]
+    parts = [jet(x, y, a, b, alpha, beta, family, options) for family in families]
+    return sum(gx for gx, _ in parts), sum(ga for _, ga in parts)  # type: ignore[return-value]
 
 
 pair_jet = Operator(
@@ -139,12 +152,13 @@ pair_jet = Operator(
     fake=_fake,
     setup_context=_setup,
     backward=_backward,
+    jvp=_jvp,
 )
 
 
 def safe_exp_difference(value: Tensor) -> Tensor:
     """exp(value - value.detach()): 1, with the derivative of ``value`` to every order; also where value is -inf."""
-    if not (torch.is_grad_enabled() and value.requires_grad):
+    if is_concrete(value) and not (torch.is_grad_enabled() and value.requires_grad):
         return torch.ones_like(value)
     finite = torch.where(value.detach() == -torch.inf, 0.0, value)
     return (finite - finite.detach()).exp()

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .jet import OPTIONS, Options, contiguous, jet, load, safe_exp_difference, save
+from .jet import OPTIONS, Options, jet, load, safe_exp_difference, save
 from .registry import Operator
 
 
-def _caller(name: str, n_tensors: int) -> Any:
+def _caller(name: str) -> Any:
     """The implementation of an operator: call the backend's function of the same name."""
 
     def run(*args: Any) -> Any:
-        spec, exclude_self, x_lengths, y_lengths, backend = args[n_tensors:]
+        *tensors, spec, exclude_self, x_lengths, y_lengths, backend = args
+        tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
         function = getattr(dispatch.load(backend), name)
-        tensors = contiguous(*args[:n_tensors])
+        spec = tuple(spec)  # torch.library hands a list
         if not exclude_self and x_lengths is None and y_lengths is None:
             return function(*tensors, spec)
         return function(*tensors, spec, exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=y_lengths)
@@ -78,12 +79,20 @@ def _channels(x: Tensor, y: Tensor, b: Tensor, u: Tensor, rows: Options, needs: 
     return [gx, gy, gb]
 
 
+def _sum_jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, db: Tensor | None, *_: Any) -> Tensor:
+    (x, y, b), options = load(ctx)
+    b = _ones(y) if b is None else b
+    unused = x.new_zeros((*x.shape[:2], b.shape[2]))
+    return jet(x, y, unused, b, None, None, [(dx, dy, None, db)], options)[1]
+
+
 pair_sum = Operator(
     f"pair_sum(Tensor x, Tensor y, Tensor? b, {OPTIONS}) -> Tensor",
-    run=_caller("pair_sum", 3),
+    run=_caller("pair_sum"),
     fake=_sum_fake,
     setup_context=_sum_setup,
     backward=_sum_backward,
+    jvp=_sum_jvp,
 )
 
 
@@ -109,6 +118,20 @@ def _gradient_backward(ctx: Any, ug: Tensor) -> tuple[Any, ...]:
     return _gradient_vjp(ctx, None, ug)
 
 
+def _sum_gradient_jvp(
+    ctx: Any, dx: Tensor | None, dy: Tensor | None, db: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    (x, y, b), options = load(ctx)
+    b = _ones(y) if b is None else b[..., None]
+    db = None if db is None else db[..., None]
+    gradient, value = jet(x, y, _ones(x), b, None, None, [(dx, dy, None, db)], options)
+    return value[..., 0], gradient
+
+
+def _gradient_jvp(ctx: Any, *directions: Any) -> Tensor:
+    return _sum_gradient_jvp(ctx, *directions)[1]
+
+
 def _gradient_fake(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -124,18 +147,20 @@ def _sum_gradient_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 pair_gradient = Operator(
     f"pair_gradient(Tensor x, Tensor y, Tensor? b, {OPTIONS}) -> Tensor",
-    run=_caller("pair_gradient", 3),
+    run=_caller("pair_gradient"),
     fake=_gradient_fake,
     setup_context=_sum_setup,
     backward=_gradient_backward,
+    jvp=_gradient_jvp,
 )
 
 pair_sum_gradient = Operator(
     f"pair_sum_gradient(Tensor x, Tensor y, Tensor? b, {OPTIONS}) -> (Tensor, Tensor)",
-    run=_caller("pair_sum_gradient", 3),
+    run=_caller("pair_sum_gradient"),
     fake=_sum_gradient_fake,
     setup_context=_sum_gradient_setup,
     backward=_gradient_vjp,
+    jvp=_sum_gradient_jvp,
 )
 
 
@@ -175,12 +200,22 @@ def _logsumexp_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
     return gx, gy, gb, None, None, None, None, None
 
 
+def _logsumexp_jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dbeta: Tensor | None, *_: Any) -> Tensor:
+    (x, y, beta, total), options = load(ctx)
+    alpha, fixed_beta = _scales(total, beta)
+    b = _ones(y) if beta is None else safe_exp_difference(beta)[..., None]
+    db = None if dbeta is None else b * dbeta[..., None]
+    slope = jet(x, y, torch.zeros_like(x[..., :1]), b, alpha, fixed_beta, [(dx, dy, None, db)], options)[1]
+    return slope[..., 0] / safe_exp_difference(total)
+
+
 pair_logsumexp = Operator(
     f"pair_logsumexp(Tensor x, Tensor y, Tensor? beta, {OPTIONS}) -> Tensor",
-    run=_caller("pair_logsumexp", 3),
+    run=_caller("pair_logsumexp"),
     fake=_logsumexp_fake,
     setup_context=_logsumexp_setup,
     backward=_logsumexp_backward,
+    jvp=_logsumexp_jvp,
 )
 
 
@@ -195,19 +230,21 @@ def _average_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _average_backward(ctx: Any, um: Tensor | None, ul: Tensor | None) -> tuple[Any, ...]:
-    """Cotangents um of the mean m and ul of L: sum_j p_ij (um_i . (v_j - m_i) + ul_i), plus p um for v itself."""
+    """Cotangents um of the mean m and ul of L: sum_j p_ij (um_i . (v_j - m_i) + ul_i), plus p um for v itself.
+
+    The difference v - m cancels unless the values are near 0: callers centre them.
+    """
     (x, y, v, beta, mean, total), options = load(ctx)
     needs_x, needs_y, needs_v, needs_beta = ctx.needs_input_grad[:4]
     own_values = v is None
     v = y if v is None else v
     um = torch.zeros_like(mean) if um is None else um
-    centre = mean.detach().mean(1, keepdim=True)  # far from the origin, u.v - u.m would cancel
-    slope = -(um * (mean - centre)).sum(-1, keepdim=True)
+    slope = -(um * mean).sum(-1, keepdim=True)
     slope = slope if ul is None else slope + ul[..., None]
     alpha, fixed_beta = _scales(total, beta)
     a = torch.cat([um, slope], -1) / safe_exp_difference(total)[..., None]
     scale = None if beta is None else safe_exp_difference(beta)[..., None]
-    values = torch.cat([v - centre, _ones(y)], -1)
+    values = torch.cat([v, _ones(y)], -1)
     b = values if scale is None else values * scale
     gx = gy = gv = gbeta = None
     if needs_x:
@@ -220,10 +257,30 @@ def _average_backward(ctx: Any, um: Tensor | None, ul: Tensor | None) -> tuple[A
     return gx, gy, gv if needs_v else None, gbeta, None, None, None, None, None
 
 
+def _average_jvp(
+    ctx: Any, dx: Tensor | None, dy: Tensor | None, dv: Tensor | None, dbeta: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    """sum_j p_ij (v_j - m_i) dlog(w k)_ij + p_ij dv_j, and the same for L with v - m = 1."""
+    (x, y, v, beta, mean, total), options = load(ctx)
+    v, dv = (y, dy) if v is None else (v, dv)
+    alpha, fixed_beta = _scales(total, beta)
+    b = torch.cat([v, _ones(y)], -1)
+    b = b if beta is None else b * safe_exp_difference(beta)[..., None]
+    db = torch.zeros_like(b) if dbeta is None else b * dbeta[..., None]
+    if dv is not None:
+        scaled = dv if beta is None else dv * safe_exp_difference(beta)[..., None]
+        db = db + torch.cat([scaled, torch.zeros_like(dv[..., :1])], -1)
+    unused = x.new_zeros((*x.shape[:2], b.shape[2]))
+    slopes = jet(x, y, unused, b, alpha, fixed_beta, [(dx, dy, None, db)], options)[1]
+    slopes = slopes / safe_exp_difference(total)[..., None]
+    return slopes[..., :-1] - mean * slopes[..., -1:], slopes[..., -1]
+
+
 pair_average = Operator(
     f"pair_average(Tensor x, Tensor y, Tensor? v, Tensor? beta, {OPTIONS}) -> (Tensor, Tensor)",
-    run=_caller("pair_average", 4),
+    run=_caller("pair_average"),
     fake=_average_fake,
     setup_context=_average_setup,
     backward=_average_backward,
+    jvp=_average_jvp,
 )

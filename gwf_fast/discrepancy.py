@@ -1,0 +1,260 @@
+"""Discrepancies between two sets of samples, and kernel density estimates, on top of the pairwise reductions.
+
+Everything is formed from differences of points, so clouds far from the origin lose nothing in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops
+from ._validation import check_companion, check_pair, check_points
+from .ops.modes import is_concrete
+from .pairwise import kernel_average, kernel_logsumexp, scaled_passes
+from .radial import Gaussian, Kernel, Riesz
+
+
+def mmd2(
+    x: Tensor,
+    y: Tensor,
+    *,
+    kernel: Kernel,
+    unbiased: bool = False,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Squared maximum mean discrepancy: a' Kxx a + b' Kyy b - 2 a' Kxy b; value and gradient in one fused pass.
+
+    Args:
+        x: Samples [*B, N, D].
+        y: Samples [*B, M, D].
+        kernel: The kernel k.
+        unbiased: Drop the diagonals of Kxx and Kyy, and rescale (1 / (n (n - 1)) for equal weights).
+        x_weights: a [*B, N], used as they are; None means 1 / N.
+        y_weights: b [*B, M], used as they are; None means 1 / M.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B], differentiable twice in points, weights and bandwidth.
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other, or a set is too small for a mean.
+    """
+    check_pair(x, y)
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be a kernel such as gwf_fast.Gaussian(1.0), got {type(kernel).__name__}")
+    for name, points in (("x", x), ("y", y)):
+        if points.shape[-2] < 1 + unbiased:
+            least = "at least two points for unbiased=True" if unbiased else "at least one point"
+            raise ValueError(f"{name} must have {least}, got shape {list(points.shape)}")
+    if x_weights is not None:
+        check_companion("x_weights", x_weights, x, channels=False, y_name="x")
+    if y_weights is not None:
+        check_companion("y_weights", y_weights, y, channels=False)
+    backend = ops.resolve(backend, x.device, x.dtype)
+    a = _weights(x_weights, x)
+    b = _weights(y_weights, y)
+    out = None
+    for u, v, _, spec in scaled_passes(x, y, kernel, None):  # the discrepancy is linear in the kernel
+        u, v = u.reshape(-1, *u.shape[-2:]), v.reshape(-1, *v.shape[-2:])
+        part = _mmd2(u, v, a, b, spec, unbiased, backend)
+        out = part if out is None else out + part
+    return out.view(x.shape[:-2])
+
+
+def energy_distance(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
+    """2 E|x - y| - E|x - x'| - E|y - y'| (Szekely & Rizzo 2013): the squared MMD of the kernel -r.
+
+    Args:
+        x: Samples [*B, N, D].
+        y: Samples [*B, M, D].
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B], never negative but for rounding.
+    """
+    return mmd2(x, y, kernel=Riesz(1.0), backend=backend)
+
+
+def parzen_log_density(
+    x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: str | None = None
+) -> Tensor:
+    """Logarithm of the Gaussian kernel density estimate mean_j N(x_i; y_j, h^2 I).
+
+    Args:
+        x: Where to evaluate, [*B, N, D].
+        y: Samples [*B, M, D].
+        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        exclude_self: Leave one out: drop j = i, where x and y are the same set.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B, N], normalised: exp of it integrates to 1.
+    """
+    total = kernel_logsumexp(x, y, kernel=Gaussian(bandwidth), exclude_self=exclude_self, backend=backend)
+    count = y.shape[-2] - bool(exclude_self)
+    if count <= 0 and x.shape[-2] > 0:
+        raise ValueError(f"y must have a sample other than x_i itself to estimate a density, got {list(y.shape)}")
+    log_h = bandwidth.log() if isinstance(bandwidth, Tensor) else math.log(bandwidth)
+    return total - (math.log(max(count, 1)) + 0.5 * x.shape[-1] * math.log(2 * math.pi) + x.shape[-1] * log_h)
+
+
+def parzen_score(
+    x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: str | None = None
+) -> Tensor:
+    """Gradient of ``parzen_log_density`` in x: (mean shift - x) / h^2 (Fukunaga & Hostetler 1975).
+
+    Args:
+        x: Where to evaluate, [*B, N, D].
+        y: Samples [*B, M, D].
+        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        exclude_self: Leave one out: drop j = i, where x and y are the same set.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B, N, D].
+    """
+    check_pair(x, y)
+    kernel = Gaussian(bandwidth)
+    # The mean shift minus x cancels far from the origin; differences do not mind where it is.
+    centre = y.detach().mean(-2, keepdim=True) if y.shape[-2] else 0.0
+    u = x - centre
+    v = u if x is y else y - centre
+    shifted = kernel_average(u, v, kernel=kernel, exclude_self=exclude_self, backend=backend)
+    return (shifted - u) / bandwidth**2
+
+
+MEDIAN_SAMPLE = 2048
+"""Points that ``median_bandwidth`` looks at; of larger sets, evenly spaced ones."""
+
+
+@torch.no_grad()
+def median_bandwidth(x: Tensor) -> Tensor:
+    """The median rule of SVGD (Liu & Wang 2016): h^2 = median(|x_i - x_j|^2) / (2 log(N + 1)), over pairs i < j.
+
+    Exact up to 2048 points; of a larger set, the median is that of 2048 points evenly spaced in its order, so
+    that the result is deterministic and needs no N x N storage.
+
+    Args:
+        x: Points [*B, N, D], N >= 2.
+
+    Returns:
+        h, of shape [*B]; a constant to autograd.
+    """
+    check_points("x", x)
+    n = x.shape[-2]
+    if n < 2:
+        raise ValueError(f"x must have at least two points for a median of distances, got shape {list(x.shape)}")
+    if n > MEDIAN_SAMPLE:
+        index = torch.arange(MEDIAN_SAMPLE, device=x.device) * (n - 1) // (MEDIAN_SAMPLE - 1)
+        x = x.index_select(-2, index)
+    sets = x.reshape(-1, *x.shape[-2:])
+    medians = [torch.nn.functional.pdist(points).square().median() for points in sets]
+    h = (torch.stack(medians) / (2 * math.log(n + 1))).sqrt() if medians else x.new_empty(0)
+    return h.view(x.shape[:-2])
+
+
+# ---------------------------------------------------------------------------------------------- mmd2
+
+
+class _Parts(NamedTuple):
+    """The value of mmd2 and its gradients, where they were asked for."""
+
+    value: Tensor  # [B]
+    gradients: tuple[Tensor | None, ...]  # in x [B, N, D], y [B, M, D], a [B, N], b [B, M]
+
+
+def _weights(weights: Tensor | None, points: Tensor) -> Tensor:  # -> [B, N]
+    if weights is not None:
+        return weights.reshape(-1, points.shape[-2])
+    n = points.shape[-2]
+    return points.new_full((math.prod(points.shape[:-2]), n), 1.0 / n)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:  # [B, N], [B, N] -> [B], in double: three such sums cancel
+    return (a.double() * b.double()).sum(-1)
+
+
+def _self_scale(a: Tensor, unbiased: bool) -> tuple[Tensor | float, Tensor | float]:
+    """The factor c of a' K a, and its gradient in a.
+
+    Without the diagonal, weights that sum to s leave s^2 - |a|^2 of the mass s^2: c = s^2 / (s^2 - |a|^2).
+    """
+    if not unbiased:
+        return 1.0, 0.0
+    s, q = a.double().sum(-1, keepdim=True), a.double().square().sum(-1, keepdim=True)  # [B, 1]
+    left = s * s - q
+    return (s * s / left)[..., 0], (2 * s * (s * a - q) / left**2).to(a.dtype)
+
+
+def _parts(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool, backend: str, needs: tuple[bool, ...]
+) -> _Parts:
+    """Sums of rows against both sets, with their gradients in the same pass over the pairs where wanted.
+
+    Written with operators, so that the gradients are differentiable in their turn.
+    """
+    within, across = (spec, unbiased, None, None, backend), (spec, False, None, None, backend)
+    need_x, need_y, need_a, need_b = needs
+    xx, grad_xx = _rows(x, x, a, within, need_x)
+    yy, grad_yy = _rows(y, y, b, within, need_y)
+    xy, grad_xy = _rows(x, y, b, across, need_x)
+    scale_x, dscale_x = _self_scale(a, unbiased)
+    scale_y, dscale_y = _self_scale(b, unbiased)
+    axx, byy = _dot(a, xx), _dot(b, yy)
+    value = (scale_x * axx + scale_y * byy - 2 * _dot(a, xy)).to(x.dtype)
+    gx = gy = ga = gb = None
+    if need_x:
+        gx = 2 * a[..., None] * (_cast(scale_x, x) * grad_xx - grad_xy)
+    if need_a:
+        ga = 2 * (_cast(scale_x, x)[..., 0] * xx - xy) + dscale_x * axx[:, None].to(x.dtype)
+    if need_y or need_b:
+        yx, grad_yx = _rows(y, x, a, across, need_y)
+        if need_y:
+            gy = 2 * b[..., None] * (_cast(scale_y, x) * grad_yy - grad_yx)
+        if need_b:
+            gb = 2 * (_cast(scale_y, x)[..., 0] * yy - yx) + dscale_y * byy[:, None].to(x.dtype)
+    return _Parts(value, (gx, gy, ga, gb))
+
+
+def _cast(scale: Tensor | float, x: Tensor) -> Tensor:  # [B] -> [B, 1, 1]
+    return scale.to(x.dtype)[:, None, None] if isinstance(scale, Tensor) else x.new_ones(1, 1, 1)
+
+
+def _rows(x: Tensor, y: Tensor, b: Tensor, options: Any, gradient: bool) -> tuple[Tensor, Tensor | None]:
+    if gradient:
+        return ops.pair_sum_gradient(x, y, b, *options)
+    return ops.pair_sum(x, y, b[..., None], *options)[..., 0], None
+
+
+def _mmd2(x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool, backend: str) -> Tensor:
+    tensors = (x, y, a, b)
+    if not is_concrete(*tensors):  # traced or transformed: the operators' own derivatives
+        return _parts(*tensors, spec, unbiased, backend, (False,) * 4).value
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _MMD2.apply(*tensors, spec, unbiased, backend)
+    return _parts(*tensors, spec, unbiased, backend, (False,) * 4).value
+
+
+class _MMD2(torch.autograd.Function):
+    """The forward pass computes what the backward pass needs; a differentiated backward pass computes it again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
+        parts = _parts(x, y, a, b, *rest, ctx.needs_input_grad[:4])
+        ctx.save_for_backward(x, y, a, b, *parts.gradients)
+        ctx.rest = rest
+        return parts.value
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x, y, a, b, *gradients = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = _parts(x, y, a, b, *ctx.rest, ctx.needs_input_grad[:4]).gradients
+        shapes = (g[:, None, None], g[:, None, None], g[:, None], g[:, None])
+        return *(None if d is None else c * d for c, d in zip(shapes, gradients, strict=True)), None, None, None

@@ -1,0 +1,47 @@
+"""What PyTorch is doing around a call: plain eager execution, or compiling, transforming, faking."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch.autograd import forward_ad
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""The types that have no __torch_function__ or __torch_dispatch__ of their own."""
+
+
+def is_eager() -> bool:
+    """Whether nothing but ordinary eager execution is going on.
+
+    Not so while compiling or tracing, under functorch transforms, forward-mode AD, fake tensors or other modes.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or _are_functorch_transforms_active()
+        or _len_torch_function_stack()
+        or _len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_concrete(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary tensors in eager execution, so that their memory may be read directly."""
+    return is_eager() and all(tensor is None or type(tensor) in PLAIN for tensor in tensors)
+
+
+def is_transformed() -> bool:
+    """Whether a torch.func transform or forward-mode AD is at work, other than inside torch.compile."""
+    if torch.compiler.is_compiling():
+        return False
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def check_forward_mode() -> None:
+    """Forward mode over forward mode: PyTorch silently returns 0 for an autograd.Function there."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+        raise NotImplementedError(
+            "forward-mode derivatives of forward-mode derivatives are not available: use torch.func.hessian"
+            " (jacfwd of jacrev), or jacrev of either"
+        )
