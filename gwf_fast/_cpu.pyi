@@ -1,6 +1,15 @@
 """The compiled module (csrc/module.cpp): addresses and sizes of arrays that the caller keeps alive."""
 
+import enum
 from collections.abc import Sequence
+
+class Reduction(enum.IntEnum):
+    sum = 0
+    gradient = 1
+    sum_gradient = 2
+    logsumexp = 3
+    average = 4
+    jet = 5
 
 class Kernel:
     def __init__(self, spec: Sequence[float]) -> None: ...
@@ -25,7 +34,7 @@ def pairwise(
     column_shift: int = 0,
     row_lengths: int = 0,
     column_lengths: int = 0,
-    tangents: Sequence[tuple[int, int, int, int]] = ...,
+    tangents: Sequence[Sequence[int]] = ...,
 ) -> None: ...
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
