@@ -56,7 +56,7 @@ def run(
             typer.echo(f"\nstopped; the last finished step is kept. Go on with: {interrupted}", err=True)
             raise typer.Exit(130) from None
         for name, value in metrics.items():
-            typer.echo(f"{name.replace('_', ' ')}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+            typer.echo(f"{name.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
         typer.echo(f"left in {out}: samples.npy, maps.safetensors, history.csv, figure.png, run.json")
 
 
@@ -76,20 +76,19 @@ def info() -> None:
         typer.echo(f"{'threads':14s} {torch.get_num_threads()} of {os.cpu_count()} cores")
         typer.echo(f"{'GPU':14s} {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
         typer.echo("backends of the pairwise reductions:")
-        backends = gwf_fast.backends()
-        for name in backends:
-            detail = backends[name] if isinstance(backends, dict) else ""
-            typer.echo(f"  {name:12s} {detail}".rstrip())
+        for name, state in gwf_fast.backends().items():
+            typer.echo(f"  {name:12s} {state}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Run the benchmarks of a source checkout; further arguments are passed on to them."""
     with _one_line_errors():
-        script = Path(__file__).resolve().parent.parent / "bench" / "__main__.py"
-        if not script.is_file():
+        root = Path(__file__).resolve().parent.parent
+        if not (root / "bench" / "__main__.py").is_file():
             raise ValueError("bench: the benchmarks are in the source repository, not in the installed package")
-        raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)
+        command = [sys.executable, "-m", "bench", *context.args]
+        raise typer.Exit(subprocess.run(command, cwd=root, check=False).returncode)
 
 
 @contextlib.contextmanager

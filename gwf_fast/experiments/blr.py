@@ -101,8 +101,9 @@ def _draw(result: FlowResult, p: Tensor, positive: Tensor, accuracy: list[float]
     observed = torch.bincount(which, weights=positive.float(), minlength=6)[filled] / counts[filled]
     right.plot([0, 1], [0, 1], color="grey", linewidth=1)
     error = (observed * (1 - observed) / counts[filled]).sqrt()
+    predicted, observed, error = (base.as_array(x) for x in (predicted, observed, error))
     right.errorbar(predicted, observed, error, fmt="o", color="#3b7a57", markersize=5, capsize=3)
-    for x, y, n in zip(predicted, observed, counts[filled], strict=True):
+    for x, y, n in zip(predicted, observed, counts[filled].tolist(), strict=True):
         right.annotate(f"{n}", (x, y), textcoords="offset points", xytext=(6, -11), fontsize=8)
     right.set(xlabel="predicted P(y = 1)", ylabel="observed frequency", title="Calibration on the test set")
     base.save_figure(figure, path)

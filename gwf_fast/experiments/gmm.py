@@ -95,11 +95,12 @@ def _draw(target: GaussianMixture, result: FlowResult, z: Tensor, path: Path) ->
         cloud = base.as_array((trajectory[k] - centre) @ plane)
         if dim == 1:
             axis.hist(cloud[:, 0], bins=60, range=(-9, 9), density=True, color="#35618f")
-            axis.plot(grid, marginal.log_density(grid[:, None]).exp(), color="#d1495b")
+            axis.plot(base.as_array(grid), base.as_array(marginal.log_density(grid[:, None]).exp()), color="#d1495b")
             continue
         points = torch.cartesian_prod(grid, grid)
         density = marginal.log_density(points).exp().reshape(161, 161).T
-        axis.contourf(grid, grid, density, levels=12, cmap="Blues")
+        ticks = base.as_array(grid)
+        axis.contourf(ticks, ticks, base.as_array(density), levels=12, cmap="Blues")
         axis.scatter(*cloud.T, s=3, color="#d1495b", alpha=0.55, linewidths=0)
         axis.set(xlim=(-9, 9), ylim=(-9, 9), aspect="equal")
         axis.tick_params(labelsize=7)

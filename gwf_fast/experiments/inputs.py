@@ -84,7 +84,7 @@ def _read_csv(path: Path) -> tuple[np.ndarray, None]:
                 rows.append(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"input: can't read {path} ({error})") from None
-    return np.array(rows, dtype=np.float64).reshape(len(rows), -1), None
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]) if rows else 0), None
 
 
 def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
