@@ -145,7 +145,8 @@ class KL(Functional):
 
     No density of P is needed (Fan et al., corollary 3.3): with mu the Gaussian of the mean and covariance of P_k,
     KL = 1 + sup_h E_P [log h + log mu - log Q] - E_mu h, attained at h = dP/dmu. Stabilised as in their appendix E.2,
-    h = exp(h_bar) - 1 with h_bar = softplus(v), which is h = e^v: the critic's raw output is log dP/dmu.
+    h = exp(h_bar) - 1 with h_bar = softplus(v), which is h = e^v: the critic's raw output is log dP/dmu. Above
+    v = 15 the exponential goes on as its tangent, so that a critic that overshoots gives large numbers, not infinity.
     The critic sees x whitened by mu, so that it need not learn the scale of P_k.
 
     Args:
@@ -174,14 +175,14 @@ class KL(Functional):
 
     def critic_objective(self, critic: nn.Module, x: Tensor, z: Tensor, reference: Gaussian) -> Tensor:
         v = _raw(critic, reference.whiten(torch.cat((x, z))))  # one pass of the critic over both batches
-        return v[: len(x)].mean() - v[len(x) :].exp().mean()
+        return v[: len(x)].mean() - _tame_exp(v[len(x) :]).mean()
 
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Tensor, reference: Gaussian) -> Tensor:
         v = _raw(critic, reference.whiten(x))
         return (v + reference.log_density(x) - self._log_q(x)).mean()
 
     def value(self, critic: nn.Module | None, x: Tensor, z: Tensor, reference: Gaussian) -> Tensor:
-        return 1 + self.map_objective(critic, x, z, reference) - _raw(critic, reference.whiten(z)).exp().mean()
+        return 1 + self.map_objective(critic, x, z, reference) - _tame_exp(_raw(critic, reference.whiten(z))).mean()
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,6 +258,15 @@ class SquaredMMD(Functional):
         return 0.5 * mmd2(x, z, kernel=self.kernel, unbiased=True)
 
     value = map_objective
+
+
+_TAME = 15.0
+
+
+def _tame_exp(v: Tensor) -> Tensor:
+    """e^v up to v = 15, its tangent there from then on."""
+    bounded = v.clamp(max=_TAME).exp()
+    return bounded + math.exp(_TAME) * (v - _TAME).clamp(min=0)
 
 
 def _raw(critic: nn.Module | None, x: Tensor) -> Tensor:

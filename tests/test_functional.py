@@ -124,6 +124,18 @@ def test_kl_with_its_optimal_critic():
     assert functional.value(_log_ratio(p, mu), x, z, mu).item() == pytest.approx(exact, abs=0.01)
 
 
+def test_kl_stays_finite_where_its_critic_overshoots():
+    """e^v is infinite in float32 from v = 89; the objective goes on as a tangent, and still pulls v down."""
+    x, z = torch.zeros(4, 2), torch.zeros(4, 2)
+    functional = KL(Gaussian(torch.zeros(2), torch.eye(2)))
+    mu = Gaussian(torch.zeros(2), torch.eye(2))
+    for v in (14.9, 15.1, 500.0):
+        level = torch.tensor(v, requires_grad=True)
+        objective = functional.critic_objective(lambda w: level.expand(len(w), 1), x, z, mu)
+        (gradient,) = torch.autograd.grad(objective, level)
+        assert objective.isfinite() and gradient.item() == pytest.approx(1 - math.exp(min(v, 15.0)), rel=1e-5)
+
+
 def test_kl_map_gradient_is_that_of_the_first_variation():
     """With the optimal critic the gradient in x is grad log p - grad log q."""
     torch.manual_seed(0)

@@ -14,7 +14,8 @@ from gwf_fast.nn import MLP
 from gwf_fast.potentials import BayesianLogisticRegression
 from gwf_fast.training import Training
 
-_DEFAULTS = base.Settings(seed=0, particles=4096, steps=12, step_size=0.02, iterations=250, batch_size=512, input="")
+# The posterior is about 1/sqrt(S) wide, so a step of the flow is counted in units of 1/S.
+_DEFAULTS = base.Settings(seed=0, particles=4096, steps=12, step_size=4.0, iterations=250, batch_size=512, input="")
 
 
 def load(path: str | None) -> tuple[Tensor, Tensor]:
@@ -44,7 +45,7 @@ def build(settings: base.Settings) -> base.Problem:
     flow = JKOFlow(
         KL(posterior),
         dim,
-        settings.step_size,
+        settings.step_size / n_train,
         map=MLP([dim, *[width] * 4, dim], residual=True),
         critic=MLP([dim, *[width] * 3, 1]),
         training=Training(

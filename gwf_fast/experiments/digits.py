@@ -20,11 +20,11 @@ from gwf_fast.jko import FlowResult, JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.training import Training
 
-_WIDTH = 128
-_SMOOTHING = 0.3  # standard deviation in whitened coordinates, where the data have 1
+_WIDTH = 384
+_SMOOTHING = 0.2  # standard deviation in whitened coordinates, where the data have 1
 _MMD_SCALE = 3000.0  # the squared energy distance between data and P_0 is 0.002
 _DEFAULTS = base.Settings(
-    particles=4096, dim=20, steps=10, step_size=20.0, iterations=1000, batch_size=128, functional="js", seed=0
+    particles=4096, dim=20, steps=10, step_size=10.0, iterations=600, batch_size=256, functional="js", seed=0
 )
 
 
@@ -79,15 +79,14 @@ def build(settings: base.Settings) -> base.Problem:
         base.sample_functional(settings.functional, target, _MMD_SCALE),
         dim,
         settings.step_size,
-        map=MLP([dim, _WIDTH, _WIDTH, _WIDTH, dim], "leaky_relu", residual=True),
-        critic=MLP([dim, _WIDTH, _WIDTH, _WIDTH, 1], "leaky_relu"),
+        map=MLP([dim, _WIDTH, _WIDTH, dim], "leaky_relu", residual=True),
+        critic=MLP([dim, _WIDTH, _WIDTH, 1], "leaky_relu"),
         training=Training(
             batch_size=settings.batch_size,
             iterations=settings.iterations,
             critic_steps=1,
             map_steps=1,
             lr=1e-3,
-            critic_lr=5e-4,
             lr_schedule="cosine",
             betas=(0.5, 0.999),
             warm_start=False,
