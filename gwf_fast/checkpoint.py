@@ -1,8 +1,8 @@
-"""Checkpoints of a flow: a folder of safetensors files and one ``checkpoint.json`` that says which of them belong together.
+"""Checkpoints of a flow: a folder of safetensors files and a ``checkpoint.json`` that says which belong together.
 
-Each file is written under a temporary name in the same folder, flushed to the disk and renamed; ``checkpoint.json`` comes
-last, the files it no longer names are removed after it. So whenever the process is killed the folder holds a complete
-checkpoint, of this step or of the one before. Nothing is pickled: reading a checkpoint can't run code.
+Each file is written under a temporary name in the same folder, flushed to the disk and renamed; ``checkpoint.json``
+comes last, the files it no longer names are removed after it. So whenever the process is killed the folder holds a
+complete checkpoint, of this step or of the one before. Nothing is pickled: reading a checkpoint can't run code.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from gwf_fast.functional import Functional
-from gwf_fast.jko import FlowState, JKOFlow, Source, StepRecord
-from gwf_fast.portable import NotPortable, pack, unpack
+from gwf_fast.jko import JKOFlow
+from gwf_fast.portable import NotPortableError, pack, unpack
+from gwf_fast.state import FlowState, Source, StepRecord
 
 MANIFEST = "checkpoint.json"
 FORMAT = 1
@@ -79,7 +80,7 @@ def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, sour
     for part in _PARTS:
         try:
             config[part] = pack(getattr(flow, part), fixed, part)
-        except NotPortable as reason:
+        except NotPortableError as reason:
             config[part] = {"missing": str(reason)}
     if isinstance(source, Tensor):
         config["x0"] = pack(source, fixed, "x0")
@@ -135,7 +136,10 @@ def load(
 
     Args:
         folder: Where :func:`save` wrote.
-        functional, map, critic, x0: What the checkpoint could not hold; see :meth:`JKOFlow.resume`.
+        functional: What the checkpoint could not hold; see :meth:`JKOFlow.resume`.
+        map: The same.
+        critic: The same.
+        x0: The same.
         flow_class: The class to make.
 
     Raises:
@@ -185,9 +189,7 @@ def _state(folder: Path, manifest: dict[str, Any], flow: JKOFlow) -> FlowState:
         groups = [{**g, "params": p} for g, p in zip(stored["param_groups"], stored["params"], strict=True)]
         optimizers[name] = {"state": slots, "param_groups": groups}
     history = tuple(StepRecord(**record) for record in manifest["history"])
-    return FlowState(
-        manifest["step"], flow.seed, particles, tuple(maps), critic=critic, history=history, **optimizers
-    )
+    return FlowState(manifest["step"], flow.seed, particles, tuple(maps), critic=critic, history=history, **optimizers)
 
 
 def _flat(tensors: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
@@ -209,5 +211,7 @@ def _load_into(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> nn.
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"checkpoint: {path} does not fit the network ({str(error).splitlines()[-1].strip()})") from None
+        raise ValueError(
+            f"checkpoint: {path} does not fit the network ({str(error).splitlines()[-1].strip()})"
+        ) from None
     return module

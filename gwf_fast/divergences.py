@@ -127,28 +127,26 @@ def _total_variation() -> Divergence:
 
 def _alpha(a: float) -> Divergence:
     if a in (0.0, 1.0):
-        raise ValueError(f"parameter: alpha = {a:g} is a limit of the alpha divergence; use 'reverse_kl' (0) or 'kl' (1)")
+        raise ValueError(
+            f"parameter: alpha = {a:g} is a limit of the alpha divergence; use 'reverse_kl' (0) or 'kl' (1)"
+        )
 
     def conjugate(t: Tensor) -> Tensor:
         return (((a - 1) * t + 1).clamp(min=0) ** (a / (a - 1)) - 1) / a
 
-    if a > 1:
-        activation, composed = _identity, conjugate
-    else:  # the conjugate lives on t < 1 / (1 - a)
+    def bounded(v: Tensor) -> Tensor:
+        return 1 / (1 - a) - softplus(-v)
 
-        def activation(v: Tensor) -> Tensor:
-            return 1 / (1 - a) - softplus(-v)
-
-        def composed(v: Tensor) -> Tensor:
-            return (((1 - a) * softplus(-v)) ** (a / (a - 1)) - 1) / a
+    def conjugate_of_bounded(v: Tensor) -> Tensor:
+        return (((1 - a) * softplus(-v)) ** (a / (a - 1)) - 1) / a
 
     return Divergence(
         "alpha",
         f=lambda u: (u**a - 1 - a * (u - 1)) / (a * (a - 1)),
         f_prime=lambda u: (u ** (a - 1) - 1) / (a - 1),
         conjugate=conjugate,
-        activation=activation,
-        conjugate_of_activation=composed,
+        activation=_identity if a > 1 else bounded,  # for a < 1 the conjugate lives on t < 1 / (1 - a)
+        conjugate_of_activation=conjugate if a > 1 else conjugate_of_bounded,
     )
 
 

@@ -1,18 +1,19 @@
 """Engines: what solves the inner problem of one JKO step.
 
-An engine turns a :class:`StepProblem` into trained modules. There is one, "torch", which takes any ``nn.Module`` and any
-functional; another registers itself in ``ENGINES`` and says in ``refuses`` what it can't take.
+An engine turns a :class:`StepProblem` into trained modules. There is one, "torch", which takes any ``nn.Module`` and
+any functional; another registers itself in ``ENGINES`` and says in ``refuses`` what it can't take.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import Functional, batch
@@ -26,8 +27,8 @@ CHECK_EVERY = 50
 class StepProblem:
     """One JKO step: inf_T sup_h E_{P_k} |x - T x|^2 / (2a) + F(T#P_k).
 
-    The engine updates map, critic and both optimisers in place. Random draws come from torch's global generator, which the
-    caller has seeded for this step.
+    The engine updates map, critic and both optimisers in place. Random draws come from torch's global generator, which
+    the caller has seeded for this step.
 
     Attributes:
         functional: F.
@@ -69,14 +70,16 @@ class Engine(Protocol):
         """
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """Algorithm 1 of Fan et al. (2022) in plain PyTorch."""
 
     name = "torch"
 
+    @override
     def refuses(self, functional: Functional, map: nn.Module, critic: nn.Module | None) -> str | None:
         return None
 
+    @override
     def solve(self, problem: StepProblem) -> None:
         training, functional, reference = problem.training, problem.functional, problem.reference
         map_parameters = [p for p in problem.map.parameters() if p.requires_grad]
@@ -110,8 +113,9 @@ class TorchEngine:
 
 
 def _descend(
-    optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[Tensor], rate: float, clip: float | None
+    optimizer: torch.optim.Optimizer | None, loss: Tensor, parameters: Sequence[Tensor], rate: float, clip: float | None
 ) -> None:
+    assert optimizer is not None  # a critic comes with its optimiser
     # autograd.grad, not backward: the map's step must not pay for gradients of the critic's parameters
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient

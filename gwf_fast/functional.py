@@ -1,20 +1,21 @@
 """Functionals F(P) that a flow descends: what a critic maximises, what a map minimises, what the value is.
 
 Inside a JKO step P = T#P_k is known by samples only. A functional either has a closed form in samples
-(:class:`SquaredMMD`, :class:`Potential`) or a variational form sup_h E_P A(h) - E_Gamma B(h) with a critic h (Fan et al.,
-ICML 2022). A critic is a module that maps [N, D] to [N, 1] or [N], its raw output; the functional applies
-the activation that its own variational form needs.
+(:class:`SquaredMMD`, :class:`Potential`) or a variational form sup_h E_P A(h) - E_Gamma B(h) with a critic h (Fan et
+al., ICML 2022). A critic is a module that maps [N, D] to [N, 1] or [N], its raw output; the functional applies the
+activation that its own variational form needs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gwf_fast.divergences import divergence
 from gwf_fast.potentials import Gaussian
@@ -26,8 +27,8 @@ Target = Tensor | Callable[[int], Tensor]
 class Functional:
     """A functional of a distribution. Sums and scalar multiples of functionals are functionals.
 
-    The methods take ``x`` [N, D], samples of P; ``z``, what :meth:`draw` returned for this batch; and ``reference``, what
-    :meth:`reference` returned for the particles of P_k at the beginning of the JKO step.
+    The methods take ``x`` [N, D], samples of P; ``z``, what :meth:`draw` returned for this batch; and ``reference``,
+    what :meth:`reference` returned for the particles of P_k at the beginning of the JKO step.
     """
 
     needs_critic: ClassVar[bool] = False
@@ -41,10 +42,10 @@ class Functional:
         return None
 
     def draw(self, n: int, reference: Any) -> Any:
-        """n samples of the measure Gamma in the variational form, from torch's global generator; None if there is none."""
+        """n samples of Gamma in the variational form, from torch's global generator; None if there is no Gamma."""
         return None
 
-    def critic_objective(self, critic: nn.Module, x: Tensor, z: Any, reference: Any) -> Tensor:
+    def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         """What the critic maximises, up to a constant; a scalar."""
         raise NotImplementedError(f"{type(self).__name__} has no critic")
 
@@ -95,30 +96,40 @@ class Sum(Functional):
 
     @property
     def needs_critic(self) -> bool:  # type: ignore[override]
+        """Whether a term needs one."""
         return any(term.needs_critic for _, term in self.terms)
 
+    @override
     def build_critic(self, make: Callable[[], nn.Module]) -> nn.Module | None:
-        critics = [term.build_critic(make) for _, term in self.terms if term.needs_critic]
-        return nn.ModuleList(critics) if critics else None
+        critics = [term.build_critic(make) for _, term in self.terms]
+        wanted = [critic for critic in critics if critic is not None]
+        return nn.ModuleList(wanted) if wanted else None
 
+    @override
     def reference(self, particles: Tensor) -> Any:
         return tuple(term.reference(particles) for _, term in self.terms)
 
+    @override
     def draw(self, n: int, reference: Any) -> Any:
         return tuple(term.draw(n, r) for (_, term), r in zip(self.terms, reference, strict=True))
 
-    def _each(self, critics: nn.Module | None, z: Any, reference: Any):
-        rest = iter(critics if critics is not None else ())
+    def _each(
+        self, critics: nn.Module | None, z: Any, reference: Any
+    ) -> Iterator[tuple[float, Functional, Any, Any, Any]]:
+        rest = critics.children() if critics is not None else iter(())
         for (coefficient, term), zi, ri in zip(self.terms, z, reference, strict=True):
             yield coefficient, term, next(rest) if term.needs_critic else None, zi, ri
 
-    def critic_objective(self, critic: nn.Module, x: Tensor, z: Any, reference: Any) -> Tensor:
+    @override
+    def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         each = self._each(critic, z, reference)
         return sum(c * term.critic_objective(h, x, zi, ri) for c, term, h, zi, ri in each if h is not None)
 
+    @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         return sum(c * t.map_objective(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
 
+    @override
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         return sum(c * t.value(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
 
@@ -133,6 +144,7 @@ class Potential(Functional):
 
     V: Callable[[Tensor], Tensor]
 
+    @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         return _evaluate(self.V, x, "V").mean()
 
@@ -164,24 +176,29 @@ class KL(Functional):
                 f"got {type(self.log_density).__name__}"
             )
 
+    @override
     def reference(self, particles: Tensor) -> Gaussian:
         return Gaussian.fit(particles)
 
+    @override
     def draw(self, n: int, reference: Gaussian) -> Tensor:
         return reference.sample(n)
 
     def _log_q(self, x: Tensor) -> Tensor:
         return _evaluate(getattr(self.log_density, "log_density", self.log_density), x, "log_density")
 
-    def critic_objective(self, critic: nn.Module, x: Tensor, z: Tensor, reference: Gaussian) -> Tensor:
+    @override
+    def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         v = _raw(critic, reference.whiten(torch.cat((x, z))))  # one pass of the critic over both batches
         return v[: len(x)].mean() - _tame_exp(v[len(x) :]).mean()
 
-    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Tensor, reference: Gaussian) -> Tensor:
+    @override
+    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         v = _raw(critic, reference.whiten(x))
         return (v + reference.log_density(x) - self._log_q(x)).mean()
 
-    def value(self, critic: nn.Module | None, x: Tensor, z: Tensor, reference: Gaussian) -> Tensor:
+    @override
+    def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         return 1 + self.map_objective(critic, x, z, reference) - _tame_exp(_raw(critic, reference.whiten(z))).mean()
 
 
@@ -205,14 +222,17 @@ class FDivergence(Functional):
         object.__setattr__(self, "_row", divergence(self.name, self.parameter))
         _check_target(self.target)
 
+    @override
     def draw(self, n: int, reference: Any) -> Tensor:
         return _draw(self.target, n)
 
-    def critic_objective(self, critic: nn.Module, x: Tensor, z: Tensor, reference: Any) -> Tensor:
+    @override
+    def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         v = _raw(critic, torch.cat((x, z)))
         return self._row.activation(v[: len(x)]).mean() - self._row.conjugate_of_activation(v[len(x) :]).mean()
 
-    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Tensor, reference: Any) -> Tensor:
+    @override
+    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         return self._row.activation(_raw(critic, x)).mean()
 
     value = critic_objective
@@ -249,10 +269,12 @@ class SquaredMMD(Functional):
     def __post_init__(self) -> None:
         _check_target(self.target)
 
+    @override
     def draw(self, n: int, reference: Any) -> Tensor:
         return _draw(self.target, n)
 
-    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Tensor, reference: Any) -> Tensor:
+    @override
+    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         from gwf_fast.discrepancy import mmd2  # here: the other functionals need no pairwise operators
 
         return 0.5 * mmd2(x, z, kernel=self.kernel, unbiased=True)
@@ -270,6 +292,8 @@ def _tame_exp(v: Tensor) -> Tensor:
 
 
 def _raw(critic: nn.Module | None, x: Tensor) -> Tensor:
+    if critic is None:
+        raise ValueError("critic: expected a module, got None")
     v = critic(x)
     if v.shape == (*x.shape[:-1], 1):
         return v.squeeze(-1)

@@ -1,8 +1,8 @@
 """The parametric JKO loop: P_{k+1} = argmin_P F(P) + W2^2(P, P_k) / (2a), each P_{k+1} = T_k # P_k with a network T_k.
 
-The state is explicit: :meth:`JKOFlow.init` makes one, :meth:`JKOFlow.step` turns one into the next without changing it,
-:meth:`JKOFlow.run` loops, shows progress and writes checkpoints. Step k draws all its randomness from a generator seeded by
-(seed, k), so a state needs no generator bytes, and a resumed run repeats the uninterrupted one bit for bit.
+The state is explicit: :meth:`JKOFlow.init` makes one, :meth:`JKOFlow.step` turns one into the next without changing
+it, :meth:`JKOFlow.run` loops, shows progress and writes checkpoints. Step k draws all its randomness from a generator
+seeded by (seed, k), so a state needs no generator bytes, and a resumed run repeats the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,108 +25,12 @@ from gwf_fast import engine as engines
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import Functional, batch
 from gwf_fast.nn import MLP
+from gwf_fast.state import FlowResult, FlowState, Source, StepRecord, push
 from gwf_fast.training import Training
 
 SCHEMES = ("jko",)
 PARAMETRIZATIONS = ("composition",)
-_CHUNK = 1 << 16  # rows pushed at once: bounds the memory of the activations
 _VALUE_SAMPLES = 8192  # samples in the estimate of F(P) after a step
-
-Source = Tensor | Callable[[int], Tensor]
-"""P_0: samples [N, D], or a callable n -> [n, D]."""
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one JKO step did.
-
-    Attributes:
-        step: k, from 1.
-        loss: w2^2 / (2a) + value, the objective of the step.
-        value: Estimate of F(P_k), up to the functional's constant.
-        w2: sqrt(E |x - T x|^2), the distance moved; W2(P_k, P_{k-1}) where T is optimal.
-        seconds: Wall time.
-    """
-
-    step: int
-    loss: float
-    value: float
-    w2: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class FlowState:
-    """Everything a flow needs to go on.
-
-    Attributes:
-        step: JKO steps done.
-        seed: Seed of the whole run; with ``step`` it is the state of the generator.
-        particles: Samples of P_k, [N, D].
-        maps: T_1, ..., T_k.
-        critic: The critic after step k, or None.
-        map_optimizer: ``state_dict`` of Adam for the last map; None before the first step.
-        critic_optimizer: The same for the critic.
-        history: One record a step.
-    """
-
-    step: int
-    seed: int
-    particles: Tensor
-    maps: tuple[nn.Module, ...] = ()
-    critic: nn.Module | None = None
-    map_optimizer: dict[str, Any] | None = None
-    critic_optimizer: dict[str, Any] | None = None
-    history: tuple[StepRecord, ...] = ()
-
-
-@dataclass(frozen=True)
-class FlowResult:
-    """The outcome of a run.
-
-    Attributes:
-        state: The last state; ``flow.run`` of a longer flow may go on from it.
-        source: P_0 as it was given.
-    """
-
-    state: FlowState
-    source: Source = field(repr=False)
-
-    @property
-    def particles(self) -> Tensor:
-        """Samples of the last P_k, [N, D]."""
-        return self.state.particles
-
-    @property
-    def history(self) -> tuple[StepRecord, ...]:
-        """One record a JKO step."""
-        return self.state.history
-
-    @property
-    def maps(self) -> tuple[nn.Module, ...]:
-        """T_1, ..., T_k."""
-        return self.state.maps
-
-    def push(self, z: Tensor) -> Tensor:
-        """Carry samples of P_0 [N, D] through all maps."""
-        return push(self.maps, z)
-
-    def trajectory(self, z: Tensor) -> Tensor:
-        """The same samples after 0, 1, ..., k maps, [k + 1, N, D]."""
-        rows = [z]
-        for transport in self.maps:
-            rows.append(push((transport,), rows[-1]))
-        return torch.stack(rows)
-
-    def sample(self, n: int) -> Tensor:
-        """n new samples of the last P_k, [n, D]; P_0 must have been a callable.
-
-        Raises:
-            ValueError: If P_0 was given by samples: there are no new ones to draw.
-        """
-        if isinstance(self.source, Tensor):
-            raise ValueError("sample: x0 was a tensor; give run() a callable n -> samples, or push() samples of P_0")
-        return self.push(self.source(n))
 
 
 class JKOFlow:
@@ -138,8 +42,8 @@ class JKOFlow:
         step_size: a, the step of the flow in its own time; positive.
         scheme: "jko".
         parametrization: "composition": a map a step, samples pass through all of them.
-        map: The transport map: a module [M, D] -> [M, D] that serves as template, or a callable that makes one. None for
-            a residual MLP with widths after Fan et al. (2022), table 4.
+        map: The transport map: a module [M, D] -> [M, D] that serves as template, or a callable that makes one. None
+            for a residual MLP with widths after Fan et al. (2022), table 4.
         critic: The same for the critic [M, D] -> [M, 1]; its raw output, see ``gwf_fast.functional``.
         training: Hyperparameters of the inner problem.
         seed: Seed of everything random in the flow; torch's global generator is left as it was.
@@ -205,7 +109,7 @@ class JKOFlow:
 
         Args:
             state: Where to start.
-            x0: A callable gives fresh particles of P_k, carried through the maps so far; else those of the state are used.
+            x0: A callable gives fresh particles of P_k, carried through the maps so far; else the state's are used.
             on_iteration: See ``StepProblem``.
 
         Raises:
@@ -382,19 +286,6 @@ class JKOFlow:
             raise ValueError(f"x0: expected floating-point samples, N > 0; got {particles.dtype}, N = {len(particles)}")
         if not particles.isfinite().all():
             raise ValueError("x0: contains NaN or infinity")
-
-
-def push(maps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
-    """Carry x [N, D] through the maps, in evaluation mode, chunk by chunk."""
-    for transport in maps:
-        transport.eval()
-    out = torch.empty_like(x)
-    with torch.no_grad():
-        for rows, result in zip(x.split(_CHUNK), out.split(_CHUNK), strict=True):
-            for transport in maps:
-                rows = transport(rows)
-            result.copy_(rows)
-    return out
 
 
 def default_map(dim: int) -> MLP:

@@ -31,7 +31,7 @@ _CLASSES: dict[str, type] = {
 }
 
 
-class NotPortable(TypeError):
+class NotPortableError(TypeError):
     """The object holds something that is code: a function, or a class of the user's own."""
 
 
@@ -39,7 +39,7 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """JSON for a value; its tensors go into ``tensors`` under names that begin with ``name``.
 
     Raises:
-        NotPortable: If the value holds a function or an unknown class.
+        NotPortableError: If the value holds a function or an unknown class.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -53,11 +53,11 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if _known(type(value).__name__, type(value).__module__) is type(value):
         arguments = {
             f.name: pack(getattr(value, f.name), tensors, f"{name}.{f.name}")
-            for f in dataclasses.fields(value)
+            for f in dataclasses.fields(value)  # type: ignore[arg-type]
             if f.init
         }
         return {"class": type(value).__name__, "module": type(value).__module__, "arguments": arguments}
-    raise NotPortable(f"{name} ({type(value).__name__}) can't be stored")
+    raise NotPortableError(f"{name} ({type(value).__name__}) can't be stored")
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:

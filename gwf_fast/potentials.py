@@ -1,7 +1,7 @@
 """Densities with closed forms: targets of flows, usable wherever a ``log_density`` is.
 
-Each has ``log_density(x)`` [*B, N, D] -> [*B, N], ``score(x)`` = grad log density [*B, N, D], and ``sample(n)`` -> [n, D] from
-torch's global generator where exact sampling is known. Parameters decide dtype and device.
+Each has ``log_density(x)`` [*B, N, D] -> [*B, N], ``score(x)`` = grad log density [*B, N, D], and ``sample(n)``
+-> [n, D] from torch's global generator where exact sampling is known. Parameters decide dtype and device.
 """
 
 from __future__ import annotations
@@ -129,9 +129,9 @@ class GaussianMixture:
 class BayesianLogisticRegression:
     """Posterior of logistic regression over x = (w, log a): weights w [D - 1] and the log of their precision a.
 
-    Prior w ~ N(0, I/a), a ~ Gamma(1, rate) with the rate as in density rate e^{-rate a} (Gershman et al., 2012, use 0.01).
-    Up to the evidence, log p(x) = -a |w|^2/2 + (n/2) log a - rate a + log a + sum_i log sigmoid(y_i w.f_i) + const: the last
-    log a is the Jacobian of a -> log a.
+    Prior w ~ N(0, I/a) and a ~ Gamma(1, rate), of density rate e^{-rate a} (Gershman et al., 2012, use 0.01). Up to
+    the evidence, log p(x) = -a |w|^2/2 + (n/2) log a - rate a + log a + sum_i log sigmoid(y_i w.f_i) + const: the
+    last log a is the Jacobian of a -> log a.
 
     Args:
         features: [S, n].

@@ -75,7 +75,9 @@ def test_digits(tmp_path, functional):
 
 def test_blr(tmp_path):
     pytest.importorskip("sklearn", reason="the default data come with scikit-learn")
-    result = call("run", "blr", "--particles", 256, "--steps", 3, "--iterations", 40, "--batch-size", 64, "--out", "out")
+    result = call(
+        "run", "blr", "--particles", 256, "--steps", 3, "--iterations", 40, "--batch-size", 64, "--out", "out"
+    )
     assert result.exit_code == 0, result.output
     check_outputs(tmp_path / "out", 256, 32, 3)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["metrics"]["test_accuracy"] > 0.85

@@ -131,7 +131,7 @@ def test_kl_stays_finite_where_its_critic_overshoots():
     mu = Gaussian(torch.zeros(2), torch.eye(2))
     for v in (14.9, 15.1, 500.0):
         level = torch.tensor(v, requires_grad=True)
-        objective = functional.critic_objective(lambda w: level.expand(len(w), 1), x, z, mu)
+        objective = functional.critic_objective(lambda w, v=level: v.expand(len(w), 1), x, z, mu)
         (gradient,) = torch.autograd.grad(objective, level)
         assert objective.isfinite() and gradient.item() == pytest.approx(1 - math.exp(min(v, 15.0)), rel=1e-5)
 
@@ -175,7 +175,9 @@ def test_sums_and_multiples():
     assert mixed.needs_critic and len(critics) == 2
     reference = mixed.reference(x)
     value = mixed.value(critics, x, mixed.draw(50, reference), reference)
-    parts = js.value(critics[0], x, x, None) + 0.1 * a.value(None, x, None, None) + 0.5 * kl.value(critics[1], x, x, None)
+    parts = (
+        js.value(critics[0], x, x, None) + 0.1 * a.value(None, x, None, None) + 0.5 * kl.value(critics[1], x, x, None)
+    )
     torch.testing.assert_close(value, parts)
 
 

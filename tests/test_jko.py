@@ -213,7 +213,7 @@ def test_nan_names_the_step_and_keeps_the_state():
     flow = JKOFlow(Potential(poisoned), 2, 0.5, training=QUICK)
     state = flow.step(flow.init(torch.randn(64, 2)))
     calls += [1] * 20
-    with pytest.raises(NonFiniteError, match="JKO step 2: .*the state after step 1 is kept"):
+    with pytest.raises(NonFiniteError, match=r"JKO step 2: .*the state after step 1 is kept"):
         flow.step(state)
     assert state.particles.isfinite().all()
     assert all(p.isfinite().all() for p in state.maps[0].parameters())
@@ -265,7 +265,7 @@ def test_bad_arguments_are_named(make, text):
 def test_wrong_types_are_named():
     with pytest.raises(TypeError, match="functional: "):
         JKOFlow(lambda x: x, 2, 0.5)
-    with pytest.raises(TypeError, match="map: expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"map: expected a torch\.nn\.Module"):
         JKOFlow(Potential(lambda x: x.sum(-1)), 2, 0.5, map=lambda: 3)
 
 

@@ -1,4 +1,4 @@
-"""Experiments of the command line, one module each. To add one: a module with an ``EXPERIMENT``, and its name in ``NAMES``."""
+"""Experiments of the command line. To add one: a module with an ``EXPERIMENT``, and its name in ``NAMES``."""
 
 from __future__ import annotations
 

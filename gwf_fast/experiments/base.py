@@ -12,36 +12,41 @@ import torch
 from torch import Tensor
 
 from gwf_fast.functional import Functional, JensenShannon, SquaredMMD, Target
-from gwf_fast.jko import FlowResult, JKOFlow
+from gwf_fast.jko import JKOFlow
+from gwf_fast.state import FlowResult
 
 FUNCTIONALS = ("js", "mmd", "js+mmd")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of a run; None stands for the experiment's own default.
+    """The options of a run.
 
     Attributes:
         particles: N.
-        dim: D, where the experiment leaves a choice.
         steps: JKO steps.
         step_size: a.
         iterations: J1.
         batch_size: M.
+        seed: Seed of everything random.
+        dim: D, where the experiment leaves a choice.
         functional: One of ``FUNCTIONALS``, where the target is samples.
-        input: A file with data.
-        seed: Seed of everything random; an experiment always has one.
+        input: A file with data; "" for the experiment's own.
     """
 
-    particles: int | None = None
-    dim: int | None = None
-    steps: int | None = None
-    step_size: float | None = None
-    iterations: int | None = None
-    batch_size: int | None = None
-    functional: str | None = None
-    input: str | None = None
-    seed: int | None = None
+    particles: int
+    steps: int
+    step_size: float
+    iterations: int
+    batch_size: int
+    seed: int = 0
+    dim: int = 0
+    functional: str = ""
+    input: str = ""
+
+
+SPECIAL = ("dim", "functional", "input")
+"""Settings that only some experiments have."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,16 @@ class Experiment:
     Attributes:
         name: How it is called.
         summary: One line for the help text.
-        defaults: Settings where the user gives none; None there means that the option does not apply.
+        defaults: Settings where the user gives none.
         build: Settings to problem.
+        special: Which of ``SPECIAL`` it has.
     """
 
     name: str
     summary: str
     defaults: Settings
     build: Callable[[Settings], Problem]
+    special: tuple[str, ...] = ()
 
 
 def sample_functional(name: str, target: Target, mmd_scale: float, kernel: Any = None) -> Functional:

@@ -1,4 +1,4 @@
-"""Bayesian logistic regression (Fan et al., 2022, section 5.3): a flow of KL to the posterior of weights and precision."""
+"""Bayesian logistic regression (Fan et al., 2022, section 5.3): KL to the posterior of weights and precision."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from torch import Tensor
 
 from gwf_fast.experiments import base, inputs
 from gwf_fast.functional import KL
-from gwf_fast.jko import FlowResult, JKOFlow
+from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import BayesianLogisticRegression
+from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
 
 # The posterior is about 1/sqrt(S) wide, so a step of the flow is counted in units of 1/S.
-_DEFAULTS = base.Settings(seed=0, particles=4096, steps=12, step_size=4.0, iterations=250, batch_size=512, input="")
+_DEFAULTS = base.Settings(particles=4096, steps=12, step_size=4.0, iterations=250, batch_size=512)
 
 
-def load(path: str | None) -> tuple[Tensor, Tensor]:
+def load(path: str) -> tuple[Tensor, Tensor]:
     """Features [S, n] and labels [S] in {-1, +1}: of a file, or scikit-learn's breast cancer data."""
     if path:
         return inputs.read_labelled(path)
     try:
         from sklearn.datasets import load_breast_cancer
     except ImportError:
-        raise ValueError("the default data of 'blr' needs scikit-learn: pip install scikit-learn; or give --input") from None
+        raise ValueError(
+            "the default data of 'blr' needs scikit-learn: pip install scikit-learn; or give --input"
+        ) from None
     data = load_breast_cancer()
     return torch.tensor(data.data, dtype=torch.float32), torch.tensor(2.0 * data.target - 1, dtype=torch.float32)
 
@@ -102,14 +105,19 @@ def _draw(result: FlowResult, p: Tensor, positive: Tensor, accuracy: list[float]
     observed = torch.bincount(which, weights=positive.float(), minlength=6)[filled] / counts[filled]
     right.plot([0, 1], [0, 1], color="grey", linewidth=1)
     error = (observed * (1 - observed) / counts[filled]).sqrt()
-    predicted, observed, error = (base.as_array(x) for x in (predicted, observed, error))
-    right.errorbar(predicted, observed, error, fmt="o", color="#3b7a57", markersize=5, capsize=3)
-    for x, y, n in zip(predicted, observed, counts[filled].tolist(), strict=True):
+    right.errorbar(
+        *(base.as_array(x) for x in (predicted, observed, error)), fmt="o", color="#3b7a57", markersize=5, capsize=3
+    )
+    for x, y, n in zip(predicted.tolist(), observed.tolist(), counts[filled].tolist(), strict=True):
         right.annotate(f"{n}", (x, y), textcoords="offset points", xytext=(6, -11), fontsize=8)
     right.set(xlabel="predicted P(y = 1)", ylabel="observed frequency", title="Calibration on the test set")
     base.save_figure(figure, path)
 
 
 EXPERIMENT = base.Experiment(
-    "blr", "Bayesian logistic regression: breast cancer data, or a labelled file (--input)", _DEFAULTS, build
+    "blr",
+    "Bayesian logistic regression: breast cancer data, or a labelled file (--input)",
+    _DEFAULTS,
+    build,
+    special=("input",),
 )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gwf_fast.experiments import base, inputs
-from gwf_fast.jko import FlowResult, JKOFlow
+from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
+from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
 
-_DEFAULTS = base.Settings(
-    particles=4096, seed=0, steps=8, step_size=1.0, iterations=300, batch_size=512, functional="mmd", input=""
-)
+_DEFAULTS = base.Settings(particles=4096, steps=8, step_size=1.0, iterations=300, batch_size=512, functional="mmd")
 
 
 def build(settings: base.Settings) -> base.Problem:
@@ -67,7 +67,7 @@ def build(settings: base.Settings) -> base.Problem:
     return base.Problem(flow, source, figure, metrics, decode)
 
 
-def _snapshots(result: FlowResult, z: Tensor, decode) -> tuple[list[int], list[Tensor]]:
+def _snapshots(result: FlowResult, z: Tensor, decode: Callable[[Tensor], Tensor]) -> tuple[list[int], list[Tensor]]:
     last = len(result.maps)
     steps = sorted({0, last // 4, last // 2, last})
     trajectory = result.trajectory(z)
@@ -100,4 +100,6 @@ def _draw(steps: list[int], clouds: list[Tensor], points: Tensor, path: Path) ->
     base.save_figure(figure, path)
 
 
-EXPERIMENT = base.Experiment("data", "noise to the points of a file (--input)", _DEFAULTS, build)
+EXPERIMENT = base.Experiment(
+    "data", "noise to the points of a file (--input)", _DEFAULTS, build, special=("functional", "input")
+)

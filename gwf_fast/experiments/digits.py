@@ -1,8 +1,8 @@
 """From Gaussian noise to real handwritten digits: the 1797 images, 8 x 8, that come with scikit-learn.
 
 The flow runs in the space of the leading principal components, whitened, where the standard normal P_0 has the mean and
-covariance of the data and none of its shape. The target is the data smoothed by a little Gaussian noise: 1797 points are
-otherwise so far apart in this space that a critic tells them from anything. Decoding is linear.
+covariance of the data and none of its shape. The target is the data smoothed by a little Gaussian noise: 1797 points
+are otherwise so far apart in this space that a critic tells them from anything. Decoding is linear.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from gwf_fast.experiments import base
 from gwf_fast.functional import batch
-from gwf_fast.jko import FlowResult, JKOFlow
+from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
+from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
 
 _WIDTH = 384
 _SMOOTHING = 0.2  # standard deviation in whitened coordinates, where the data have 1
 _MMD_SCALE = 3000.0  # the squared energy distance between data and P_0 is 0.002
 _DEFAULTS = base.Settings(
-    particles=4096, dim=20, steps=10, step_size=10.0, iterations=600, batch_size=256, functional="js", seed=0
+    particles=4096, dim=20, steps=10, step_size=10.0, iterations=500, batch_size=256, functional="js"
 )
 
 
@@ -124,13 +126,18 @@ _ROWS, _COLUMNS = 10, 14  # of the sheet of samples
 _FOLLOWED = 10  # particles shown along the flow
 
 
-def _tile(images: Tensor, rows: int, columns: int, gap: int = 1) -> Tensor:
-    """Images [rows * columns, 64] as one picture, with a light gap between them."""
-    sheet = torch.full((rows * (8 + gap) + gap, columns * (8 + gap) + gap), torch.nan)
-    for i in range(rows):
-        for j in range(columns):
-            top, left = i * (8 + gap) + gap, j * (8 + gap) + gap
-            sheet[top : top + 8, left : left + 8] = images[i * columns + j].reshape(8, 8)
+_ENLARGED = 32  # pixels of the picture for the 8 of an image
+
+
+def _tile(images: Tensor, rows: int, columns: int, gap: int = 4) -> Tensor:
+    """Images [rows * columns, 64] as one picture, smoothly enlarged, with a white gap between them."""
+    size = _ENLARGED
+    smooth = interpolate(images.reshape(-1, 1, 8, 8), size=(size, size), mode="bicubic")[:, 0]
+    step = size + gap
+    sheet = torch.full((rows * step + gap, columns * step + gap), torch.nan)
+    for index in range(rows * columns):
+        top, left = (gap + step * k for k in divmod(index, columns))
+        sheet[top : top + size, left : left + size] = smooth[index]
     return sheet
 
 
@@ -140,8 +147,8 @@ def _draw(trajectory: Tensor, images: Tensor, whitening: _Whitening, path: Path)
     last = len(trajectory) - 1
     steps = sorted({round(k * last / 7) for k in range(8)} | {0, min(1, last), last})
     colours = plt.get_cmap("magma_r").with_extremes(bad="white")
-    figure = plt.figure(figsize=(14.5, 8.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[len(steps) + 0.5, _COLUMNS])
+    figure = plt.figure(figsize=(15, 8), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
 
     def show(axis: Any, sheet: Tensor, title: str = "") -> None:
         axis.imshow(base.as_array(sheet), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
@@ -151,20 +158,30 @@ def _draw(trajectory: Tensor, images: Tensor, whitening: _Whitening, path: Path)
 
     axis = left.subplots()
     followed = trajectory[steps][:, :_FOLLOWED].transpose(0, 1).reshape(-1, 64)
-    show(axis, _tile(followed, _FOLLOWED, len(steps)), "The same particles along the flow")
-    axis.set_xticks([9 * i + 4.5 for i in range(len(steps))], [f"{k}" for k in steps])
+    sheet = _tile(followed, _FOLLOWED, len(steps))
+    show(axis, sheet, "The same particles along the flow")
+    width = sheet.shape[1] / len(steps)
+    axis.set_xticks([(i + 0.5) * width for i in range(len(steps))], [f"{k}" for k in steps])
     axis.set_xlabel("JKO step (0: Gaussian noise)")
     axis.tick_params(length=0)
 
     samples = trajectory[-1]
-    rows = right.subplots(3, 1, height_ratios=[_ROWS, 2.2, 2])
+    rows = right.subplots(3, 1, height_ratios=[_ROWS, 2, 2])
     show(rows[0], _tile(samples, _ROWS, _COLUMNS), f"Samples after step {last}, not selected")
-    some = samples[:: _ROWS][:_COLUMNS]
+    some = samples[::_ROWS][:_COLUMNS]
     beside = torch.cat((some, images[_nearest(some, images)[1]]))
     show(rows[1], _tile(beside, 2, _COLUMNS), "Samples, and below each the nearest of the real digits")
     real = images[torch.randperm(len(images))[: 2 * _COLUMNS]]
     show(rows[2], _tile(real, 2, _COLUMNS), "Real digits")
+    kept = f"{len(whitening.scale)} principal components ({whitening.explained:.0%} of the variance)"
+    right.supxlabel(f"8 x 8 pixels, enlarged smoothly; the flow runs in {kept}", fontsize=9)
     base.save_figure(figure, path)
 
 
-EXPERIMENT = base.Experiment("digits", "Gaussian noise to scikit-learn's real handwritten digits", _DEFAULTS, build)
+EXPERIMENT = base.Experiment(
+    "digits",
+    "Gaussian noise to scikit-learn's real handwritten digits",
+    _DEFAULTS,
+    build,
+    special=("dim", "functional"),
+)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from gwf_fast.experiments import base
 from gwf_fast.functional import KL
-from gwf_fast.jko import FlowResult, JKOFlow
+from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import GaussianMixture
+from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
 
 _COMPONENTS = 10
-# (largest D, side of the cube of the means, width of T, its hidden layers, width of h, its hidden layers): their table 4
+# (largest D, side of the cube of the means, width of T, its hidden layers, width and layers of h): their table 4
 _TABLE = (
     (2, 5.0, 8, 3, 8, 3),
     (8, 5.0, 32, 4, 32, 4),
@@ -25,7 +26,7 @@ _TABLE = (
 )
 _BEYOND = (1.5, 128, 5, 128, 4)
 # their batch, steps and step size; they train each step 1000 iterations (--iterations 1000)
-_DEFAULTS = base.Settings(seed=0, particles=4096, dim=2, steps=40, step_size=0.1, iterations=200, batch_size=512)
+_DEFAULTS = base.Settings(particles=4096, dim=2, steps=40, step_size=0.1, iterations=200, batch_size=512)
 
 
 def build(settings: base.Settings) -> base.Problem:
@@ -109,4 +110,6 @@ def _draw(target: GaussianMixture, result: FlowResult, z: Tensor, path: Path) ->
     base.save_figure(figure, path)
 
 
-EXPERIMENT = base.Experiment("gmm", "sampling from a 10-component Gaussian mixture in --dim dimensions", _DEFAULTS, build)
+EXPERIMENT = base.Experiment(
+    "gmm", "sampling from a 10-component Gaussian mixture in --dim dimensions", _DEFAULTS, build, special=("dim",)
+)

@@ -37,7 +37,9 @@ def read_labelled(path: str | Path) -> tuple[Tensor, Tensor]:
     features, labels = _read(path)
     if labels is None:
         if features.ndim != 2 or features.shape[1] < 2:
-            raise ValueError(f"input: {path} needs features and, in the last column, a label; got shape {features.shape}")
+            raise ValueError(
+                f"input: {path} needs features and, in the last column, a label; got shape {features.shape}"
+            )
         features, labels = features[:, :-1], features[:, -1]
     labels = np.asarray(labels).reshape(-1)
     if len(labels) != len(features):
@@ -76,7 +78,9 @@ def _read_csv(path: Path) -> tuple[np.ndarray, None]:
                 except ValueError:
                     if number == 1:
                         continue  # a header
-                    raise ValueError(f"input: {path}, line {number}: not a number in {','.join(cells)[:60]!r}") from None
+                    raise ValueError(
+                        f"input: {path}, line {number}: not a number in {','.join(cells)[:60]!r}"
+                    ) from None
                 if rows and len(row) != len(rows[0]):
                     raise ValueError(
                         f"input: {path}, line {number} has {len(row)} values, the first one has {len(rows[0])}"
@@ -101,7 +105,9 @@ def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if name is None and len(numeric) == 1:
         (name,) = numeric
     if name is None:
-        raise ValueError(f"input: {path} has the variables {', '.join(content) or 'none'}, expected one called data or X")
+        raise ValueError(
+            f"input: {path} has the variables {', '.join(content) or 'none'}, expected one called data or X"
+        )
     label = next((k for k in _LABELS if k in numeric and k != name), None)
     return numeric[name], None if label is None else numeric[label]
 

@@ -17,24 +17,24 @@ from safetensors.torch import save as save_tensors
 
 from gwf_fast import checkpoint
 from gwf_fast.experiments import find
-from gwf_fast.experiments.base import Problem, Settings
-from gwf_fast.jko import FlowResult, StepRecord
+from gwf_fast.experiments.base import SPECIAL, Experiment, Problem, Settings
+from gwf_fast.state import FlowResult, StepRecord
 
 RUN = "run.json"
 CHECKPOINT = "checkpoint"
 _RECORDED = ("gwf_fast", "torch", "numpy", "safetensors", "matplotlib", "scikit-learn", "scipy")
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error
     """The user pressed Ctrl-C; the argument is what to type to go on."""
 
 
-def run(name: str, given: Settings, out: Path, *, resume: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def run(name: str, given: dict[str, Any], out: Path, *, resume: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Run an experiment and leave samples, maps, history, figure and configuration in a folder.
 
     Args:
         name: Of the experiment.
-        given: Settings; None for the experiment's default. With ``resume`` only ``steps`` is looked at.
+        given: The settings that the user gave; with ``resume`` only ``steps`` may differ from before.
         out: The folder; must be empty or new, unless ``resume``.
         resume: Whether to go on with the run in the folder.
         say: Receives lines for the user.
@@ -119,39 +119,34 @@ def _leave(problem: Problem, result: FlowResult, out: Path) -> dict[str, Any]:
     return problem.metrics(result)
 
 
-def _settled(experiment: Any, given: Settings) -> Settings:
+def _settled(experiment: Experiment, given: dict[str, Any]) -> Settings:
     """The given settings over the defaults; one that does not apply is an error, not silently dropped."""
-    values = {}
-    for field in dataclasses.fields(Settings):
-        value, default = getattr(given, field.name), getattr(experiment.defaults, field.name)
-        if value is not None and default is None:
-            raise ValueError(f"{field.name}: the experiment {experiment.name!r} has no such option")
-        values[field.name] = default if value is None else value
-    for name in ("particles", "dim", "steps", "iterations", "batch_size"):
-        if values[name] is not None and values[name] < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {values[name]}")
-    return Settings(**values)
+    for name in SPECIAL:
+        if name in given and name not in experiment.special:
+            raise ValueError(f"{name}: the experiment {experiment.name!r} has no such option")
+    settings = dataclasses.replace(experiment.defaults, **given)
+    for name in ("particles", "steps", "iterations", "batch_size", *({"dim"} & set(experiment.special))):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {getattr(settings, name)}")
+    return settings
 
 
-def _stored(out: Path, name: str, given: Settings) -> Settings:
+def _stored(out: Path, name: str, given: dict[str, Any]) -> Settings:
     path = out / RUN
     try:
         record = json.loads(path.read_text())
         settings = Settings(**record["settings"])
+        stored_name = record["experiment"]
     except FileNotFoundError:
         raise ValueError(f"resume: {out} holds no run ({RUN} is missing)") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"resume: {path} is not the record of a run") from None
-    if record["experiment"] != name:
-        raise ValueError(f"resume: {out} holds a run of {record['experiment']!r}, not of {name!r}")
-    changed = [
-        f.name
-        for f in dataclasses.fields(Settings)
-        if f.name != "steps" and getattr(given, f.name) not in (None, getattr(settings, f.name))
-    ]
+    if stored_name != name:
+        raise ValueError(f"resume: {out} holds a run of {stored_name!r}, not of {name!r}")
+    changed = [key for key, value in given.items() if key != "steps" and value != getattr(settings, key)]
     if changed:
         raise ValueError(f"resume: {', '.join(changed)} can't change in a run that has begun; only --steps can")
-    return settings if given.steps is None else dataclasses.replace(settings, steps=given.steps)
+    return dataclasses.replace(settings, steps=given.get("steps", settings.steps))
 
 
 def _claim(out: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,17 +46,23 @@ class MLP(nn.Sequential):
         if residual and sizes[0] != sizes[-1]:
             raise ValueError(f"residual: needs as many outputs as inputs, got sizes {list(sizes)}")
         layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (before, after) in enumerate(itertools.pairwise(sizes)):
             if i:
                 layers.append(ACTIVATIONS[activation]())
-            layers.append(nn.Linear(before, after))
+            last = nn.Linear(before, after)
+            layers.append(last)
         if residual:
-            nn.init.zeros_(layers[-1].weight)
-            nn.init.zeros_(layers[-1].bias)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         if output is not None:
             layers.append(ACTIVATIONS[output]())
         super().__init__(*layers)
-        self.config = {"sizes": list(sizes), "activation": activation, "output": output, "residual": bool(residual)}
+        self.config: dict[str, Any] = {
+            "sizes": list(sizes),
+            "activation": activation,
+            "output": output,
+            "residual": bool(residual),
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network to x [*B, sizes[0]]; returns [*B, sizes[-1]]."""
