@@ -8,8 +8,10 @@ activation that its own variational form needs.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -70,6 +72,10 @@ class Functional:
     __rmul__ = __mul__
 
 
+def _total(values: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, values)
+
+
 def _terms(functional: Functional) -> tuple[tuple[float, Functional], ...]:
     return functional.terms if isinstance(functional, Sum) else ((1.0, functional),)
 
@@ -123,15 +129,15 @@ class Sum(Functional):
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         each = self._each(critic, z, reference)
-        return sum(c * term.critic_objective(h, x, zi, ri) for c, term, h, zi, ri in each if h is not None)
+        return _total(c * term.critic_objective(h, x, zi, ri) for c, term, h, zi, ri in each if h is not None)
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        return sum(c * t.map_objective(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
+        return _total(c * t.map_objective(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
 
     @override
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        return sum(c * t.value(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
+        return _total(c * t.value(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ def build(settings: base.Settings) -> base.Problem:
         return 4 * torch.randn(n, dim)
 
     def metrics(result: FlowResult) -> dict[str, float]:
-        x, exact = result.particles, target.sample(100_000)
+        x, exact = result.particles, target.sample(20_000)
         return {
             "KL_estimate": result.history[-1].value if result.history else float("nan"),
             "mean_log_density": target.log_density(x).mean().item(),
