@@ -14,7 +14,7 @@ from gwf_fast.nn import MLP
 from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
 
-_DEFAULTS = base.Settings(particles=4096, steps=8, step_size=1.0, iterations=300, batch_size=512, functional="mmd")
+_DEFAULTS = base.Settings(particles=4096, steps=8, step_size=5.0, iterations=300, batch_size=512, functional="js")
 
 
 def build(settings: base.Settings) -> base.Problem:
@@ -29,7 +29,7 @@ def build(settings: base.Settings) -> base.Problem:
         raise ValueError(f"input: all points of {settings.input} are the same")
     target = (points - mean) / scale
     flow = JKOFlow(
-        base.sample_functional(settings.functional, target, mmd_scale=32.0),
+        base.sample_functional(settings.functional, target, mmd_scale=500.0),
         dim,
         settings.step_size,
         map=MLP([dim, 128, 128, 128, dim], "silu", residual=True),
