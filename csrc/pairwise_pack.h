@@ -75,7 +75,7 @@ template <class T> struct Problem {
     // packed
     int stride;     // of y_rows
     T* centre;      // [D]
-    T* y_rows;      // [M][stride]; with stride = D + 1 the last entry is the weight
+    T* y_rows;      // [M][stride]; with stride = D + 1 the last entry is the weight or, for log-domain sums, the shift
     T* panels;      // [ceil(M / PJ)][D][PJ]
     T* y_norm;      // [M]
     T* weight;      // [M] of a single channel
@@ -108,17 +108,22 @@ template <class T> struct Problem {
     }
 };
 
-// The centre keeps float32 exact far from the origin: the mean of a fixed sample of the finite columns.
+// Subtracting a centre keeps float32 accurate far from the origin. It must not cost the last bits of x near it, which
+// decide the distance of close points: no centre where the cloud holds the origin, else one of few bits, so that x - c is
+// exact. From a fixed sample of the finite columns.
 template <class T> void find_centre(Problem<T>& p) {
     const int64_t step = std::max<int64_t>(1, p.M / 256);
     for (int64_t d = 0; d < p.D; d++) {
-        double sum = 0;
-        int64_t count = 0;
+        double sum = 0, squares = 0, count = 0;
         for (int64_t j = 0; j < p.M; j += step) {
             const double value = p.y[j * p.D + d];
-            if (std::isfinite(value)) sum += value, count++;
+            if (std::isfinite(value)) sum += value, squares += value * value, count++;
         }
-        p.centre[d] = T(count ? sum / double(count) : 0.0);
+        const double mean = count ? sum / count : 0;
+        const double variance = count ? std::max(0.0, squares / count - mean * mean) : 0;
+        int exponent;
+        const double fraction = std::frexp(mean, &exponent);
+        p.centre[d] = mean * mean <= 16 * variance ? T(0) : T(std::ldexp(std::round(fraction * 256) / 256, exponent));
     }
 }
 
@@ -137,9 +142,9 @@ template <class T> T pack_columns(Problem<T>& p, int64_t j0, int64_t j1) {
         p.y_norm[j] = norm;
         largest = std::max(largest, norm);
         p.weight[j] = !real ? T(0) : p.b && p.C == 1 ? p.b[j] : T(1);
-        if (real && p.stride > p.D) p.y_rows[j * p.stride + p.D] = p.weight[j];
         const T shift = p.column_shift && real ? p.column_shift[j] * T(log2_e) : T(0);
         p.shift[j] = shift < masked<T> ? masked<T> : shift;
+        if (real && p.stride > p.D) p.y_rows[j * p.stride + p.D] = p.in_log_domain() ? p.shift[j] : p.weight[j];
     }
     return largest;
 }

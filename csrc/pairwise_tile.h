@@ -48,7 +48,7 @@ template <class T, class F> T chunked_sum_of_squares(int64_t D, F value) {
     T total = 0;
     for (int64_t d0 = 0; d0 < D; d0 += coordinate_chunk) {
         T sum = 0;
-        for (int64_t d = d0; d < std::min(D, d0 + coordinate_chunk); d++) sum = std::fma(value(d), value(d), sum);
+        for (int64_t d = d0; d < std::min(D, d0 + coordinate_chunk); d++) sum = multiply_add(value(d), value(d), sum);
         total += sum;
     }
     return total;

@@ -91,19 +91,19 @@ struct Imq {
     template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {
         using T [[maybe_unused]] = scalar_t<V>;
         if constexpr (K == 0) {
-            const V w = rsqrt(t + T(1.0));
+            const V w = two_rsqrt(T(4.0)*t + T(4.0));
             f[0] = times_exp2(w, shift);
         } else if constexpr (K == 1) {
-            const V w = rsqrt(t + T(1.0));
+            const V w = two_rsqrt(T(4.0)*t + T(4.0));
             f[0] = times_exp2(w, shift);
             f[1] = times_exp2(-T(0.5)*(w*w*w), shift);
         } else if constexpr (K == 2) {
-            const V w = rsqrt(t + T(1.0));
+            const V w = two_rsqrt(T(4.0)*t + T(4.0));
             f[0] = times_exp2(w, shift);
             f[1] = times_exp2(-T(0.5)*(w*w*w), shift);
             f[2] = times_exp2(T(0.75)*(w*w*w*w*w), shift);
         } else if constexpr (K == 3) {
-            const V w = rsqrt(t + T(1.0));
+            const V w = two_rsqrt(T(4.0)*t + T(4.0));
             f[0] = times_exp2(w, shift);
             f[1] = times_exp2(-T(0.5)*(w*w*w), shift);
             f[2] = times_exp2(T(0.75)*(w*w*w*w*w), shift);
@@ -350,5 +350,5 @@ struct Log {
     }
 };
 #define GWF_FOR_EACH_PROFILE(F) F(0, Gaussian) F(1, Laplace) F(2, Imq) F(3, RationalQuadratic) F(4, Matern32) F(5, Matern52) F(6, Distance) F(7, Power) F(8, Log)
-inline constexpr int profile_count = 9;
+#define GWF_FOR_EACH_POSITIVE_PROFILE(F) F(0, Gaussian) F(1, Laplace) F(2, Imq) F(3, RationalQuadratic) F(4, Matern32) F(5, Matern52)
 // clang-format on

@@ -8,7 +8,7 @@ asked for, with common subexpressions shared. Powers are lowered to what every b
     rsqrt0(t)     1/sqrt(t), and 0 at t = 0       (the convention for coincident points)
     pow0(t, e)    t**e, and 0 at t = 0 for e < 0
     log0(t)       log(t), and 0 at t = 0
-    rsqrt(u), inverse(u), log2_of(u)              for u > 0
+    two_rsqrt(u) = 2/sqrt(u), inverse(u), log2_of(u)   for u > 0
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Lowering:
             return base**exponent
         if exponent.is_Integer and exponent < 0:
             return self._once("ib", _call("inverse", base)) ** (-exponent)
-        return self._once("w", _call("rsqrt", base)) ** (-2 * exponent)
+        half = self._once("w", _call("two_rsqrt", sp.expand(4 * base)))  # 2/sqrt(4 base)
+        return half ** (-2 * exponent)
 
     def _power_of_t(self, exponent: sp.Expr) -> sp.Expr:
         if exponent.has(p):
@@ -194,6 +195,7 @@ def _cpp_profile(profile: Profile) -> str:
 def cpp() -> str:
     """The C++ (and CUDA) header: one struct a profile, and the list of all of them."""
     names = ["".join(part.capitalize() for part in name.split("_")) for name in PROFILES]
+    positive = [i for i, profile in enumerate(PROFILES.values()) if profile.positive]
     return "\n".join(
         [
             f"// {HEADER}",
@@ -202,7 +204,7 @@ def cpp() -> str:
             "// clang-format off",
             *[_cpp_profile(profile) for profile in PROFILES.values()],
             f"#define GWF_FOR_EACH_PROFILE(F) {' '.join(f'F({i}, {name})' for i, name in enumerate(names))}",
-            f"inline constexpr int profile_count = {len(names)};",
+            f"#define GWF_FOR_EACH_POSITIVE_PROFILE(F) {' '.join(f'F({i}, {names[i]})' for i in positive)}",
             "// clang-format on",
             "",
         ]

@@ -102,29 +102,40 @@ template <class V> GWF_INLINE V times_exp2(V value, V shift) { return value * ex
 
 template <class V> GWF_INLINE V inverse(V u) { return scalar_t<V>(1) / u; }
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-GWF_INLINE vec<float> rsqrt(vec<float> u) {  // u > 0; one Newton step after the hardware's guess
+// Roots of floats: the hardware's guess y of 1/sqrt(u) and one Newton step, y (3 - u y^2) / 2.
 #if defined(__AVX512F__)
-    const vec<float> y = _mm512_rsqrt14_ps(u);
-#else
-    const vec<float> y = _mm256_rsqrt_ps(u);
+GWF_INLINE vec<float> rsqrt_guess(vec<float> u) { return _mm512_rsqrt14_ps(u); }
+#elif defined(__AVX2__)
+GWF_INLINE vec<float> rsqrt_guess(vec<float> u) { return _mm256_rsqrt_ps(u); }
 #endif
-    const vec<float> h = u * y;
-    return (y * 0.5f) * (3.0f - h * y);
+template <class T> inline constexpr bool guesses_roots = sizeof(T) == 4 && vector_bytes > 16;
+
+template <class V> GWF_INLINE V two_rsqrt(V u) {  // 2 / sqrt(u), u > 0: the step without its half
+    using T = scalar_t<V>;
+    if constexpr (guesses_roots<T>) {
+        const V y = rsqrt_guess(u);
+        return y * (T(3) - (u * y) * y);
+    } else {
+        return T(2) / square_root(u);
+    }
 }
-GWF_INLINE vec<double> rsqrt(vec<double> u) { return 1.0 / square_root(u); }
-#else
-template <class V> GWF_INLINE V rsqrt(V u) { return scalar_t<V>(1) / square_root(u); }
-#endif
 
 // Squared distances below this count as coincident points.
 template <class T> inline constexpr T tiny = sizeof(T) == 4 ? T(1e-30) : T(1e-290);
 
-template <class V> GWF_INLINE V root(V t) { return t * rsqrt(larger(splat(tiny<scalar_t<V>>), t)); }
+template <class V> GWF_INLINE V root(V t) {
+    using T = scalar_t<V>;
+    if constexpr (guesses_roots<T>) {
+        const V y = rsqrt_guess(larger(splat(tiny<T>), t)), h = t * y;
+        return (h * T(0.5)) * (T(3) - h * y);
+    } else {
+        return square_root(larger(V{}, t));
+    }
+}
 
 template <class V> GWF_INLINE V rsqrt0(V t) {
     const V bound = splat(tiny<scalar_t<V>>);
-    return zero_below(rsqrt(larger(bound, t)), t, bound);
+    return zero_below(V(scalar_t<V>(0.5) * two_rsqrt(larger(bound, t))), t, bound);
 }
 
 // ---- logarithms and powers -----------------------------------------------------------------------------------
