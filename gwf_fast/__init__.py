@@ -15,6 +15,7 @@ from .radial import (
     RationalQuadratic,
     Riesz,
 )
+from .radial_formula import Radial
 
 __all__ = [
     "IMQ",
@@ -25,6 +26,7 @@ __all__ = [
     "Matern52",
     "Morse",
     "PowerLaw",
+    "Radial",
     "RationalQuadratic",
     "Riesz",
     "backends",

@@ -10,7 +10,6 @@ import dataclasses
 import importlib
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -184,3 +183,89 @@ def _double(value: Any) -> Any:
     if isinstance(value, list | tuple) and any(isinstance(item, Tensor | list | tuple) for item in value):
         return type(value)(_double(item) for item in value)
     return value
+
+
+def run(
+    backends: list[str] | None = None,
+    device: str | None = None,
+    match: str = "",
+    echo: Callable[[str], None] = print,
+) -> int:
+    """Runs the case list on every backend present and prints a table.
+
+    Args:
+        backends: Names; None is every backend that serves the device. One that is asked for and can't run is a failure.
+        device: "cuda" or "cpu"; None is CUDA where there is a device.
+        match: Only cases whose name contains this.
+        echo: Where lines go.
+
+    Returns:
+        The number of failures: 0 is a success, and the exit code is 1 otherwise.
+    """
+    from gwf_fast.ops.dispatch import BACKENDS
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    failures = 0
+    echo(f"selftest on {_describe(device)}, torch {torch.__version__}")
+    echo(f"{'backend':8} {'cases':>6} {'failed':>6} {'skipped':>7} {'largest error / tolerance':>26} {'seconds':>8}")
+    for name in backends or BACKENDS:
+        if name not in BACKENDS:
+            raise ValueError(f"backends: got {name!r}, expected one of {', '.join(BACKENDS)}")
+        reason = BACKENDS[name].refusal(device, torch.float32)
+        if reason is not None:
+            failures += backends is not None
+            echo(f"{name:8} {'not run: ' + reason if backends is None else 'FAILED: ' + reason}")
+            continue
+        failures += _run_backend(name, device, match, echo)
+    return failures
+
+
+def serves(name: str, case: Case) -> bool:
+    """Whether a backend serves a case: its types, and for the CUDA module its operations and dimensions."""
+    from gwf_fast.ops.dispatch import BACKENDS
+
+    if name == "cuda":
+        return case.operation in ("sum", "sum_ones", "gradient") and case.sizes[3] <= 4
+    if name == "keops":  # each operation, dimension and profile compiles for seconds: a few of them
+        return case.sizes in ((1, 63, 500, 2), (1, 63, 200, 2), (2, 33, 70, 2), (1, 33, 40, 3)) and (
+            case.operation in ("sum", "gradient", "average") or len(case.profiles) > 1
+        )
+    return case.dtype in BACKENDS[name].dtypes
+
+
+def _run_backend(name: str, device: str, match: str, echo: Callable[[str], None]) -> int:
+    start = time.perf_counter()
+    chosen = [case for case in cases(half=device == "cuda") if match in str(case)]
+    served = [case for case in chosen if serves(name, case)]
+    problems: list[str] = []
+    worst = 0.0
+    try:
+        module = importlib.import_module(_module_name(name))
+    except ImportError as missing:
+        echo(f"{name:8} FAILED: does not import: {missing}")
+        return 1
+    for case in served:
+        try:
+            ratio = error(case, module, device) / TOLERANCE[case.dtype]
+        except Exception as problem:  # a self-test reports every failure and goes on
+            problems.append(f"{case}: {type(problem).__name__}: {problem}")
+            continue
+        worst = max(worst, ratio)
+        if not ratio <= 1:
+            problems.append(f"{case}: error {ratio * TOLERANCE[case.dtype]:.1e}, tolerance {TOLERANCE[case.dtype]:.0e}")
+    seconds = time.perf_counter() - start
+    skipped = len(chosen) - len(served)
+    echo(f"{name:8} {len(served):6} {len(problems):6} {skipped:7} {worst:26.2f} {seconds:8.1f}")
+    for line in problems:
+        echo(f"    {line}")
+    return len(problems)
+
+
+def _module_name(name: str) -> str:
+    from gwf_fast.ops.dispatch import BACKENDS
+
+    return BACKENDS[name].module
+
+
+def _describe(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "the CPU"
