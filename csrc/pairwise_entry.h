@@ -1,8 +1,9 @@
 // The entry points of one instruction set: splits a call over batches, blocks of rows and threads.
 #pragma once
+#include <omp.h>
+
 #include <chrono>
 #include <memory>
-#include <omp.h>
 
 #include "pairwise_jet.h"
 #include "pairwise_symmetric.h"
@@ -34,7 +35,9 @@ template <class T> Problem<T> batch_element(const PairwiseCall<T>& call, const T
         p.tangents[o] = {at(t.x, rows * D), at(t.y, columns * D), at(t.a, rows * C), at(t.b, columns * C)};
     }
     const bool vector_first = call.reduction == Reduction::gradient || call.reduction == Reduction::jet;
-    const int64_t first = vector_first ? D : call.reduction == Reduction::logsumexp || call.reduction == Reduction::sum_gradient ? 1 : C;
+    const int64_t first = vector_first                                                                          ? D
+                          : call.reduction == Reduction::logsumexp || call.reduction == Reduction::sum_gradient ? 1
+                                                                                                                : C;
     const int64_t second = call.reduction == Reduction::sum_gradient ? D : call.reduction == Reduction::average ? 1 : C;
     p.out = at(call.out, rows * first);
     p.out2 = at(call.out2, rows * second);
@@ -67,10 +70,12 @@ template <class T> void solve(Problem<T>& p, int threads) {
     {
         Arena<T>& memory = *scratch[size_t(omp_get_thread_num()) % scratch.size()];
 #pragma omp for schedule(static) reduction(max : largest)
-        for (int64_t j = 0; j < p.M; j += pack_block) largest = std::max(largest, pack_columns(p, j, std::min(p.M, j + pack_block)));
+        for (int64_t j = 0; j < p.M; j += pack_block)
+            largest = std::max(largest, pack_columns(p, j, std::min(p.M, j + pack_block)));
 #pragma omp single
         {
-            if (p.panelled()) p.dot = dot_form_is_accurate(p, p.x == p.y ? largest : std::max(largest, largest_row_norm(p)));
+            if (p.panelled())
+                p.dot = dot_form_is_accurate(p, p.x == p.y ? largest : std::max(largest, largest_row_norm(p)));
             if (symmetric) plan.take_arena(*symmetric_memory, p);
         }
         if (symmetric) {
@@ -94,7 +99,8 @@ template <class T> void solve(Problem<T>& p, int threads) {
 template <class T> void run(const PairwiseCall<T>& call) {
     const TileKernel<T> kernel = tile_kernel<T>(call.kernel);
     const double pairs = double(call.rows) * double(call.columns);
-    const double work = pairs * (double(call.dim) / 4 + 1) * double(call.kernel.size()) * (call.reduction == Reduction::jet ? 8 : 1);
+    const double work =
+        pairs * (double(call.dim) / 4 + 1) * double(call.kernel.size()) * (call.reduction == Reduction::jet ? 8 : 1);
     const int available = omp_in_parallel() ? 1 : omp_get_max_threads();
     const int threads = work * double(call.batch) < serial_below ? 1 : available;
     if (call.batch > 1 && (threads == 1 || call.batch >= 4 * threads || work < serial_below)) {

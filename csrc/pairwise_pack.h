@@ -1,4 +1,5 @@
-// From the caller's arrays to what the tiles read: columns centred, scaled and packed once a call, rows a block at a time.
+// From the caller's arrays to what the tiles read: columns centred, scaled and packed once a call, rows a block at a
+// time.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -73,13 +74,13 @@ template <class T> struct Problem {
     Tangent<T> tangents[2];
     T *out, *out2;
     // packed
-    int stride;     // of y_rows
-    T* centre;      // [D]
-    T* y_rows;      // [M][stride]; with stride = D + 1 the last entry is the weight or, for log-domain sums, the shift
-    T* panels;      // [ceil(M / PJ)][D][PJ]
-    T* y_norm;      // [M]
-    T* weight;      // [M] of a single channel
-    T* shift;       // [M] base 2
+    int stride;  // of y_rows
+    T* centre;   // [D]
+    T* y_rows;   // [M][stride]; with stride = D + 1 the last entry is the weight or, for log-domain sums, the shift
+    T* panels;   // [ceil(M / PJ)][D][PJ]
+    T* y_norm;   // [M]
+    T* weight;   // [M] of a single channel
+    T* shift;    // [M] base 2
     bool dot = false;
 
     bool jet() const { return reduction == Reduction::jet; }
@@ -109,8 +110,8 @@ template <class T> struct Problem {
 };
 
 // Subtracting a centre keeps float32 accurate far from the origin. It must not cost the last bits of x near it, which
-// decide the distance of close points: no centre where the cloud holds the origin, else one of few bits, so that x - c is
-// exact. From a fixed sample of the finite columns.
+// decide the distance of close points: no centre where the cloud holds the origin, else one of few bits, so that x - c
+// is exact. From a fixed sample of the finite columns.
 template <class T> void find_centre(Problem<T>& p) {
     const int64_t step = std::max<int64_t>(1, p.M / 256);
     for (int64_t d = 0; d < p.D; d++) {
@@ -138,7 +139,8 @@ template <class T> T pack_columns(Problem<T>& p, int64_t j0, int64_t j1) {
             if (real) p.y_rows[j * p.stride + d] = value;
             if (p.panels) p.panels[j / PJ * PJ * p.D + d * PJ + j % PJ] = value;
         }
-        const T norm = real ? chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return p.y_rows[j * p.stride + d]; }) : T(0);
+        const T norm =
+            real ? chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return p.y_rows[j * p.stride + d]; }) : T(0);
         p.y_norm[j] = norm;
         largest = std::max(largest, norm);
         p.weight[j] = !real ? T(0) : p.b && p.C == 1 ? p.b[j] : T(1);
@@ -162,9 +164,9 @@ template <class T> T largest_row_norm(const Problem<T>& p) {
     return largest;
 }
 
-// The dot form of the distance loses about 3e-7 |x'|^2 in float (absolute, in t): good where that is a few 1e-6 at most,
-// or where nothing in the kernel sets a scale, so that the error is relative to the cloud. A kink at 0 forbids it for
-// derivatives, which are large there.
+// The dot form of the distance loses about 3e-7 |x'|^2 in float (absolute, in t): good where that is a few 1e-6 at
+// most, or where nothing in the kernel sets a scale, so that the error is relative to the cloud. A kink at 0 forbids it
+// for derivatives, which are large there.
 template <class T> bool dot_form_is_accurate(const Problem<T>& p, T largest_norm) {
     const bool derivative = p.reduction == Reduction::gradient || p.reduction == Reduction::sum_gradient;
     if (p.D < 8 || (derivative && !p.kernel->smooth)) return false;
@@ -183,7 +185,8 @@ template <class T, class F> void gather_rows(int64_t i0, int64_t N, int64_t widt
 template <class T> void gather_positions(const Problem<T>& p, int64_t i0, T* x, T* x_norm) {
     gather_rows<T>(i0, p.N, p.D, [&](int64_t i, int64_t d) { return p.coordinate(p.x[i * p.D + d], d); }, x);
     if (!p.dot) return;
-    for (int l = 0; l < R<T>; l++) x_norm[l] = chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return x[d * R<T> + l]; });
+    for (int l = 0; l < R<T>; l++)
+        x_norm[l] = chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return x[d * R<T> + l]; });
 }
 
 // t [n][R] for columns j0 .. j0 + n - 1 (up to the next multiple of PJ where there are panels)
@@ -195,11 +198,16 @@ template <class T> void distances(const Problem<T>& p, const T* x, const T* x_no
     }
     const T* y = p.y_rows + j0 * p.stride;
     switch (p.D) {
-        case 1: return distances_small<1>(x, y, p.stride, n, t);
-        case 2: return distances_small<2>(x, y, p.stride, n, t);
-        case 3: return distances_small<3>(x, y, p.stride, n, t);
-        case 4: return distances_small<4>(x, y, p.stride, n, t);
-        default: return difference_products(x, x, y, y, p.D, n, t);
+        case 1:
+            return distances_small<1>(x, y, p.stride, n, t);
+        case 2:
+            return distances_small<2>(x, y, p.stride, n, t);
+        case 3:
+            return distances_small<3>(x, y, p.stride, n, t);
+        case 4:
+            return distances_small<4>(x, y, p.stride, n, t);
+        default:
+            return difference_products(x, x, y, y, p.D, n, t);
     }
 }
 

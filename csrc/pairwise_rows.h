@@ -9,9 +9,7 @@ namespace gwf::GWF_ISA {
 // What a thread needs for a block of rows.
 template <class T> struct RowScratch {
     T *x, *x_norm, *tile, *value, *slope, *total, *partial, *reference;
-    static int64_t size(const Problem<T>& p) {
-        return R<T> * (p.D + 3 * TJ + p.D + 2 * p.C + 8) + 16 * 16;
-    }
+    static int64_t size(const Problem<T>& p) { return R<T> * (p.D + 3 * TJ + p.D + 2 * p.C + 8) + 16 * 16; }
     RowScratch(Arena<T>& arena, const Problem<T>& p)
         : x(arena.take(p.D * R<T>)),
           x_norm(arena.take(R<T>)),
@@ -66,10 +64,16 @@ template <bool Value, bool Slope, class T> bool direct(const Problem<T>& p, RowS
     if (p.D > 3 || p.exclude_self || !p.kernel->single() || (p.C > 1)) return false;
     const auto& part = p.kernel->parts[0];
     switch (part.profile * 4 + p.D) {
-#define GWF_CASE(id, P)                                                                                           \
-    case id * 4 + 1: direct_rows<1, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); return true;   \
-    case id * 4 + 2: direct_rows<2, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); return true;   \
-    case id * 4 + 3: direct_rows<3, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); return true;
+#define GWF_CASE(id, P)                                                               \
+    case id * 4 + 1:                                                                  \
+        direct_rows<1, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); \
+        return true;                                                                  \
+    case id * 4 + 2:                                                                  \
+        direct_rows<2, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); \
+        return true;                                                                  \
+    case id * 4 + 3:                                                                  \
+        direct_rows<3, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); \
+        return true;
         GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
     }
@@ -92,8 +96,10 @@ template <class T> void sum_rows(const Problem<T>& p, int64_t i0, RowScratch<T>&
         if (fused) {
             const auto& part = p.kernel->parts[0];
             switch (part.profile) {
-#define GWF_CASE(id, P) \
-    case id: sum_part<P>(part.parameter, s.tile, p.weight + j0, n, s.total); break;
+#define GWF_CASE(id, P)                                                 \
+    case id:                                                            \
+        sum_part<P>(part.parameter, s.tile, p.weight + j0, n, s.total); \
+        break;
                 GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
             }
@@ -140,8 +146,8 @@ template <bool Value, class T> void gradient_rows(const Problem<T>& p, int64_t i
 
 // ---- log-domain sums -----------------------------------------------------------------------------------------
 
-// partial [1][R] = sum_j 2**(shift_j - reference) k_ij, then, if Mean, [D][R] with y_j as the values. y [n][D + 1] ends in
-// the shift.
+// partial [1][R] = sum_j 2**(shift_j - reference) k_ij, then, if Mean, [D][R] with y_j as the values. y [n][D + 1] ends
+// in the shift.
 template <int D, class P, bool Mean, class T>
 void direct_log_tile(const T* x, const T* y, const T* reference, int n, T parameter, T* partial) {
     vec<T> xv[NB<T>][D], row[NB<T>], s[NB<T>] = {}, m[NB<T>][D] = {};
@@ -175,10 +181,16 @@ template <bool Mean, class T> void direct_log_tile(const Problem<T>& p, int64_t 
     const auto& part = p.kernel->parts[0];
     const T* y = p.y_rows + j0 * p.stride;
     switch (part.profile * 4 + p.D) {
-#define GWF_CASE(id, P)                                                                                                   \
-    case id * 4 + 1: direct_log_tile<1, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); break;               \
-    case id * 4 + 2: direct_log_tile<2, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); break;               \
-    case id * 4 + 3: direct_log_tile<3, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); break;
+#define GWF_CASE(id, P)                                                                 \
+    case id * 4 + 1:                                                                    \
+        direct_log_tile<1, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); \
+        break;                                                                          \
+    case id * 4 + 2:                                                                    \
+        direct_log_tile<2, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); \
+        break;                                                                          \
+    case id * 4 + 3:                                                                    \
+        direct_log_tile<3, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); \
+        break;
         GWF_FOR_EACH_POSITIVE_PROFILE(GWF_CASE)
 #undef GWF_CASE
     }
@@ -197,9 +209,10 @@ template <class T> void log_tile(const Problem<T>& p, int64_t i0, int64_t j0, in
         sum_channels(s.value, p.y_rows + j0 * p.stride, p.stride, p.C, n, s.partial + R<T>);
 }
 
-// Values are relative to 2**reference, the largest seen when it was last set; it is set anew only when a sum threatens to
-// overflow, which costs a check a tile instead of a maximum a pair.
-template <class T> void move_reference(const Problem<T>& p, int64_t i0, int64_t j0, int n, int64_t C, RowScratch<T>& s) {
+// Values are relative to 2**reference, the largest seen when it was last set; it is set anew only when a sum threatens
+// to overflow, which costs a check a tile instead of a maximum a pair.
+template <class T>
+void move_reference(const Problem<T>& p, int64_t i0, int64_t j0, int n, int64_t C, RowScratch<T>& s) {
     T old[R<T>];
     std::copy(s.reference, s.reference + R<T>, old);
     bound_exponents(*p.kernel, s.tile, p.shift + j0, n, p.exclude_self ? i0 - j0 : 2 * TJ, s.reference);
@@ -251,7 +264,8 @@ template <class T> void log_rows(const Problem<T>& p, int64_t i0, bool average, 
 // ---- a block of rows -----------------------------------------------------------------------------------------
 
 // out [N][width] = factor * total [width][R]
-template <class T> void scatter_rows(const Problem<T>& p, int64_t i0, const T* total, int64_t width, double factor, T* out) {
+template <class T>
+void scatter_rows(const Problem<T>& p, int64_t i0, const T* total, int64_t width, double factor, T* out) {
     const int64_t count = std::min<int64_t>(R<T>, p.N - i0);
     for (int64_t l = 0; l < count; l++)
         for (int64_t d = 0; d < width; d++) out[(i0 + l) * width + d] = total[d * R<T> + l] * T(factor);
@@ -279,7 +293,8 @@ template <class T> void reduce_rows(const Problem<T>& p, int64_t i0, RowScratch<
             log_rows(p, i0, true, s);
             scatter_rows(p, i0, s.total + R<T>, p.C, 1.0, p.out);
             return scatter_rows(p, i0, s.total, 1, 1.0, p.out2);
-        case Reduction::jet: return;
+        case Reduction::jet:
+            return;
     }
 }
 

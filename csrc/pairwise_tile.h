@@ -14,7 +14,7 @@ namespace gwf::GWF_ISA {
 #include "profiles_generated.h"
 
 template <class T> inline constexpr int NB = vector_bytes == 64 ? 3 : 2;  // vectors of rows
-template <class T> inline constexpr int R = NB<T>* lanes<T>;              // rows of a tile
+template <class T> inline constexpr int R = NB<T> * lanes<T>;             // rows of a tile
 inline constexpr int TJ = 96;                                             // columns of a tile
 inline constexpr int PJ = 6;                                              // columns of a packed panel
 static_assert(TJ % PJ == 0);
@@ -82,15 +82,15 @@ void distances_wide(const T* x, const T* x_norm, const T* panels, const T* y_nor
                     T* at = t + (j + q) * R<T> + k * lanes<T>;
                     vec<T> v = s[q][k];
                     if (d0 > 0) v += load(at);
-                    if (Dot && d1 == D) v = larger(vec<T>{}, vec<T>((load(x_norm + k * lanes<T>) + y_norm[j + q]) - (v + v)));
+                    if (Dot && d1 == D)
+                        v = larger(vec<T>{}, vec<T>((load(x_norm + k * lanes<T>) + y_norm[j + q]) - (v + v)));
                     store(at, v);
                 }
         }
 }
 
 // sum_d (x - y)_d (dx - dy)_d; null tangents are zero. x, dx [D][R]; y, dy [n][D]
-template <class T>
-void difference_products(const T* x, const T* dx, const T* y, const T* dy, int64_t D, int n, T* t) {
+template <class T> void difference_products(const T* x, const T* dx, const T* y, const T* dy, int64_t D, int n, T* t) {
     for (int j = 0; j < n; j++, y += D, t += R<T>) {
         vec<T> s[NB<T>] = {};
         for (int64_t d = 0; d < D; d++) GWF_LANES {
@@ -104,8 +104,7 @@ void difference_products(const T* x, const T* dx, const T* y, const T* dy, int64
 }
 
 // The same for two tangents: sum_d (dx - dy)_d (ex - ey)_d
-template <class T>
-void tangent_products(const T* dx, const T* dy, const T* ex, const T* ey, int64_t D, int n, T* t) {
+template <class T> void tangent_products(const T* dx, const T* dy, const T* ex, const T* ey, int64_t D, int n, T* t) {
     for (int j = 0; j < n; j++, t += R<T>) {
         vec<T> s[NB<T>] = {};
         for (int64_t d = 0; d < D; d++) GWF_LANES {
@@ -154,12 +153,12 @@ template <class T> struct Shifts {
 };
 
 template <class P, int K, bool Plain, bool Shifted, class T>
-void evaluate_part(const typename TileKernel<T>::Part& part, bool accumulate, const T* t, Shifts<T> shifts, int n, T* const* f) {
+void evaluate_part(const typename TileKernel<T>::Part& part, bool accumulate, const T* t, Shifts<T> shifts, int n,
+                   T* const* f) {
     const vec<T> ratio = splat(part.ratio), parameter = splat(part.parameter);
     vec<T> row[NB<T>];
     GWF_LANES row[k] = Shifted ? load(shifts.row + k * lanes<T>) : vec<T>{};
-    for (int j = 0; j < n; j++)
-        GWF_LANES {
+    for (int j = 0; j < n; j++) GWF_LANES {
             const int64_t at = int64_t(j) * R<T> + k * lanes<T>;
             vec<T> value[K + 1], v = load(t + at);
             if (!Plain) v *= ratio;
@@ -183,10 +182,12 @@ void evaluate(const TileKernel<T>& kernel, const T* t, Shifts<T> shifts, int n, 
     bool accumulate = false;
     for (const auto& part : kernel.parts) {
         switch (part.profile) {
-#define GWF_CASE(id, P)                                                                         \
-    case id:                                                                                    \
-        if (plain) evaluate_part<P, K, true, Shifted>(part, false, t, shifts, n, f);            \
-        else evaluate_part<P, K, false, Shifted>(part, accumulate, t, shifts, n, f);            \
+#define GWF_CASE(id, P)                                                             \
+    case id:                                                                        \
+        if (plain)                                                                  \
+            evaluate_part<P, K, true, Shifted>(part, false, t, shifts, n, f);       \
+        else                                                                        \
+            evaluate_part<P, K, false, Shifted>(part, accumulate, t, shifts, n, f); \
         break;
             GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
@@ -195,21 +196,24 @@ void evaluate(const TileKernel<T>& kernel, const T* t, Shifts<T> shifts, int n, 
     }
 }
 
-// bound[i] = max(bound[i], max_j column_shift[j] - exponent(t_ij)) over the terms: the log2 of the largest summand, up to
-// the prefactors. self is the column index of row 0's own point in this tile, or beyond it where pairs are all different.
+// bound[i] = max(bound[i], max_j column_shift[j] - exponent(t_ij)) over the terms: the log2 of the largest summand, up
+// to the prefactors. self is the column index of row 0's own point in this tile, or beyond it where pairs are all
+// different.
 template <class T>
 void bound_exponents(const TileKernel<T>& kernel, const T* t, const T* column_shift, int n, int64_t self, T* bound) {
     for (const auto& part : kernel.parts)
-        for (int j = 0; j < n; j++)
-            GWF_LANES {
+        for (int j = 0; j < n; j++) GWF_LANES {
                 const vec<T> v = load(t + int64_t(j) * R<T> + k * lanes<T>) * part.ratio, p = splat(part.parameter);
                 vec<T> x;
                 switch (part.profile) {
-#define GWF_CASE(id, P) \
-    case id: x = P::exponent(v, p); break;
+#define GWF_CASE(id, P)        \
+    case id:                   \
+        x = P::exponent(v, p); \
+        break;
                     GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
-                    default: x = vec<T>{};
+                    default:
+                        x = vec<T>{};
                 }
                 vec<T> u = splat(column_shift[j]) - x;
                 const int64_t own = j - self - k * lanes<T>;
@@ -224,8 +228,7 @@ void bound_exponents(const TileKernel<T>& kernel, const T* t, const T* column_sh
 template <class P, class T> void sum_part(T parameter, const T* t, const T* weight, int n, T* total) {
     const vec<T> p = splat(parameter);
     vec<T> s[NB<T>] = {};
-    for (int j = 0; j < n; j++)
-        GWF_LANES {
+    for (int j = 0; j < n; j++) GWF_LANES {
             vec<T> value;
             P::template jet<0>(load(t + int64_t(j) * R<T> + k * lanes<T>), p, NoShift{}, &value);
             s[k] += value * weight[j];
@@ -259,12 +262,23 @@ template <class T> void sum_channels(const T* f, const T* v, int64_t stride, int
     static constexpr T one = 1;
     if (!v) return sum_channels<1>(f, &one, 0, n, total);
     for (int64_t c = 0; c < C; c += PJ, v += PJ, total += PJ * R<T>) switch (C - c) {
-            case 1: sum_channels<1>(f, v, stride, n, total); break;
-            case 2: sum_channels<2>(f, v, stride, n, total); break;
-            case 3: sum_channels<3>(f, v, stride, n, total); break;
-            case 4: sum_channels<4>(f, v, stride, n, total); break;
-            case 5: sum_channels<5>(f, v, stride, n, total); break;
-            default: sum_channels<6>(f, v, stride, n, total);
+            case 1:
+                sum_channels<1>(f, v, stride, n, total);
+                break;
+            case 2:
+                sum_channels<2>(f, v, stride, n, total);
+                break;
+            case 3:
+                sum_channels<3>(f, v, stride, n, total);
+                break;
+            case 4:
+                sum_channels<4>(f, v, stride, n, total);
+                break;
+            case 5:
+                sum_channels<5>(f, v, stride, n, total);
+                break;
+            default:
+                sum_channels<6>(f, v, stride, n, total);
         }
 }
 

@@ -1,6 +1,10 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
 
+from . import nn, potentials
 from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
+from .errors import NonFiniteError
+from .functional import KL, FDivergence, Functional, JensenShannon, Potential, SquaredMMD
+from .jko import JKOFlow
 from .ops import backends, explain
 from .pairwise import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
 from .radial import (
@@ -16,19 +20,29 @@ from .radial import (
     Riesz,
 )
 from .radial_formula import Radial
+from .training import Training
 
 __all__ = [
     "IMQ",
+    "KL",
+    "FDivergence",
+    "Functional",
     "Gaussian",
+    "JKOFlow",
+    "JensenShannon",
     "Kernel",
     "Laplace",
     "Matern32",
     "Matern52",
     "Morse",
+    "NonFiniteError",
+    "Potential",
     "PowerLaw",
     "Radial",
     "RationalQuadratic",
     "Riesz",
+    "SquaredMMD",
+    "Training",
     "backends",
     "energy_distance",
     "explain",
@@ -38,6 +52,8 @@ __all__ = [
     "kernel_sum",
     "median_bandwidth",
     "mmd2",
+    "nn",
     "parzen_log_density",
     "parzen_score",
+    "potentials",
 ]

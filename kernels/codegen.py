@@ -49,6 +49,7 @@ class Lowering:
         return self._symbols[call]
 
     def __call__(self, expression: sp.Expr) -> sp.Expr:
+        """The expression in terms of the symbols that ``definitions`` defines."""
         if expression == sp.log(t):
             return self._once("lt", _call("log0", t))
         if expression.func == sp.log and expression.has(t):
@@ -183,7 +184,8 @@ def _cpp_profile(profile: Profile) -> str:
         "        using T [[maybe_unused]] = scalar_t<V>;",
         *(f"        {line}" for line in _cpp_exponent(profile)),
         "    }",
-        "    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {",
+        "    template <int K, class V, class Shift>",
+        "    GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {",
         "        using T [[maybe_unused]] = scalar_t<V>;",
     ]
     for order in range(MAX_ORDER + 1):
@@ -199,7 +201,7 @@ def cpp() -> str:
     return "\n".join(
         [
             f"// {HEADER}",
-            "// phi and its derivatives in t = unit * |x - y|^2 / h^2, times 2**shift; p is the profile's own parameter.",
+            "// phi and its derivatives in t = unit * |x - y|^2 / h^2, times 2**shift; p is the profile's parameter.",
             "// Included inside the namespace of a vector library that provides exp2_minus, times_exp2, rsqrt0, ...",
             "// clang-format off",
             *[_cpp_profile(profile) for profile in PROFILES.values()],

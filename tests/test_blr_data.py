@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from gwf_fast import cli
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "blr"
-# Accuracy in the paper; the margin is two standard errors of a proportion on the fifth of the rows that is the test set.
+# Accuracy in the paper; the margin is two standard errors of a proportion on the test rows, a fifth of all.
 PAPER = {"banana": (0.55, 0.031), "german": (0.67, 0.067), "twonorm": (0.98, 0.008), "splice": (0.85, 0.029)}
 PAPER["diabetis"] = (0.78, 0.067)
 

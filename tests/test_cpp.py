@@ -1,4 +1,4 @@
-"""What only the compiled CPU backend promises: every instruction set, any number of threads, one thread pool, accuracy."""
+"""What only the compiled CPU backend promises: instruction sets, any number of threads, one thread pool, accuracy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,11 @@ def reductions(x, y, w, profile, **options):
         ("sum", "value", lambda m, t: m.pair_sum(t(x), t(y), t(channels), k, **options)),
         ("one channel", "value", lambda m, t: m.pair_sum(t(x), t(y), t(w)[..., None], k, **options)),
         ("gradient", "gradient", lambda m, t: m.pair_gradient(t(x), t(y), t(w), k, **options)),
-        ("both", "gradient", lambda m, t: torch.cat([v.flatten() for v in m.pair_sum_gradient(t(x), t(y), t(w), k, **options)])),
+        (
+            "both",
+            "gradient",
+            lambda m, t: torch.cat([v.flatten() for v in m.pair_sum_gradient(t(x), t(y), t(w), k, **options)]),
+        ),
     ]
     if profile.positive:
         beta = w.log()
@@ -126,7 +130,11 @@ def test_one_thread_pool_with_torch(restored_threads):
 def test_log_sums_far_from_the_data(instruction_set, profile):
     """Where every k underflows, and where columns come in an order that moves the running reference up and down."""
     y = torch.linspace(-40, 40, 700, dtype=torch.float64)[None, :, None]
-    for order in (slice(None), torch.arange(699, -1, -1), torch.randperm(700, generator=torch.Generator().manual_seed(0))):
+    for order in (
+        slice(None),
+        torch.arange(699, -1, -1),
+        torch.randperm(700, generator=torch.Generator().manual_seed(0)),
+    ):
         sources = y[:, order].contiguous()
         x = torch.tensor([-300.0, -41.0, 0.0, 39.9, 300.0], dtype=torch.float64)[None, :, None]
         want = reference.pair_logsumexp(x, sources, None, spec(profile))
@@ -185,7 +193,7 @@ def test_memory_of_a_sum_is_linear():
 
 
 def test_unknown_instruction_set_names_the_known_ones():
-    with pytest.raises(ValueError, match="avx1024.*baseline"):
+    with pytest.raises(ValueError, match=r"avx1024.*baseline"):
         _cpu.use_instruction_set("avx1024")
 
 
