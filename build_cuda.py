@@ -1,7 +1,7 @@
 """The extension gwf_fast._cuda, for setup.py: built where GWF_FAST_CUDA=1, never guessed from a visible GPU.
 
-    GWF_FAST_CUDA=1 pip install .                                   # nvcc from the path
-    GWF_FAST_CUDA=1 GWF_FAST_CUDA_ARCHITECTURES="80;90;100" ...      # the default list
+GWF_FAST_CUDA=1 pip install .                                   # nvcc from the path
+GWF_FAST_CUDA=1 GWF_FAST_CUDA_ARCHITECTURES="80;90;100" ...      # the default list
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def commands(folder: Path) -> dict[Path, list[str]]:
     }  # fmt: skip
 
 
-def compile_objects(folder: Path, spawn) -> list[str]:  # noqa: ANN001
+def compile_objects(folder: Path, spawn) -> list[str]:
     """Compiles the CUDA objects with ``spawn`` (setuptools' runner of commands); those that are newer stay."""
     folder.mkdir(parents=True, exist_ok=True)
     sources = [SOURCE, *Path("csrc").rglob("*.h")]
@@ -74,7 +74,7 @@ def compile_objects(folder: Path, spawn) -> list[str]:  # noqa: ANN001
     return [str(path) for path in todo]
 
 
-def build(ext: Extension, compiler, target: str) -> None:  # noqa: ANN001
+def build(ext: Extension, compiler, target: str) -> None:
     """Builds the module at ``target`` with setuptools' ``compiler``: CUDA objects, the pybind11 file, the link."""
     import pybind11
 
@@ -83,7 +83,8 @@ def build(ext: Extension, compiler, target: str) -> None:  # noqa: ANN001
     module = folder / "module.o"
     includes = [f"-I{path}" for path in ("csrc", pybind11.get_include(), sysconfig.get_path("include"))]
     cxx = getattr(compiler, "compiler_so_cxx", None) or compiler.compiler_so
-    compiler.spawn([*cxx, "-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", *includes, "-c", ext.sources[0], "-o", str(module)])
+    options = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", *includes]
+    compiler.spawn([*cxx, *options, "-c", ext.sources[0], "-o", str(module)])
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     host = [f"-ccbin={os.environ['CXX']}"] if "CXX" in os.environ else []
     # nvcc links its static runtime: the module needs the driver only.

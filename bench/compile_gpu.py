@@ -1,7 +1,7 @@
 """Compiles every Triton kernel for GPUs that aren't here, and counts registers, spills and instructions.
 
     python bench/compile_gpu.py --quick          # a subset, for CI
-    python bench/compile_gpu.py --out FILE.json  # every kernel x profile x D bucket x dtype x target (hours on one core)
+    python bench/compile_gpu.py --out FILE.json  # every kernel x profile x D bucket x dtype x target (hours)
 
 The launches are the backend's own: its functions run on small CPU tensors with the kernels replaced by recorders, so
 that what is compiled is what a call would compile. bfloat16 and float16 inputs use the float32 kernels (packing
@@ -25,12 +25,17 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 
 from gwf_fast.kernels.profiles import PROFILES
-from gwf_fast.selftest import CHANNELS, NEEDS_LOGARITHM, OPERATIONS, Case
+from gwf_fast.selftest import NEEDS_LOGARITHM, OPERATIONS, Case
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import sass  # noqa: E402
+import sass
 
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32), "gfx942": ("hip", "gfx942", 64)}
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
 DIMENSIONS = (1, 2, 3, 4, 16, 64)
 """One a bucket: the unrolled ones, and the two widths of output blocks beyond."""
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     """cuobjdump and nvdisasm come with Triton."""
     import triton
 
@@ -21,7 +21,7 @@ def _run(name: str, *options: str, cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        return subprocess.run([_tool(name), *options, str(path)], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([tool(name), *options, str(path)], capture_output=True, text=True, check=True).stdout
 
 
 def usage(cubin: bytes) -> dict[str, int]:
@@ -75,10 +75,10 @@ def opcodes(body: list[str]) -> collections.Counter[str]:
 def inner_loops(cubin: bytes, function: str = "") -> list[list[str]]:
     """The loops that do floating-point arithmetic and contain no other loop."""
     bodies = [body for body in loops(cubin, function) if opcodes(body)["FFMA"] + opcodes(body)["DFMA"] > 0]
-    return [body for body in bodies if not any(other is not body and set_within(other, body) for other in bodies)]
+    return [body for body in bodies if not any(other is not body and within(other, body) for other in bodies)]
 
 
-def set_within(inner: list[str], outer: list[str]) -> bool:
+def within(inner: list[str], outer: list[str]) -> bool:
     """Whether a loop is a part of a longer one."""
     return len(inner) < len(outer) and any(
         outer[k : k + len(inner)] == inner for k in range(len(outer) - len(inner) + 1)

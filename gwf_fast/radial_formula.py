@@ -45,13 +45,14 @@ class Radial(_Elementary):
             raise TypeError(f"expression must be a SymPy expression in s and r, got {type(expression).__name__}")
         strangers = sorted(symbol.name for symbol in expression.free_symbols if symbol.name not in ("s", "r"))
         if strangers:
-            raise ValueError(f"expression must depend on s and r only to be radial, got {', '.join(strangers)} in {expression}")
+            found = f"{', '.join(strangers)} in {expression}"
+            raise ValueError(f"expression must depend on s and r only to be radial, got {found}")
         if not expression.free_symbols:
             raise ValueError(f"expression must depend on s or r, got the constant {expression}")
-        meaning = {symbol: profiles.s if symbol.name == "s" else sp.sqrt(profiles.s) for symbol in expression.free_symbols}
+        values = {"s": profiles.s, "r": sp.sqrt(profiles.s)}
+        meaning = {symbol: values[symbol.name] for symbol in expression.free_symbols}
         phi = sp.sympify(expression.subs(meaning, simultaneous=True))
         if phi.is_real is False or phi.has(sp.I, sp.nan, sp.zoo, sp.oo):
             raise ValueError(f"expression must be real and finite for r > 0, got {expression}")
         profile = formulas.register(phi)
         self._derive((Term(profile.name, 1.0),))
-

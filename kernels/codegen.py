@@ -262,7 +262,7 @@ def triton() -> str:
         "import triton.language as tl",
         "",
         "from gwf_fast.kernels.triton.primitives import (",
-        "    exp2_minus, inverse, log0, log2_of, pow0, root, rsqrt, rsqrt0, times_exp2,",
+        "    exp2_minus, inverse, log0, log2_of, pow0, root, rsqrt0, times_exp2, two_rsqrt,",
         ")",
         "",
     ]
@@ -287,7 +287,8 @@ def keops() -> str:
     """The KeOps module: formula text for the exponent and the prefactors of phi and its derivatives in s."""
     from gwf_fast.kernels.keops.printer import split_text
 
-    lines = [f'"""{HEADER}"""', "", "# fmt: off", "# ruff: noqa: E501", "FORMULAS: dict[str, tuple[str | None, tuple[str, ...]]] = {"]
+    lines = [f'"""{HEADER}"""', "", "# fmt: off", "# ruff: noqa: E501"]
+    lines.append("FORMULAS: dict[str, tuple[str | None, tuple[str, ...]]] = {")
     for profile in PROFILES.values():
         exponent, prefactors = split_text(profile)
         lines.append(f'    "{profile.name}": (')
@@ -295,7 +296,7 @@ def keops() -> str:
         lines.append("        (")
         lines += [f'            "{row}",' for row in prefactors]
         lines += ["        ),", "    ),"]
-    tail = '"""(X, (R_0, .., R_3)) in s and p, by profile: the k-th derivative of phi in s is R_k exp(-X); X None is 0."""'
+    tail = '"""(X, (R_0, .., R_3)) in s and p, by profile: the k-th derivative in s is R_k exp(-X); X None is 0."""'
     return "\n".join([*lines, "}", tail, ""])
 
 

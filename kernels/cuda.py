@@ -84,7 +84,7 @@ def forward_step(
     spec: Sequence[float],
     out: Tensor | None = None,  # [B, N, D]; may be x
 ) -> Tensor:  # [B, N, D]
-    """x - step_size * mean_j grad W(x_i - s_j). In place is safe: the sources have been copied when the step is taken."""
+    """x - step_size * mean_j grad W(x_i - s_j). In place is safe: the sources have been copied by then."""
     others = x if sources is None else sources
     factor = -step_size / others.shape[1]
     return _rows(x, others, None, spec, True, False, None, None, factor=factor, base=x, out=out)
@@ -154,8 +154,8 @@ def _rows(
     scaled, packed = pack(
         x.to(dtype), y.to(dtype), None if weights is None else weights.to(dtype), y_lengths, scale, width, module.tile
     )
-    result = out if out is not None else torch.empty(x.shape if gradient else x.shape[:2], dtype=dtype, device=x.device)
-    lengths = [None if given is None else given.to(device=x.device, dtype=torch.int64) for given in (x_lengths, y_lengths)]
+    result = torch.empty(x.shape if gradient else x.shape[:2], dtype=dtype, device=x.device) if out is None else out
+    lengths = [None if value is None else value.to(x.device, torch.int64) for value in (x_lengths, y_lengths)]
     with torch.cuda.device(x.device):
         module.rows(
             dtype == torch.float64, scaled.data_ptr(), packed.data_ptr(), 0 if base is None else base.data_ptr(),
@@ -173,6 +173,8 @@ def _check(x: Tensor, y: Tensor, base: Tensor | None, out: Tensor | None) -> Non
         raise ValueError(f"x: got {x.shape[2]} coordinates, the cuda backend serves at most {MAX_DIM}")
     for name, value in (("x", base), ("out", out)):
         if value is not None and (not value.is_contiguous() or value.dtype not in (torch.float32, torch.float64)):
-            raise ValueError(f"{name}: got {value.dtype}, strides {value.stride()}; expected contiguous float32 or float64")
+            raise ValueError(
+                f"{name}: got {value.dtype}, strides {value.stride()}; expected contiguous floats or doubles"
+            )
     if out is not None and (out.shape != x.shape or out.dtype != x.dtype or out.device != x.device):
         raise ValueError(f"out: got {list(out.shape)}, {out.dtype} on {out.device}; expected the shape and type of x")

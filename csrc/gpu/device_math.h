@@ -37,6 +37,7 @@ template <class V> GWF_DEVICE V exp2_minus(NoShift, V x) { return exp2_of(-x); }
 template <class V> GWF_DEVICE V exp2_minus(V shift, V x) { return exp2_of(shift - x); }
 template <class V> GWF_DEVICE V times_exp2(V value, NoShift) { return value; }
 template <class V> GWF_DEVICE V times_exp2(V value, V shift) { return value * exp2_of(shift); }
+template <class V> GWF_DEVICE V two_rsqrt(V u) { return V(2) * rsqrt(u); }
 template <class V> GWF_DEVICE V inverse(V u) { return V(1) / u; }
 
 // At coincident points every negative power, and the logarithm, is 0. Comparisons are written so that NaN stays NaN.
@@ -48,5 +49,9 @@ template <class V> GWF_DEVICE V pow0(V t, V e) {
 }
 
 #include "../profiles_generated.h"
+
+#define GWF_ONE(id, P) +1
+constexpr int profile_count = 0 GWF_FOR_EACH_PROFILE(GWF_ONE);
+#undef GWF_ONE
 
 }  // namespace gwf::gpu

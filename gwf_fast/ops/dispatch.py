@@ -58,16 +58,25 @@ class Backend(NamedTuple):
 # In order of preference: the first that serves a call gets it.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
-    for backend in (  # fmt: skip
+    for backend in (
         Backend("cpp", ("cpu",), _FLOATS, "compiled C++ for AVX-512, AVX2 or any CPU", unbatched=True),
         Backend(
-            "cuda", ("cuda",), _FLOATS + _HALVES, "compiled CUDA: sums and gradients of at most 4 coordinates",
-            requires="gwf_fast._cuda", remedy="install with GWF_FAST_CUDA=1 in the environment and nvcc on the path",
+            "cuda",
+            ("cuda",),
+            _FLOATS + _HALVES,
+            "compiled CUDA: sums and gradients of at most 4 coordinates",
+            requires="gwf_fast._cuda",
+            remedy="install with GWF_FAST_CUDA=1 in the environment and nvcc on the path",
         ),
         Backend("triton", ("cuda",), _FLOATS + _HALVES, "Triton", requires="triton", remedy="pip install triton"),
         Backend(
-            "keops", ("cpu", "cuda"), _FLOATS, "KeOps, for user-written formulas", formulas=True,
-            requires="pykeops", remedy="pip install pykeops",
+            "keops",
+            ("cpu", "cuda"),
+            _FLOATS,
+            "KeOps, for user-written formulas",
+            formulas=True,
+            requires="pykeops",
+            remedy="pip install pykeops",
         ),
         Backend("torch", None, _FLOATS + _HALVES, "plain PyTorch, chunked: the reference", formulas=True),
     )
@@ -172,5 +181,6 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     lines = [f"{fn.__name__} on {device}, {dtype}: {chosen} ({asked})"]
     for name, backend in BACKENDS.items():
         if name != chosen:
-            lines.append(f"  {name}: {backend.refusal(device.type, dtype, formula) or f'could serve, {backend.summary}'}")
+            reason = backend.refusal(device.type, dtype, formula)
+            lines.append(f"  {name}: {reason or f'could serve, {backend.summary}'}")
     return "\n".join(lines)

@@ -245,9 +245,7 @@ def _jet1(f: list[str]) -> tuple[str, str]:
 
 
 def _jet2(f: list[str]) -> tuple[str, str]:
-    along_d = (
-        f"({_A12}*{f[1]}+{_A1}*{f[2]}*{_Q2}+{_A2}*{f[2]}*{_Q1}+(a|b)*({f[3]}*{_Q1}*{_Q2}+{f[2]}*{_Q12}))"
-    )
+    along_d = f"({_A12}*{f[1]}+{_A1}*{f[2]}*{_Q2}+{_A2}*{f[2]}*{_Q1}+(a|b)*({f[3]}*{_Q1}*{_Q2}+{f[2]}*{_Q12}))"
     along_d1 = f"({_A2}*{f[1]}+(a|b)*{f[2]}*{_Q2})"
     along_d2 = f"({_A1}*{f[1]}+(a|b)*{f[2]}*{_Q1})"
     gx = f"{along_d}*(x-y)+{along_d1}*{_D1}+{along_d2}*{_D2}"

@@ -26,7 +26,7 @@ _threads = threading.RLock()
 def compilation_lock() -> Iterator[None]:
     """Held by one thread of one process of this user at a time; released by the system if the process dies."""
     path = Path(tempfile.gettempdir()) / f"gwf_fast_keops_{os.getuid() if hasattr(os, 'getuid') else 'user'}.lock"
-    with _threads, open(path, "a+") as file:  # noqa: PTH123
+    with _threads, open(path, "a+") as file:
         _lock_file(file)
         yield
 
@@ -55,7 +55,8 @@ def _keops() -> Any:
         with compilation_lock():
             import pykeops.torch
     except ImportError as error:
-        raise ImportError(f"the keops backend needs KeOps (pip install pykeops), which does not import: {error}") from error
+        message = f"the keops backend needs KeOps (pip install pykeops), which does not import: {error}"
+        raise ImportError(message) from error
     finally:
         for name in quiet:
             del os.environ[name]

@@ -17,7 +17,7 @@ EXACT = 2**24
 _FUNCTIONS = {sp.exp: "Exp", sp.sin: "Sin", sp.cos: "Cos", sp.Abs: "Abs", sp.atan: "Atan", sp.sign: "Sign"}
 
 
-class UnsupportedExpression(ValueError):
+class UnsupportedExpressionError(ValueError):
     """KeOps has no equivalent for a part of the expression."""
 
 
@@ -25,7 +25,7 @@ def keops_text(expression: sp.Expr) -> str:
     """The text of an expression in ``s`` (and ``p``), with ``{s}`` and ``{p}`` left to be filled in.
 
     Raises:
-        UnsupportedExpression: A function or symbol that KeOps can't express.
+        UnsupportedExpressionError: A function or symbol that KeOps can't express.
     """
     if expression == s:
         return "{s}"
@@ -43,7 +43,7 @@ def keops_text(expression: sp.Expr) -> str:
         return _log(expression.args[0])
     if expression.func in _FUNCTIONS:
         return f"{_FUNCTIONS[expression.func]}({keops_text(expression.args[0])})"
-    raise UnsupportedExpression(f"KeOps has no equivalent of {expression.func.__name__} in {expression}")
+    raise UnsupportedExpressionError(f"KeOps has no equivalent of {expression.func.__name__} in {expression}")
 
 
 def split_text(profile: Profile) -> tuple[str | None, tuple[str, ...]]:
@@ -80,7 +80,7 @@ def _number(value: sp.Expr) -> str:
     if value.is_Mul:
         return f"({'*'.join(map(_number, value.args))})"
     if not value.is_finite or not value.is_real:
-        raise UnsupportedExpression(f"{value} is not a finite real number")
+        raise UnsupportedExpressionError(f"{value} is not a finite real number")
     return _number(sp.Rational(str(value.evalf(17))))
 
 

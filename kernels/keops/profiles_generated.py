@@ -85,4 +85,4 @@ FORMULAS: dict[str, tuple[str | None, tuple[str, ...]]] = {
         ),
     ),
 }
-"""(X, (R_0, .., R_3)) in s and p, by profile: the k-th derivative of phi in s is R_k exp(-X); X None is 0."""
+"""(X, (R_0, .., R_3)) in s and p, by profile: the k-th derivative in s is R_k exp(-X); X None is 0."""

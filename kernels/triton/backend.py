@@ -171,7 +171,12 @@ def _empty(x: Tensor, y: Tensor) -> bool:
 
 
 def _pairs(
-    x: Tensor, y: Tensor, spec: Sequence[float], config: launch.Config, x_lengths: Tensor | None, y_lengths: Tensor | None
+    x: Tensor,
+    y: Tensor,
+    spec: Sequence[float],
+    config: launch.Config,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
 ) -> Pairs:
     multiple = 1 if x.shape[2] <= FEW else BLOCK_K
     return Pairs(x, y, spec, (config.rows, config.cols), multiple, x_lengths, y_lengths)

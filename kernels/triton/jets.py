@@ -1,7 +1,7 @@
-"""Kernel of the one derivative operator: gradients of directional derivatives of sum_ij e^(alpha_i + beta_j) a_i.b_j k_ij.
+"""Kernel of the derivative operator: gradients of directional derivatives of sum_ij e^(alpha_i + beta_j) a_i.b_j k_ij.
 
-With d = x_i - y_j, d1 and d2 its tangents, q = |d|^2, q1 = 2 d.d1, q2 = 2 d.d2, q12 = 2 d1.d2, A = a.b with tangents A1,
-A2, A12, and f0, f1, ... the derivatives of the mixture in q, the gradients are
+With d = x_i - y_j, d1 and d2 its tangents, q = |d|^2, q1 = 2 d.d1, q2 = 2 d.d2, q12 = 2 d1.d2, A = a.b with tangents
+A1, A2, A12, and f0, f1, ... the derivatives of the mixture in q, the gradients are
 
     in x_i: 2 sum_j (c0 d + c1 d1 + c2 d2)          in a_i: sum_j (p0 b_j + p1 db1_j + p2 db2_j)
 
@@ -154,9 +154,7 @@ def jet_kernel_few(
                     q12 = 2.0 * tile_inner(d1, d2, D)
                     inner2 = outer_inner(da2s, bs, C) + outer_inner(a_s, db2s, C)
                     inner12 = outer_inner(da1s, db2s, C) + outer_inner(da2s, db1s, C)
-                    c0, c1, c2, p0, p1, p2 = pair_coefficients(
-                        f, (q1, q2, q12), (inner, inner1, inner2, inner12), 2
-                    )
+                    c0, c1, c2, p0, p1, p2 = pair_coefficients(f, (q1, q2, q12), (inner, inner1, inner2, inner12), 2)
             sums_x = scale_add(sums_x, c0, d0, D)
             sums_a = multiply_add(sums_a, p0, bs, C)
             if ORDER > 0:
@@ -181,9 +179,14 @@ def jet_kernel_few(
 @triton.jit
 def load_block(pointer, stride, index, channel, channels):
     """Values [positions, channels of the block], 0 outside."""
-    return tl.load(
-        pointer + channel[None, :] * stride + index[:, None], mask=channel[None, :] < channels, other=0.0
-    )
+    return tl.load(pointer + channel[None, :] * stride + index[:, None], mask=channel[None, :] < channels, other=0.0)
+
+
+@triton.jit
+def block_product(weight, pointer, stride, index, channel, channels, PRECISION: tl.constexpr):
+    """sum_j weight_ij value_jc for the channels of the block."""
+    values = load_block(pointer, stride, index, channel, channels)
+    return tl.dot(weight, values, input_precision=PRECISION, out_dtype=weight.dtype)
 
 
 @triton.jit
@@ -236,7 +239,7 @@ def jet_kernel_many(
     mass0 = tl.zeros((BM,), dtype)
     mass1 = tl.zeros((BM,), dtype)
     mass2 = tl.zeros((BM,), dtype)
-    for j in range(0, tiles):
+    for j in range(tiles):
         cols = j * BN + tl.arange(0, BN)
         col_y = batch * depth * y_stride + cols
         col_b = batch * channels * y_stride + cols
@@ -260,16 +263,16 @@ def jet_kernel_many(
             inner12 += pair_product(da2, x_stride, db1, y_stride, row_a, col_b, channels)
         c0, c1, c2, p0, p1, p2 = pair_coefficients(f, (q1, q2, q12), (inner, inner1, inner2, inner12), ORDER)
         mass0 += tl.sum(c0, 1)
-        total_x -= tl.dot(c0, load_block(y, y_stride, col_y, channel, depth), input_precision=PRECISION, out_dtype=dtype)
-        total_a += tl.dot(p0, load_block(b, y_stride, col_b, channel, channels), input_precision=PRECISION, out_dtype=dtype)
+        total_x -= block_product(c0, y, y_stride, col_y, channel, depth, PRECISION)
+        total_a += block_product(p0, b, y_stride, col_b, channel, channels, PRECISION)
         if ORDER > 0:
             mass1 += tl.sum(c1, 1)
-            total_x -= tl.dot(c1, load_block(dy1, y_stride, col_y, channel, depth), input_precision=PRECISION, out_dtype=dtype)
-            total_a += tl.dot(p1, load_block(db1, y_stride, col_b, channel, channels), input_precision=PRECISION, out_dtype=dtype)
+            total_x -= block_product(c1, dy1, y_stride, col_y, channel, depth, PRECISION)
+            total_a += block_product(p1, db1, y_stride, col_b, channel, channels, PRECISION)
         if ORDER > 1:
             mass2 += tl.sum(c2, 1)
-            total_x -= tl.dot(c2, load_block(dy2, y_stride, col_y, channel, depth), input_precision=PRECISION, out_dtype=dtype)
-            total_a += tl.dot(p2, load_block(db2, y_stride, col_b, channel, channels), input_precision=PRECISION, out_dtype=dtype)
+            total_x -= block_product(c2, dy2, y_stride, col_y, channel, depth, PRECISION)
+            total_a += block_product(p2, db2, y_stride, col_b, channel, channels, PRECISION)
 
     total_x += mass0[:, None] * load_block(x, x_stride, row_x, channel, depth)
     if ORDER > 0:

@@ -35,9 +35,9 @@ def root(t):
 
 
 @triton.jit
-def rsqrt(u):
-    """1/sqrt(u) for u > 0."""
-    return tl.rsqrt(u)
+def two_rsqrt(u):
+    """2/sqrt(u) for u > 0."""
+    return 2.0 * tl.rsqrt(u)
 
 
 @triton.jit

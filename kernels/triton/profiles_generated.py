@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from gwf_fast.kernels.triton.primitives import (
-    exp2_minus, inverse, log0, log2_of, pow0, root, rsqrt, rsqrt0, times_exp2,
+    exp2_minus, inverse, log0, log2_of, pow0, root, rsqrt0, times_exp2, two_rsqrt,
 )
 
 
@@ -104,14 +104,14 @@ def laplace_exponent(t, p):
 
 @triton.jit
 def imq_jet0(t, p, shift):
-    w = rsqrt(t + 1.0)
+    w = two_rsqrt(4.0*t + 4.0)
     f0 = times_exp2(w, shift)
     return (f0,)
 
 
 @triton.jit
 def imq_jet1(t, p, shift):
-    w = rsqrt(t + 1.0)
+    w = two_rsqrt(4.0*t + 4.0)
     f0 = times_exp2(w, shift)
     f1 = times_exp2(-0.5*(w*w*w), shift)
     return f0, f1
@@ -119,7 +119,7 @@ def imq_jet1(t, p, shift):
 
 @triton.jit
 def imq_jet2(t, p, shift):
-    w = rsqrt(t + 1.0)
+    w = two_rsqrt(4.0*t + 4.0)
     f0 = times_exp2(w, shift)
     f1 = times_exp2(-0.5*(w*w*w), shift)
     f2 = times_exp2(0.75*(w*w*w*w*w), shift)
@@ -128,7 +128,7 @@ def imq_jet2(t, p, shift):
 
 @triton.jit
 def imq_jet3(t, p, shift):
-    w = rsqrt(t + 1.0)
+    w = two_rsqrt(4.0*t + 4.0)
     f0 = times_exp2(w, shift)
     f1 = times_exp2(-0.5*(w*w*w), shift)
     f2 = times_exp2(0.75*(w*w*w*w*w), shift)

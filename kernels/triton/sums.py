@@ -62,9 +62,7 @@ def sum_kernel(
             value_group = tl.zeros((BM, BN), dtype)
         for j in range(first, tl.minimum(first + GROUP, tiles)):
             cols = j * BN + tl.arange(0, BN)
-            q = squared_distance(
-                xs, x, x_stride, y, y_stride, rows, cols, depth, is_near, D, DOT, PRECISION, BLOCK_K
-            )
+            q = squared_distance(xs, x, x_stride, y, y_stride, rows, cols, depth, is_near, D, DOT, PRECISION, BLOCK_K)
             jet = mixture_jet(q, None, parameters, JETS, ORDER)
             weight = jet[ORDER]
             if EXCLUDE_SELF:
@@ -100,9 +98,10 @@ def sum_kernel(
             tl.where(valid[:, None], total * scale, 0.0),
             mask=inside[:, None] & (channel[None, :] < channels),
         )
-        if WITH_VALUE:
+        if WITH_VALUE:  # noqa: SIM102, one is decided when compiled and one at run time
             if chunk == 0:
-                tl.store(value_out + batch * n + rows, tl.where(valid, value_total * tl.load(parameters), 0.0), mask=inside)
+                value_result = tl.where(valid, value_total * tl.load(parameters), 0.0)
+                tl.store(value_out + batch * n + rows, value_result, mask=inside)
 
 
 @triton.jit(do_not_specialize=["n", "n_tiles", "m_tiles"])

@@ -1,4 +1,4 @@
-"""The CUDA backend as far as a CPU goes: its pair arithmetic, its packing and its launch arithmetic, compiled by g++."""
+"""The CUDA backend as far as a CPU goes: pair arithmetic, packing and launch arithmetic, compiled by g++."""
 
 import ctypes
 import os

@@ -160,7 +160,7 @@ class TestKeops:
 
     @pytest.mark.parametrize("expression", [sp.besselj(0, s), sp.erf(s), sp.Symbol("z") * s])
     def test_unsupported_is_named(self, expression):
-        from gwf_fast.kernels.keops.printer import UnsupportedExpression, keops_text
+        from gwf_fast.kernels.keops.printer import UnsupportedExpressionError, keops_text
 
-        with pytest.raises(UnsupportedExpression, match=r"KeOps has no equivalent of (besselj|erf|Symbol)|z"):
+        with pytest.raises(UnsupportedExpressionError, match=r"KeOps has no equivalent of (besselj|erf|Symbol)|z"):
             keops_text(expression)
