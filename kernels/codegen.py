@@ -257,7 +257,7 @@ def triton() -> str:
         '"""',
         "",
         "# fmt: off",
-        "# ruff: noqa: D103, E501, I001",
+        "# ruff: noqa: D103, I001",
         "import triton",
         "import triton.language as tl",
         "",
@@ -287,7 +287,7 @@ def keops() -> str:
     """The KeOps module: formula text for the exponent and the prefactors of phi and its derivatives in s."""
     from gwf_fast.kernels.keops.printer import split_text
 
-    lines = [f'"""{HEADER}"""', "", "# fmt: off", "# ruff: noqa: E501"]
+    lines = [f'"""{HEADER}"""', "", "# fmt: off"]
     lines.append("FORMULAS: dict[str, tuple[str | None, tuple[str, ...]]] = {")
     for profile in PROFILES.values():
         exponent, prefactors = split_text(profile)

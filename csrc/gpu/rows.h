@@ -1,5 +1,7 @@
 // The arithmetic of rows against a tile of sources: for the kernels, and for a CPU test of the same code.
 #pragma once
+#include <type_traits>
+
 #include "device_math.h"
 #include "grid.h"
 
@@ -25,6 +27,8 @@ template <class T> struct Terms {
 template <class P> struct Single {
     template <class T> static constexpr int rows = rows_per_thread<T>;
     template <class T> static constexpr int unroll = sizeof(T) == 4 ? 4 : 1;
+    // 2**-q is all that needs q: summed with the opposite sign, the minus costs no instruction.
+    static constexpr bool opposite = std::is_same_v<P, Gaussian>;
     template <int K, class T> static GWF_DEVICE void jet(T q, const Terms<T>& terms, T* f) {
         P::template jet<K>(q, terms.parameter[0], NoShift{}, f);
     }
@@ -34,6 +38,7 @@ template <class P> struct Single {
 struct Mixture {
     template <class T> static constexpr int rows = 2;  // the switch is long: few copies of it
     template <class T> static constexpr int unroll = 1;
+    static constexpr bool opposite = false;
     template <int K, class T> static GWF_DEVICE void jet(T q, const Terms<T>& terms, T* f) {
         for (int k = 0; k <= K; k++) f[k] = T(0);
         for (int m = 0; m < terms.count; m++) {
@@ -57,8 +62,12 @@ GWF_DEVICE void add_pair(const T* x, const T* source, bool skip, const Terms<T>&
     GWF_UNROLL_ALL
     for (int k = 0; k < D; k++) {
         d[k] = x[k] - source[k];
-        q = k == 0 ? d[0] * d[0] : q + d[k] * d[k];
+        if constexpr (Profile::opposite)
+            q = k == 0 ? -d[0] * d[0] : q - d[k] * d[k];
+        else
+            q = k == 0 ? d[0] * d[0] : q + d[k] * d[k];
     }
+    if constexpr (Profile::opposite) q = -q;
     Profile::template jet<K>(q, terms, f);
     T weight = source[D];
     if (skip) f[K] = T(0);

@@ -147,8 +147,7 @@ def pair_jet(
         "EXCLUDE_SELF": exclude_self,
         "BM": config.rows,
         "BN": config.cols,
-        "num_warps": config.warps,
-        "enable_fp_fusion": True,
+        **launch.compiler_options(config),
     }
     sizes = [pairs.n, pairs.n_tiles, pairs.m_tiles]
     with launch.on_device(x):
@@ -193,7 +192,7 @@ def _distance_options(pairs: Pairs) -> tuple[Tensor, dict]:
     else:
         near = pairs.near()
     dim = pairs.dim if pairs.dim <= FEW else 0
-    return near, {"D": dim, "DOT": dot, "PRECISION": precision, "BLOCK_K": BLOCK_K, "enable_fp_fusion": True}
+    return near, {"D": dim, "DOT": dot, "PRECISION": precision, "BLOCK_K": BLOCK_K}
 
 
 def _launch_sum(
@@ -218,7 +217,7 @@ def _launch_sum(
             pairs.n, pairs.n_tiles, pairs.m_tiles, pairs.depth, channels, chunks,
             JETS=pairs.mixture.jets(order), ORDER=order, C=channels if few else 0, WITH_VALUE=with_value,
             EXCLUDE_SELF=exclude_self, BM=config.rows, BN=config.cols, BC=block, GROUP=GROUP,
-            num_warps=config.warps, **options,
+            **launch.compiler_options(config), **options,
         )  # fmt: skip
 
 
@@ -247,7 +246,7 @@ def _gradient(
                 pairs.x, pairs.y, pairs.columns(weights[:, :, None]), pairs.parameters, pairs.x_lengths,
                 pairs.y_lengths, out, value, pairs.n, pairs.n_tiles, pairs.m_tiles,
                 JETS=pairs.mixture.jets(1), D=pairs.dim, WITH_VALUE=with_value, EXCLUDE_SELF=exclude_self,
-                BM=config.rows, BN=config.cols, GROUP=GROUP, num_warps=config.warps, enable_fp_fusion=True,
+                BM=config.rows, BN=config.cols, GROUP=GROUP, **launch.compiler_options(config),
             )  # fmt: skip
         return value.to(x.dtype), out.to(x.dtype)
     # sum_j w_ij b_j (x_i - y_j) from the sums of w_ij b_j y_j and w_ij b_j
@@ -300,7 +299,7 @@ def _average(
             n, pairs.n_tiles, pairs.m_tiles, pairs.depth, channels, chunks,
             JETS=pairs.mixture.jets(0), EXPONENTS=pairs.mixture.exponents, C=channels if few else -1,
             EXCLUDE_SELF=exclude_self, BM=config.rows, BN=config.cols, BC=block,
-            GROUP=GROUP if dim <= FEW else 1, num_warps=config.warps, **options,
+            GROUP=GROUP if dim <= FEW else 1, **launch.compiler_options(config), **options,
         )  # fmt: skip
     if centred:
         mean = mean + pairs.centre

@@ -5,7 +5,7 @@ p is the profile's own parameter.
 """
 
 # fmt: off
-# ruff: noqa: D103, E501, I001
+# ruff: noqa: D103, I001
 import triton
 import triton.language as tl
 
