@@ -34,7 +34,7 @@ def load(path: str) -> tuple[Tensor, Tensor]:
 
 
 def split(features: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features standardised with the training part and a constant appended, labels, training rows and test rows, 4:1."""
+    """Features standardised by the training part and a constant appended, labels, training and test rows, 4:1."""
     order = torch.randperm(len(features), generator=base.generator(seed))
     n_train = round(0.8 * len(features))
     train, test = order[:n_train], order[n_train:]
