@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <utility>
 
 #include "pairwise_tile.h"
 
@@ -14,16 +15,47 @@ namespace gwf::GWF_ISA {
 inline constexpr double log2_e = 1.4426950408889634;
 inline constexpr int panel_dim = 5;  // from this dimension on, distances come from panels
 
+// Page-aligned blocks. A thread keeps the last few small ones: fresh pages would cost more than a small call computes.
+class BlockCache {
+  public:
+    struct Block {
+        void* memory = nullptr;
+        size_t bytes = 0;
+    };
+    ~BlockCache() {
+        for (Block& block : blocks_) std::free(block.memory);
+    }
+    Block acquire(size_t bytes) {
+        for (Block& block : blocks_)
+            if (block.bytes >= bytes) return std::exchange(block, Block{});
+        bytes = (bytes + 4095) / 4096 * 4096;
+        void* memory = std::aligned_alloc(4096, bytes);
+        if (!memory) throw std::bad_alloc();
+        return {memory, bytes};
+    }
+    void release(Block block) {
+        if (block.bytes <= largest_kept)
+            for (Block& kept : blocks_)
+                if (kept.bytes < block.bytes) std::swap(kept, block);
+        std::free(block.memory);
+    }
+    static BlockCache& of_this_thread() {
+        thread_local BlockCache cache;
+        return cache;
+    }
+
+  private:
+    static constexpr size_t largest_kept = 1 << 20;
+    Block blocks_[3];
+};
+
 // Cache-line-aligned memory, handed out in pieces.
 template <class T> class Arena {
   public:
-    explicit Arena(int64_t count) {
-        const size_t bytes = (size_t(std::max<int64_t>(count, 1)) * sizeof(T) + 4095) / 4096 * 4096;
-        memory_ = static_cast<T*>(std::aligned_alloc(4096, bytes));
-        if (!memory_) throw std::bad_alloc();
-        next_ = memory_;
-    }
-    ~Arena() { std::free(memory_); }
+    explicit Arena(int64_t count)
+        : block_(BlockCache::of_this_thread().acquire(size_t(std::max<int64_t>(count, 1)) * sizeof(T))),
+          next_(static_cast<T*>(block_.memory)) {}
+    ~Arena() { BlockCache::of_this_thread().release(block_); }
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
     static int64_t rounded(int64_t count) { return (count + 15) / 16 * 16; }
@@ -34,7 +66,8 @@ template <class T> class Arena {
     }
 
   private:
-    T *memory_, *next_;
+    BlockCache::Block block_;
+    T* next_;
 };
 
 template <class T> TileKernel<T> tile_kernel(const std::vector<Term>& terms) {

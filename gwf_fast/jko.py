@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from gwf_fast import engine as engines
 from gwf_fast.errors import NonFiniteError
@@ -185,6 +184,8 @@ class JKOFlow:
         state = self.init(x0) if state is None else state
         if checkpoint is not None:
             checkpoints.save(checkpoint, self, state, n_steps, x0)
+        from tqdm.auto import tqdm  # a progress bar is no reason to make `import gwf_fast` slower
+
         with tqdm(total=n_steps, initial=state.step, disable=not progress, desc="JKO steps", unit="step") as bar:
             while state.step < n_steps:
                 state = self.step(state, x0=x0, on_iteration=_postfix(bar, self.training.iterations))

@@ -40,7 +40,7 @@ def source(n):
 def flow():
     target = GaussianMixture(torch.tensor([[2.0, 0.0], [-2.0, 1.0]]))
     functional = 0.7 * KL(target) + JensenShannon(torch.linspace(-1, 1, 60).reshape(30, 2))
-    training = Training(batch_size=32, iterations=40, critic_steps=2, pool_size=256)
+    training = Training(batch_size=32, iterations=20, critic_steps=2, pool_size=256)
     return JKOFlow(functional, 2, 0.2, map=make_map, training=training, seed=11)
 
 if __name__ == "__main__":

@@ -33,15 +33,21 @@ def load(path: str) -> tuple[Tensor, Tensor]:
     return torch.tensor(data.data, dtype=torch.float32), torch.tensor(2.0 * data.target - 1, dtype=torch.float32)
 
 
-def build(settings: base.Settings) -> base.Problem:
-    """Split 4:1, standardise with the training part, append a constant feature."""
-    features, labels = load(settings.input)
-    order = torch.randperm(len(features), generator=base.generator(settings.seed))
+def split(features: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features standardised by the training part and a constant appended, labels, training and test rows, 4:1."""
+    order = torch.randperm(len(features), generator=base.generator(seed))
     n_train = round(0.8 * len(features))
     train, test = order[:n_train], order[n_train:]
     mean, scale = features[train].mean(0), features[train].std(0)
     scale = torch.where(scale > 0, scale, 1.0)  # a constant column stays constant
     features = torch.cat(((features - mean) / scale, torch.ones(len(features), 1)), 1)
+    return features, labels, train, test
+
+
+def build(settings: base.Settings) -> base.Problem:
+    """Prior and posterior over the weights of all features and the log of their precision."""
+    features, labels, train, test = split(*load(settings.input), settings.seed)
+    n_train = len(train)
     posterior = BayesianLogisticRegression(features[train], labels[train])
     dim = posterior.dim
     width = 32 if dim <= 32 else 128
