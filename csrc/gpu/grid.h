@@ -4,9 +4,9 @@
 
 namespace gwf::gpu {
 
-constexpr int threads = 128;           // of a block
-constexpr int tile = 128;              // sources in shared memory at a time: one a thread
-constexpr int max_terms = 8;           // of a mixture
+constexpr int threads = 128;  // of a block
+constexpr int tile = 128;     // sources in shared memory at a time: one a thread
+constexpr int max_terms = 8;  // of a mixture
 constexpr std::int64_t max_blocks = (std::int64_t(1) << 31) - 1;
 
 // Rows a thread keeps in registers: each source read from shared memory serves that many pairs.
@@ -27,11 +27,16 @@ enum Problem : int {  // negative: not an error code of the runtime
 
 inline const char* describe(int problem) {
     switch (problem) {
-        case bad_dim: return "dim must be 1, 2, 3 or 4";
-        case bad_size: return "sizes must be at least 0, and the padded number of sources a multiple of the tile";
-        case bad_terms: return "a kernel has 1 to 8 terms of known profiles";
-        case too_many_blocks: return "more rows than one launch can cover (2^31 - 1 blocks)";
-        default: return "unknown problem";
+        case bad_dim:
+            return "dim must be 1, 2, 3 or 4";
+        case bad_size:
+            return "sizes must be at least 0, and the padded number of sources a multiple of the tile";
+        case bad_terms:
+            return "a kernel has 1 to 8 terms of known profiles";
+        case too_many_blocks:
+            return "more rows than one launch can cover (2^31 - 1 blocks)";
+        default:
+            return "unknown problem";
     }
 }
 

@@ -1,8 +1,7 @@
-// Sums and gradients for D <= 4: rows in registers, tiles of sources in shared memory. No atomics: each row is summed by
-// one thread in the order of its sources, so that results are the same in every run.
-#include "pairwise.h"
-
+// Sums and gradients for D <= 4: rows in registers, tiles of sources in shared memory. No atomics: each row is summed
+// by one thread in the order of its sources, so that results are the same in every run.
 #include "launch.h"
+#include "pairwise.h"
 #include "rows.h"
 
 namespace gwf::gpu {
@@ -76,21 +75,25 @@ int start(const Request& r, const Arguments<T>& a, std::int64_t blocks, Stream s
 template <class Profile, class T>
 int with_dim(const Request& r, const Arguments<T>& a, std::int64_t blocks, Stream stream) {
     switch (r.dim) {
-        case 1: return start<Profile, 1>(r, a, blocks, stream);
-        case 2: return start<Profile, 2>(r, a, blocks, stream);
-        case 3: return start<Profile, 3>(r, a, blocks, stream);
-        default: return start<Profile, 4>(r, a, blocks, stream);
+        case 1:
+            return start<Profile, 1>(r, a, blocks, stream);
+        case 2:
+            return start<Profile, 2>(r, a, blocks, stream);
+        case 3:
+            return start<Profile, 3>(r, a, blocks, stream);
+        default:
+            return start<Profile, 4>(r, a, blocks, stream);
     }
 }
 
 template <class T> int run(const Request& r, Stream stream) {
-    const Grid grid = row_grid(
-        r.batch, r.n, r.m_padded, r.dim, r.term_count > 1 ? Mixture::rows<T> : rows_per_thread<T>);
+    const Grid grid =
+        row_grid(r.batch, r.n, r.m_padded, r.dim, r.term_count > 1 ? Mixture::rows<T> : rows_per_thread<T>);
     if (grid.problem != ok) return grid.problem;
     if (r.term_count < 1 || r.term_count > max_terms) return bad_terms;
     if (grid.blocks == 0) return ok;
-    Arguments<T> a{(const T*)r.x, (const T*)r.sources, (const T*)r.base, (T*)r.out, r.x_lengths, r.y_lengths,
-                   r.n, r.m_padded, grid.row_blocks, r.exclude_self, T(r.scale), {}};
+    Arguments<T> a{(const T*)r.x, (const T*)r.sources, (const T*)r.base, (T*)r.out,      r.x_lengths, r.y_lengths,
+                   r.n,           r.m_padded,          grid.row_blocks,  r.exclude_self, T(r.scale),  {}};
     a.terms.count = r.term_count;
     for (int m = 0; m < r.term_count; m++) {
         if (r.terms[m].profile < 0 || r.terms[m].profile >= profile_count) return bad_terms;
@@ -103,7 +106,8 @@ template <class T> int run(const Request& r, Stream stream) {
     a.scale *= a.terms.coefficient[0];
     switch (r.terms[0].profile) {
 #define GWF_CASE(id, P) \
-    case id: return with_dim<Single<P>>(r, a, grid.blocks, stream);
+    case id:            \
+        return with_dim<Single<P>>(r, a, grid.blocks, stream);
         GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
     }

@@ -44,8 +44,10 @@ struct Mixture {
         for (int m = 0; m < terms.count; m++) {
             T g[K + 1] = {};
             switch (terms.profile[m]) {
-#define GWF_CASE(id, P) \
-    case id: P::template jet<K>(q * terms.ratio[m], terms.parameter[m], NoShift{}, g); break;
+#define GWF_CASE(id, P)                                                           \
+    case id:                                                                      \
+        P::template jet<K>(q * terms.ratio[m], terms.parameter[m], NoShift{}, g); \
+        break;
                 GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
             }
@@ -83,9 +85,8 @@ GWF_DEVICE void add_pair(const T* x, const T* source, bool skip, const Terms<T>&
 // The sums of R rows, `stride` apart, over `count` packed sources. SELF: source `self - first_source + r * stride` of
 // row r is the row itself and is left out.
 template <class Profile, int D, int K, int R, bool SELF, class T>
-GWF_DEVICE void add_tile(
-    const T (&x)[R][D], const T* sources, int count, std::int64_t self, int stride, const Terms<T>& terms,
-    T (&totals)[R][K == 0 ? 1 : D]) {
+GWF_DEVICE void add_tile(const T (&x)[R][D], const T* sources, int count, std::int64_t self, int stride,
+                         const Terms<T>& terms, T (&totals)[R][K == 0 ? 1 : D]) {
     constexpr int outputs = K == 0 ? 1 : D, width = packed_width(D);
     constexpr int unroll = SELF ? 1 : Profile::template unroll<T>;
     T sums[R][outputs] = {};

@@ -1,4 +1,5 @@
-// The arithmetic of csrc/gpu/rows.h and grid.h as a plain C++ library: blocks and threads become loops. A test loads it.
+// The arithmetic of csrc/gpu/rows.h and grid.h as a plain C++ library: blocks and threads become loops. A test loads
+// it.
 #include <cstring>
 
 #include "gpu/pairwise.h"
@@ -41,8 +42,9 @@ template <class Profile, int D, int K, class T> void run(const Request& q, const
 }
 
 template <class Profile, class T> void with_dim(const Request& q, const Terms<T>& terms, T scale, Grid grid) {
-#define GWF_DIM(D) \
-    if (q.dim == D) return q.gradient ? run<Profile, D, 1>(q, terms, scale, grid) : run<Profile, D, 0>(q, terms, scale, grid);
+#define GWF_DIM(D)  \
+    if (q.dim == D) \
+        return q.gradient ? run<Profile, D, 1>(q, terms, scale, grid) : run<Profile, D, 0>(q, terms, scale, grid);
     GWF_DIM(1) GWF_DIM(2) GWF_DIM(3) GWF_DIM(4)
 #undef GWF_DIM
 }
@@ -71,7 +73,9 @@ template <class T> int start(const Request& q) {
 }  // namespace
 
 extern "C" {
-int host_rows(int is_double, const Request* request) { return is_double ? start<double>(*request) : start<float>(*request); }
+int host_rows(int is_double, const Request* request) {
+    return is_double ? start<double>(*request) : start<float>(*request);
+}
 int host_packed_width(int dim) { return packed_width(dim); }
 int host_tile() { return tile; }
 void host_grid(std::int64_t batch, std::int64_t n, std::int64_t m, int dim, int rows, std::int64_t* out) {
