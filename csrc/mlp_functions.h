@@ -5,7 +5,9 @@
 
 namespace gwf::GWF_ISA {
 
-template <class V> struct Jet { V value, first, second; };
+template <class V> struct Jet {
+    V value, first, second;
+};
 
 // ---- e^x and its kin
 // -------------------------------------------------------------------------------------------------

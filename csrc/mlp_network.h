@@ -8,7 +8,7 @@ namespace gwf::GWF_ISA {
 
 template <class T> GWF_INLINE int64_t padded_to_lanes(int64_t n) { return (n + lanes<T> - 1) / lanes<T> * lanes<T>; }
 
-// From one row to the next. Rows that are a multiple of 1 KiB apart would share a few sets of the cache.
+// From one row to the next. Rows that are a multiple of 512 bytes apart would share a few sets of the cache.
 template <class T> GWF_INLINE int64_t row_stride(int64_t n) {
     const int64_t padded = padded_to_lanes<T>(n);
     return padded * int64_t(sizeof(T)) % 1024 == 0 ? padded + 64 / int64_t(sizeof(T)) : padded;

@@ -17,11 +17,17 @@ template <class T> struct TileMemory {
     static constexpr int64_t granule = 12;         // rows of the largest block of the product
 
     static int64_t rows_of(const MlpCall<T>& call) {
-        int64_t width = 0;
-        for (const MlpLayer& layer : call.layers) width += 2 * row_stride<T>(layer.out);
-        if (call.pass == MlpPass::second) width *= 2;
-        const int64_t rows = budget / int64_t(sizeof(T)) / width / granule * granule;
-        return std::clamp<int64_t>(rows, 4 * granule, 12 * granule);
+        int64_t sum = 0, widest = 0;
+        for (const MlpLayer& layer : call.layers) {
+            sum += row_stride<T>(layer.out);
+            widest = std::max(widest, row_stride<T>(layer.out));
+        }
+        const int64_t buffers = call.pass == MlpPass::forward  ? 2 * widest
+                                : call.pass == MlpPass::second ? 4 * sum
+                                                               : 2 * sum;
+        const int64_t rows = budget / int64_t(sizeof(T)) / buffers / granule * granule;
+        // not fewer, however wide the network: each tile reads all weights
+        return std::clamp<int64_t>(rows, 8 * granule, 12 * granule);
     }
 
     TileMemory(const MlpCall<T>& call, const Network<T>& network, int64_t rows) : arena_(size_of(network, rows)) {
