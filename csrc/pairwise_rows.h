@@ -196,17 +196,14 @@ template <bool Mean, class T> void direct_log_tile(const Problem<T>& p, int64_t 
     }
 }
 
-// The same through a tile, for any dimension, values and kernel; partial [1 + C][R].
-template <class T> void log_tile(const Problem<T>& p, int64_t i0, int64_t j0, int n, int64_t C, RowScratch<T>& s) {
-    evaluate<0, true>(*p.kernel, s.tile, Shifts<T>{s.reference, p.shift + j0}, n, &s.value);
-    drop_self(p, i0, j0, n, s.value);
-    std::fill(s.partial, s.partial + (1 + C) * R<T>, T(0));
-    sum_channels<T>(s.value, nullptr, 0, 1, n, s.partial);
-    if (!C) return;
-    if (p.b)
-        sum_channels(s.value, p.b + j0 * p.C, p.C, p.C, n, s.partial + R<T>);
-    else
-        sum_channels(s.value, p.y_rows + j0 * p.stride, p.stride, p.C, n, s.partial + R<T>);
+// Through a tile, for any dimension and kernel: returns the values, over the distances where they are no longer needed.
+template <class T> T* log_values(const Problem<T>& p, int64_t i0, int64_t j0, int n, RowScratch<T>& s) {
+    T* value = p.kernel->single() ? s.tile : s.value;
+    evaluate<0, true>(*p.kernel, s.tile, Shifts<T>{s.reference, p.shift + j0}, n, &value);
+    drop_self(p, i0, j0, n, value);
+    std::fill(s.partial, s.partial + R<T>, T(0));
+    sum_channels<T>(value, nullptr, 0, 1, n, s.partial);
+    return value;
 }
 
 // Values are relative to 2**reference, the largest seen when it was last set; it is set anew only when a sum threatens
@@ -230,14 +227,12 @@ template <class T> void log_rows(const Problem<T>& p, int64_t i0, bool average, 
     std::fill(s.reference, s.reference + R<T>, masked<T>);
     for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, p.M - j0));
-        if (!direct || j0 == 0) distances(p, s.x, s.x_norm, j0, n, s.tile);
+        const T* value = nullptr;
         for (bool again = j0 == 0;; again = true) {
-            if (again) {
-                if (direct && j0 > 0) distances(p, s.x, s.x_norm, j0, n, s.tile);
-                move_reference(p, i0, j0, n, C, s);
-            }
+            if (!direct || again) distances(p, s.x, s.x_norm, j0, n, s.tile);
+            if (again) move_reference(p, i0, j0, n, C, s);
             if (!direct)
-                log_tile(p, i0, j0, n, C, s);
+                value = log_values(p, i0, j0, n, s);
             else if (average)
                 direct_log_tile<true>(p, j0, n, s);
             else
@@ -246,7 +241,11 @@ template <class T> void log_rows(const Problem<T>& p, int64_t i0, bool average, 
             for (int l = 0; l < R<T>; l++) safe &= s.partial[l] < overflow;
             if (safe || again) break;
         }
-        for (int64_t at = 0; at < (1 + C) * R<T>; at++) s.total[at] += s.partial[at];
+        for (int64_t at = 0; at < (direct ? 1 + C : 1) * R<T>; at++) s.total[at] += s.partial[at];
+        if (!direct && average) {
+            const T* v = p.b ? p.b + j0 * p.C : p.y_rows + j0 * p.stride;
+            sum_channels(value, v, p.b ? p.C : p.stride, p.C, n, s.total + R<T>);
+        }
     }
     T *sum = s.total, *channels = s.total + R<T>;
     for (int l = 0; l < R<T>; l++) {

@@ -16,7 +16,7 @@ namespace gwf::GWF_ISA {
 template <class T> inline constexpr int NB = vector_bytes == 64 ? 3 : 2;  // vectors of rows
 template <class T> inline constexpr int R = NB<T> * lanes<T>;             // rows of a tile
 inline constexpr int TJ = 96;                                             // columns of a tile
-inline constexpr int PJ = 6;                                              // columns of a packed panel
+inline constexpr int PJ = vector_bytes == 64 ? 8 : 6;                     // columns of a packed panel
 static_assert(TJ % PJ == 0);
 
 // The base-2 log-weight of a column that does not count; finite, so that differences stay numbers.
@@ -62,13 +62,15 @@ void distances_wide(const T* x, const T* x_norm, const T* panels, const T* y_nor
         for (int64_t d0 = 0; d0 < D; d0 += coordinate_chunk) {
             const int64_t d1 = std::min(D, d0 + coordinate_chunk);
             vec<T> s[PJ][NB<T>];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int q = 0; q < PJ; q++) GWF_LANES s[q][k] = vec<T>{};
             const T *xd = x + d0 * R<T>, *yd = panels + d0 * PJ;
+#pragma GCC unroll 4
             for (int64_t d = d0; d < d1; d++, xd += R<T>, yd += PJ) {
                 vec<T> xv[NB<T>];
                 GWF_LANES xv[k] = load(xd + k * lanes<T>);
-#pragma GCC unroll 6
+                __builtin_prefetch(yd + 32 * PJ);  // the panels stream from the second-level cache or beyond
+#pragma GCC unroll 8
                 for (int q = 0; q < PJ; q++) {
                     const vec<T> yv = pinned(yd[q]);
                     GWF_LANES {
@@ -77,7 +79,7 @@ void distances_wide(const T* x, const T* x_norm, const T* panels, const T* y_nor
                     }
                 }
             }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int q = 0; q < PJ; q++) GWF_LANES {
                     T* at = t + (j + q) * R<T> + k * lanes<T>;
                     vec<T> v = s[q][k];
@@ -239,18 +241,20 @@ template <class P, class T> void sum_part(T parameter, const T* t, const T* weig
 // total[c] += sum_j f_j v_jc for NC neighbouring channels; v [n][stride], total [NC][R]
 template <int NC, class T> void sum_channels(const T* f, const T* v, int64_t stride, int n, T* total) {
     vec<T> s[NC][NB<T>];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int c = 0; c < NC; c++) GWF_LANES s[c][k] = vec<T>{};
+#pragma GCC unroll 2
     for (int j = 0; j < n; j++, f += R<T>, v += stride) {
         vec<T> fv[NB<T>];
         GWF_LANES fv[k] = load(f + k * lanes<T>);
-#pragma GCC unroll 6
+        __builtin_prefetch(v + PJ);
+#pragma GCC unroll 8
         for (int c = 0; c < NC; c++) {
             const vec<T> vc = pinned(v[c]);
             GWF_LANES s[c][k] += fv[k] * vc;
         }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int c = 0; c < NC; c++) GWF_LANES {
             T* at = total + c * R<T> + k * lanes<T>;
             store(at, load(at) + s[c][k]);
@@ -261,25 +265,23 @@ template <int NC, class T> void sum_channels(const T* f, const T* v, int64_t str
 template <class T> void sum_channels(const T* f, const T* v, int64_t stride, int64_t C, int n, T* total) {
     static constexpr T one = 1;
     if (!v) return sum_channels<1>(f, &one, 0, n, total);
-    for (int64_t c = 0; c < C; c += PJ, v += PJ, total += PJ * R<T>) switch (C - c) {
-            case 1:
-                sum_channels<1>(f, v, stride, n, total);
-                break;
-            case 2:
-                sum_channels<2>(f, v, stride, n, total);
-                break;
-            case 3:
-                sum_channels<3>(f, v, stride, n, total);
-                break;
-            case 4:
-                sum_channels<4>(f, v, stride, n, total);
-                break;
-            case 5:
-                sum_channels<5>(f, v, stride, n, total);
-                break;
-            default:
-                sum_channels<6>(f, v, stride, n, total);
-        }
+    for (; C >= PJ; C -= PJ, v += PJ, total += PJ * R<T>) sum_channels<PJ>(f, v, stride, n, total);
+    switch (C) {
+        case 1:
+            return sum_channels<1>(f, v, stride, n, total);
+        case 2:
+            return sum_channels<2>(f, v, stride, n, total);
+        case 3:
+            return sum_channels<3>(f, v, stride, n, total);
+        case 4:
+            return sum_channels<4>(f, v, stride, n, total);
+        case 5:
+            return sum_channels<5>(f, v, stride, n, total);
+        case 6:
+            return sum_channels<6>(f, v, stride, n, total);
+        case 7:
+            return sum_channels<7>(f, v, stride, n, total);
+    }
 }
 
 // total[d] += sum_j f_j (x - y_j)_d; x [D][R], y [n][stride], null y: the difference is x itself (or 0 without x).
