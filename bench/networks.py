@@ -106,26 +106,19 @@ def true_gradients(size: Size) -> Result:
     return torch.autograd.grad(plain(critic, y.double()).sum(), list(critic.parameters()))
 
 
+def functional(parameters: list[Tensor], x: Tensor) -> Tensor:
+    """A network of PReLUs as a function of weight, bias and slope of each layer, for torch.func.grad."""
+    *hidden, weight, bias = parameters
+    for i in range(0, len(hidden), 3):
+        x = nn.functional.prelu(nn.functional.linear(x, hidden[i], hidden[i + 1]), hidden[i + 2])
+    return nn.functional.linear(x, weight, bias)
+
+
 def compiled_gradients(size: Size) -> Contender:
     _, critic, y, _ = networks(size)
-    parameters = {name: p.detach() for name, p in critic.named_parameters()}
-
-    def total(values: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(Plain(critic), {f"net.{k}": v for k, v in values.items()}, (y,)).sum()
-
-    gradients = torch.compile(torch.func.grad(total), fullgraph=True)
-    return lambda: tuple(gradients(parameters).values())
-
-
-class Plain(nn.Module):
-    """``plain`` as a module, for ``functional_call``."""
-
-    def __init__(self, net: gwf.nn.MLP) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        return plain(self.net, x)
+    parameters = [p.detach() for p in critic.parameters()]
+    gradients = torch.compile(torch.func.grad(lambda values: functional(values, y).sum()), fullgraph=True)
+    return lambda: tuple(gradients(parameters))
 
 
 # ---------------------------------------------------------------------------------------------- a critic's update
@@ -166,29 +159,28 @@ def eager_update(size: Size) -> Contender:
 def compiled_update(size: Size) -> Contender:
     """The whole update as one functional graph: its best form."""
     nets = networks(size)
-    model = Plain(nets.critic)
 
-    def loss(values: dict[str, Tensor], x: Tensor, z: Tensor) -> Tensor:
-        return -kl_objective(lambda points: torch.func.functional_call(model, values, (points,)), x, z)
+    def loss(values: list[Tensor], x: Tensor) -> Tensor:
+        return -kl_objective(functools.partial(functional, values), x, nets.z)
 
     @functools.partial(torch.compile, fullgraph=True)
-    def step(values: dict, first: dict, second: dict, count: Tensor) -> tuple[dict, dict, dict, dict]:
-        gradients = torch.func.grad(loss)(values, plain(nets.map, nets.y).detach(), nets.z)
-        first = {k: BETAS[0] * first[k] + (1 - BETAS[0]) * g for k, g in gradients.items()}
-        second = {k: BETAS[1] * second[k] + (1 - BETAS[1]) * g * g for k, g in gradients.items()}
+    def step(values: list, first: list, second: list, count: Tensor) -> tuple[list, list, list, list]:
+        gradients = torch.func.grad(loss)(values, plain(nets.map, nets.y))
+        first = [BETAS[0] * m + (1 - BETAS[0]) * g for m, g in zip(first, gradients)]
+        second = [BETAS[1] * v + (1 - BETAS[1]) * g * g for v, g in zip(second, gradients)]
         a, b = RATE / (1 - BETAS[0] ** count), (1 - BETAS[1] ** count).sqrt()
-        values = {k: p - a * first[k] / (second[k].sqrt() / b + 1e-8) for k, p in values.items()}
+        values = [p - a * m / (v.sqrt() / b + 1e-8) for p, m, v in zip(values, first, second)]
         return values, first, second, gradients
 
-    values = {f"net.{name}": p.detach().clone() for name, p in nets.critic.named_parameters()}
-    state = [values, *({k: torch.zeros_like(p) for k, p in values.items()} for _ in range(2))]
-    count = torch.zeros((), dtype=torch.float64)
+    values = [p.detach().clone() for p in nets.critic.parameters()]
+    state = [values, *([torch.zeros_like(p) for p in values] for _ in range(2))]
+    count = torch.zeros(())
 
     def contender() -> Result:
         count.add_(1)
         with torch.no_grad():
             *state[:], gradients = step(*state, count)
-        return tuple(gradients.values())
+        return tuple(gradients)
 
     return contender
 
