@@ -119,6 +119,20 @@ def test_any_module_is_a_critic():
     torch.testing.assert_close(gwf.nn.critic_objective(tamed, x, z, divergence="kl"), reference("kl", tamed, x, z))
 
 
+def test_compile():
+    critic = gwf.nn.MLP((3, 8, 1)).double()
+    x, z = batches()
+
+    def value(x: Tensor, z: Tensor) -> Tensor:
+        return gwf.nn.critic_objective(critic, x, z, divergence="js")
+
+    inputs = [x, z, *critic.parameters()]
+    compiled = torch.compile(value, fullgraph=True, backend="aot_eager")
+    got, want = (torch.autograd.grad(f(x, z), inputs) for f in (compiled, value))
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_threads_do_not_matter():
     critic = gwf.nn.MLP((3, 128, 128, 1), "softplus")
     x, z = (torch.randn(n, 3, requires_grad=True) for n in (1000, 1300))

@@ -62,6 +62,27 @@ class Elementwise(nn.Module):
         return self.name
 
 
+class OutputActivation(nn.Module):
+    """The map of an f-divergence onto the domain of its conjugate, as a module that can be pickled.
+
+    Args:
+        name: Row of the table.
+        parameter: Its parameter, where it has one.
+    """
+
+    def __init__(self, name: str, parameter: float | None) -> None:
+        super().__init__()
+        self.name, self.parameter = name, parameter
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Apply the function."""
+        return divergence(self.name, self.parameter).activation(v)
+
+    def extra_repr(self) -> str:
+        """The row."""
+        return self.name if self.parameter is None else f"{self.name}, {self.parameter:g}"
+
+
 class ScaledSigmoid(nn.Module):
     """scale * sigmoid(v).
 
@@ -125,8 +146,8 @@ def output_activation(output: str | Sequence) -> Activation:
     """
     name, parameter = split_name(output, "output")
     if name in DIVERGENCES:
-        row = divergence(name, parameter)
-        return Activation(lambda: Elementwise(name, row.activation), activation_of(name, parameter))
+        divergence(name, parameter)  # raises where the parameter does not fit
+        return Activation(lambda: OutputActivation(name, parameter), activation_of(name, parameter))
     if name == "scaled_sigmoid" and parameter is not None:
         return Activation(lambda: ScaledSigmoid(parameter), Compiled("sigmoid", parameter))
     plain = {key: value for key, value in ACTIVATIONS.items() if key != "prelu"}
