@@ -19,6 +19,7 @@ from .radial import (
     RationalQuadratic,
     Riesz,
 )
+from .radial_formula import Radial
 from .training import Training
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "NonFiniteError",
     "Potential",
     "PowerLaw",
+    "Radial",
     "RationalQuadratic",
     "Riesz",
     "SquaredMMD",
