@@ -32,7 +32,11 @@ INSTRUCTION_SETS = {
 
 def cpu_sources() -> list[str]:
     """Sources of gwf_fast._cpu; the first is the module itself."""
-    sources = ["csrc/module.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
+    sources = [
+        "csrc/module.cpp",
+        "csrc/module_mlp.cpp",
+        *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
+    ]
     return [path for path in sources if X86 or not Path(path).stem.endswith(("_avx512", "_avx2"))]
 
 
@@ -74,7 +78,7 @@ class BuildExtension(build_ext):
             depfile, stamp = target.with_suffix(".d"), target.with_suffix(".command")
             target.parent.mkdir(parents=True, exist_ok=True)
             command = [*compiler, *flags(source), "-MMD", "-c", source, "-o", str(target)]
-            if source.endswith("module.cpp"):  # the only file that knows Python
+            if Path(source).stem.startswith("module"):  # the only files that know Python
                 command += [f"-I{path}" for path in (pybind11.get_include(), *self.include_dirs)]
             if not is_current(target, depfile, stamp, " ".join(command)):
                 stamp.unlink(missing_ok=True)  # an interrupted compilation must not look finished

@@ -43,6 +43,9 @@ def line(record: dict) -> str:
     if "pairs_per_second" in record:
         share = f", {record['share_of_floor']:.0%} of the floor" if "share_of_floor" in record else ""
         parts.insert(1, f"{record['pairs_per_second'] / 1e9:.3g} G pairs/s{share}")
+    if "flops_per_second" in record:
+        share = f", {record['share_of_peak']:.0%} of the FMA peak" if "share_of_peak" in record else ""
+        parts.insert(1, f"{record['flops_per_second'] / 1e9:.3g} GFLOP/s{share}")
     return f"{record['name']:46} " + "; ".join(parts)
 
 
@@ -54,7 +57,7 @@ def main() -> None:
         os.environ["GWF_FAST_ISA"] = options.isa  # before gwf_fast._cpu is loaded
     import torch
 
-    from bench import discrepancies, memory, overhead, reductions  # noqa: F401  (they register their cases)
+    from bench import discrepancies, memory, networks, overhead, reductions  # noqa: F401  (they register their cases)
     from bench.environment import environment
     from bench.measure import run
     from bench.plot import time_against_n

@@ -114,7 +114,10 @@ def run(case: Case, *, quick: bool, budget: float, peak: float | None, with_peer
 
 
 def rates(race: Race, ours: float, peak: float | None) -> dict[str, float]:
-    """Pairs a second, and that as a share of the floor: the peak divided by the floor's work."""
+    """Pairs a second as a share of the floor, the peak divided by the floor's work; or operations a second."""
+    if race.flops is not None:
+        rate = race.flops / ours
+        return {"flops_per_second": rate} | ({} if peak is None else {"share_of_peak": rate / peak})
     if race.pairs is None:
         return {}
     rate = race.pairs / ours

@@ -23,6 +23,7 @@ class Race:
         checked: The part of a contender's result that ``truth`` holds.
         pairs: Pairs (i, j) in one call, for the rate.
         flops_per_pair: Floating-point work of the known floor, for the share of the machine's peak.
+        flops: Floating-point work of one call, where there are no pairs.
     """
 
     contenders: dict[str, Callable[[], Contender]]
@@ -30,6 +31,7 @@ class Race:
     checked: Callable[[Result], Result] = lambda result: result
     pairs: float | None = None
     flops_per_pair: float | None = None
+    flops: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The compiled module (csrc/module.cpp): addresses and sizes of arrays that the caller keeps alive."""
+"""The compiled module (csrc/module*.cpp): addresses and sizes of arrays that the caller keeps alive."""
 
 import enum
 from collections.abc import Sequence
@@ -13,6 +13,71 @@ class Reduction(enum.IntEnum):
 
 class Kernel:
     def __init__(self, spec: Sequence[float]) -> None: ...
+
+class Function(enum.IntEnum):
+    identity = 0
+    leaky = 1
+    elu = 2
+    silu = 3
+    softplus = 4
+    tanh = 5
+    sigmoid = 6
+    log_sigmoid = 7
+    minus_exp = 8
+    square = 9
+    expm1 = 10
+    exp_shifted = 11
+    parabola = 12
+    exp_half = 13
+    alpha_power = 14
+    alpha_bounded = 15
+    entropy_power = 16
+
+class Mlp:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        functions: Sequence[int],
+        constants: Sequence[float],
+        learned: Sequence[bool],
+        residual: bool,
+    ) -> None: ...
+    def forward(self, is_double: bool, rows: int, x: int, parameters: Sequence[int], out: int, /) -> None: ...
+    def backward(
+        self,
+        is_double: bool,
+        rows: int,
+        x: int,
+        parameters: Sequence[int],
+        cotangent: int,
+        out: int,
+        dx: int,
+        gradients: Sequence[int],
+        /,
+    ) -> None: ...
+    def second(
+        self,
+        is_double: bool,
+        rows: int,
+        x: int,
+        parameters: Sequence[int],
+        cotangent: int,
+        x_tangent: int,
+        tangents: Sequence[int],
+        out_tangent: int,
+        dx: int,
+        gradients: Sequence[int],
+        /,
+    ) -> None: ...
+    def objective(
+        self,
+        is_double: bool,
+        parameters: Sequence[int],
+        sides: Sequence[tuple[int, int, int, float, float, int]],
+        with_gradients: bool,
+        gradients: Sequence[int],
+        /,
+    ) -> float: ...
 
 def pairwise(
     kernel: Kernel,

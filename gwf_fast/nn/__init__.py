@@ -1,5 +1,6 @@
 """Networks for maps and critics."""
 
-from gwf_fast.nn.mlp import MLP
+from .mlp import MLP
+from .objective import critic_objective
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "critic_objective"]

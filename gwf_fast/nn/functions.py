@@ -1,0 +1,159 @@
+"""Activations: as modules for the nn.Sequential twin of an MLP, and as the compiled functions of csrc/mlp.h."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..divergences import DIVERGENCES, divergence
+
+
+class Compiled(NamedTuple):
+    """An elementwise function of csrc/mlp.h and its constant."""
+
+    name: str
+    constant: float = 0.0
+
+
+class Activation(NamedTuple):
+    """One activation in both forms."""
+
+    module: Callable[[], nn.Module]
+    compiled: Compiled
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(nn.ReLU, Compiled("leaky", 0.0)),
+    "leaky_relu": Activation(lambda: nn.LeakyReLU(0.2), Compiled("leaky", 0.2)),
+    "prelu": Activation(nn.PReLU, Compiled("leaky")),  # the constant is learned
+    "celu": Activation(nn.CELU, Compiled("elu", 1.0)),
+    "elu": Activation(nn.ELU, Compiled("elu", 1.0)),
+    "silu": Activation(nn.SiLU, Compiled("silu")),
+    "softplus": Activation(nn.Softplus, Compiled("softplus")),
+    "tanh": Activation(nn.Tanh, Compiled("tanh", 1.0)),
+    "sigmoid": Activation(nn.Sigmoid, Compiled("sigmoid", 1.0)),
+}
+"""What may stand between layers, and after the last one but for "prelu"."""
+
+
+class Elementwise(nn.Module):
+    """An elementwise function as a module without parameters.
+
+    Args:
+        name: What it is called when printed.
+        function: Applied to the input.
+    """
+
+    def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.name = name
+        self.function = function
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Apply the function."""
+        return self.function(v)
+
+    def extra_repr(self) -> str:
+        """The name."""
+        return self.name
+
+
+class OutputActivation(nn.Module):
+    """The map of an f-divergence onto the domain of its conjugate, as a module that can be pickled.
+
+    Args:
+        name: Row of the table.
+        parameter: Its parameter, where it has one.
+    """
+
+    def __init__(self, name: str, parameter: float | None) -> None:
+        super().__init__()
+        self.name, self.parameter = name, parameter
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Apply the function."""
+        return divergence(self.name, self.parameter).activation(v)
+
+    def extra_repr(self) -> str:
+        """The row."""
+        return self.name if self.parameter is None else f"{self.name}, {self.parameter:g}"
+
+
+class ScaledSigmoid(nn.Module):
+    """scale * sigmoid(v).
+
+    Args:
+        scale: The largest value.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Apply the function."""
+        return self.scale * v.sigmoid()
+
+
+def activation_of(name: str, parameter: float | None = None) -> Compiled:
+    """The compiled form of an f-divergence's output activation."""
+    if name == "alpha" and parameter is not None and parameter < 1:
+        return Compiled("log_sigmoid", 1 / (1 - parameter))
+    return {
+        "reverse_kl": Compiled("minus_exp", 0.0),
+        "js": Compiled("log_sigmoid", math.log(2)),
+        "neyman": Compiled("minus_exp", 1.0),
+        "squared_hellinger": Compiled("minus_exp", 1.0),
+        "total_variation": Compiled("tanh", 0.5),
+    }.get(name, Compiled("identity"))
+
+
+def conjugate_of(name: str, parameter: float | None = None) -> Compiled:
+    """The compiled form of f* composed with the output activation."""
+    if parameter is not None:
+        if name == "alpha":
+            return Compiled("alpha_power" if parameter > 1 else "alpha_bounded", parameter)
+        return Compiled("entropy_power", parameter)
+    return {
+        "kl": Compiled("exp_shifted", 1.0),
+        "reverse_kl": Compiled("identity", -1.0),
+        "js": Compiled("softplus", -math.log(2)),
+        "pearson": Compiled("parabola"),
+        "neyman": Compiled("exp_half"),
+        "squared_hellinger": Compiled("expm1"),
+        "total_variation": Compiled("tanh", 0.5),
+    }[name]
+
+
+def split_name(value: str | Sequence, argument: str) -> tuple[str, float | None]:
+    """("alpha", 0.5) from itself or the list that JSON makes of it; a bare name has no parameter."""
+    if isinstance(value, str):
+        return value, None
+    if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float)):
+        return value[0], float(value[1])
+    raise ValueError(f"{argument}: expected a name or a pair (name, number), got {value!r}")
+
+
+def output_activation(output: str | Sequence) -> Activation:
+    """What may follow the last layer, by its name or (name, parameter).
+
+    Raises:
+        ValueError: If there is no such activation, or its parameter is missing, superfluous or out of range.
+    """
+    name, parameter = split_name(output, "output")
+    if name in DIVERGENCES:
+        divergence(name, parameter)  # raises where the parameter does not fit
+        return Activation(lambda: OutputActivation(name, parameter), activation_of(name, parameter))
+    if name == "scaled_sigmoid" and parameter is not None:
+        return Activation(lambda: ScaledSigmoid(parameter), Compiled("sigmoid", parameter))
+    plain = {key: value for key, value in ACTIVATIONS.items() if key != "prelu"}
+    plain["square"] = Activation(lambda: Elementwise("square", torch.square), Compiled("square"))
+    plain["expm1"] = Activation(lambda: Elementwise("expm1", torch.expm1), Compiled("expm1"))
+    if name not in plain or parameter is not None:
+        names = ", ".join([*plain, '("scaled_sigmoid", scale)', *DIVERGENCES])
+        raise ValueError(f"output: unknown {output!r}, expected None or one of {names}")
+    return plain[name]
