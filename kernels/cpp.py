@@ -64,9 +64,10 @@ def pair_gradient(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """sum_j b_j grad_x k_ij, [B, N, D]."""
-    out = torch.empty_like(x)
+    """sum_j b_j grad_x k_ij, [B, N, D]; written to ``out`` where given, contiguous and not x or y."""
+    out = torch.empty_like(x) if out is None else out
     _cpu.pairwise(
         _kernel(tuple(spec)), _GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
         exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
