@@ -1,6 +1,7 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
 
 from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
+from .fast_summation import AccuracyError
 from .interaction import forward_step, interaction_energy, interaction_velocity
 from .ops import backends, explain
 from .pairwise import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
@@ -19,6 +20,7 @@ from .radial import (
 
 __all__ = [
     "IMQ",
+    "AccuracyError",
     "Gaussian",
     "Kernel",
     "Laplace",

@@ -152,3 +152,29 @@ def pair_jet(
         _address(y_lengths), [tuple(_address(piece) for piece in tangent) for tangent in tangents],
     )  # fmt: skip
     return out, out2
+
+
+def near_field(
+    x: Tensor,  # [N, D], float64
+    cell: Tensor,  # [N], int64
+    y: Tensor,  # [M, D], float64, sorted by cell
+    b: Tensor,  # [M], float64
+    start: Tensor,  # [cells + 1], int64
+    grid: Sequence[int],
+    reach: int,
+    spec: tuple[float, ...],
+    radius: float,
+    degree: int,
+    order: int,
+) -> Tensor:
+    """sum_j b_j d^a (phi(q) - phi(Q(q))) over the cells within reach and the radius (csrc/near_field.h), [N, A]."""
+    (rows, dim), columns = x.shape, y.shape[0]
+    padded = torch.zeros(dim + 1, columns + 8, dtype=torch.float64)  # a vector may read past the last source
+    padded[:dim, :columns], padded[dim, :columns] = y.T, b
+    out = x.new_zeros(rows, (1, dim, dim * (dim + 1) // 2)[order])
+    x = x.contiguous()
+    _cpu.near_field(
+        _kernel(tuple(spec)), order, dim, degree, radius, rows, columns + 8, x.data_ptr(), cell.data_ptr(), padded.data_ptr(),
+        padded[dim].data_ptr(), start.data_ptr(), [1] * (3 - dim) + list(grid), reach, out.data_ptr(),
+    )  # fmt: skip
+    return out
