@@ -4,6 +4,7 @@
 #   make test-slow   the slow part
 #   make bench       time this library beside its peers; fills bench/results/
 #   make lint        ruff, clang-format, generated code, types
+#   make format      let ruff and clang-format lay out the sources
 #   make codegen     print the profile table to C++, Triton and KeOps
 # Each makes .venv first, where it is missing or older than its description.
 
@@ -13,7 +14,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq --constr
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
 FORMATTED := $(filter-out %_generated.h,$(CSRC))
 
-.PHONY: demo test test-slow bench lint codegen build clean
+.PHONY: demo test test-slow bench lint format codegen build clean
 .DELETE_ON_ERROR:
 
 # --- the environment, one stamp a set of dependencies ---------------------------------------------------------------
@@ -59,6 +60,10 @@ test-slow: build .venv/dev.stamp
 
 codegen: build .venv/dev.stamp
 	$(BIN)/python -m gwf_fast.kernels.codegen
+
+format: .venv/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
 
 # mypy reads the package as it is installed: it can't follow the mapping of kernels/ to gwf_fast.kernels.
 lint: build .venv/dev.stamp

@@ -16,8 +16,6 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # No -ffast-math: it folds the rounding tricks of the exponential away.
 COMMON = ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", "-g0", "-Icsrc"]
 COMMON += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
-if X86:
-    COMMON.append("-DGWF_FAST_X86=1")
 
 # One translation unit an instruction set, chosen at run time; other processors build the baseline alone.
 INSTRUCTION_SETS = {

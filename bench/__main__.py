@@ -91,7 +91,7 @@ def main() -> None:
     if with_memory:
         keep(memory.both_sides(options.quick))
     print(f"\n{out}")
-    if any(record["family"] == "scaling" for record in records):
+    if not options.quick and any(record["family"] == "scaling" for record in records):
         print(time_against_n(out, out.with_suffix(".png")))
 
 

@@ -45,7 +45,7 @@ def peak_flops() -> float:
     """Float32 operations a second: an FMA loop on one thread, times the threads."""
     from gwf_fast import _cpu
 
-    return torch.get_num_threads() * max(_cpu.fma_peak() for _ in range(3))
+    return torch.get_num_threads() * max(_cpu.fma_peak() for _ in range(10))
 
 
 def instruction_set() -> str:

@@ -40,18 +40,17 @@ def time_against_n(results: Path, figure: Path) -> Path:
         colour = COLOURS.get(name, "#555555")
         axes.fill_between(n, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(n, median, "o-", color=colour, linewidth=2 if name == "gwf_fast" else 1.4, markersize=4)
-        beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(name, (n[-1], median[-1]), color=colour, weight="bold", **beside)
+        above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(name, (n[-1], median[-1]), color=colour, weight="bold", **above)
     axes.set(xscale="log", yscale="log", xlabel="N = M", ylabel="seconds a call")
-    axes.margins(x=0.12)
-    axes.set_xlim(right=axes.get_xlim()[1] * 1.6)
+    axes.margins(x=0.1, y=0.12)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     where = data["environment"]
     axes.set_title(
         f"Gaussian kernel sum, D = {records[0]['D']}, float32\n"
-        f"{where['cpu']}, {where['threads']} threads; median, band from p20 to p80",
+        f"{where['cpu']}, threads: {where['threads']}; median, band from p20 to p80",
         loc="left",
         fontsize=9,
     )

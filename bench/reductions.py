@@ -37,7 +37,7 @@ def ours(reduction: str, problem: Problem) -> Contender:
 
 def case(reduction: str, kernel: str, dim: int, n: int, peers: tuple[str, ...], family: str, targets: dict) -> Case:
     def prepare(quick: bool) -> Race:
-        size = min(n, 2_000) if quick else n
+        size = n // 10 if quick else n
         problem = clouds(size, size, dim, kernel)
         make = {
             OURS: functools.partial(ours, reduction, problem),
@@ -55,7 +55,7 @@ def case(reduction: str, kernel: str, dim: int, n: int, peers: tuple[str, ...], 
         )
 
     name = f"{family}/{reduction}/{kernel}/D{dim}" + (f"/N{n}" if family == "scaling" else "")
-    facts = {"family": family, "reduction": reduction, "kernel": kernel, "D": dim, "N": n, "M": n}
+    facts = {"family": family, "reduction": reduction, "kernel": kernel, "D": dim, "N": n}
     return Case(name, prepare, targets=targets, facts=facts)
 
 

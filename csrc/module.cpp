@@ -48,7 +48,8 @@ const PairwiseBackend* active = nullptr;
 struct Kernel {
     std::vector<Term> terms;
     explicit Kernel(const std::vector<double>& spec) {  // (profile, coefficient, bandwidth, parameter) a term
-        for (size_t i = 0; i + 3 < spec.size(); i += 4) terms.push_back({int(spec[i]), spec[i + 1], spec[i + 2], spec[i + 3]});
+        for (size_t i = 0; i + 3 < spec.size(); i += 4)
+            terms.push_back({int(spec[i]), spec[i + 1], spec[i + 2], spec[i + 3]});
     }
 };
 
@@ -57,9 +58,10 @@ template <class T> T* pointer(uintptr_t address) { return reinterpret_cast<T*>(a
 using Addresses = std::array<uintptr_t, 4>;
 
 template <class T>
-void reduce(const Kernel& kernel, int reduction, std::array<int64_t, 5> sizes, uintptr_t x, uintptr_t y, uintptr_t b, uintptr_t out,
-            uintptr_t out2, bool exclude_self, uintptr_t a, uintptr_t row_shift, uintptr_t column_shift, uintptr_t row_lengths,
-            uintptr_t column_lengths, const std::vector<Addresses>& tangents, void (*run)(const PairwiseCall<T>&)) {
+void reduce(const Kernel& kernel, int reduction, std::array<int64_t, 5> sizes, uintptr_t x, uintptr_t y, uintptr_t b,
+            uintptr_t out, uintptr_t out2, bool exclude_self, uintptr_t a, uintptr_t row_shift, uintptr_t column_shift,
+            uintptr_t row_lengths, uintptr_t column_lengths, const std::vector<Addresses>& tangents,
+            void (*run)(const PairwiseCall<T>&)) {
     PairwiseCall<T> call{};
     call.reduction = Reduction(reduction);
     call.kernel = kernel.terms;
@@ -79,7 +81,8 @@ void reduce(const Kernel& kernel, int reduction, std::array<int64_t, 5> sizes, u
     call.exclude_self = exclude_self;
     call.order = int(tangents.size());
     for (int o = 0; o < call.order; o++)
-        call.tangents[o] = {pointer<T>(tangents[o][0]), pointer<T>(tangents[o][1]), pointer<T>(tangents[o][2]), pointer<T>(tangents[o][3])};
+        call.tangents[o] = {pointer<T>(tangents[o][0]), pointer<T>(tangents[o][1]), pointer<T>(tangents[o][2]),
+                            pointer<T>(tangents[o][3])};
     call.out = pointer<T>(out);
     call.out2 = pointer<T>(out2);
     py::gil_scoped_release release;
@@ -112,23 +115,24 @@ PYBIND11_MODULE(_cpu, m) {
 
     m.def(
         "pairwise",
-        [](const Kernel& kernel, int reduction, bool is_double, int64_t batch, int64_t rows, int64_t columns, int64_t dim,
-           int64_t channels, uintptr_t x, uintptr_t y, uintptr_t b, uintptr_t out, uintptr_t out2, bool exclude_self, uintptr_t a,
-           uintptr_t row_shift, uintptr_t column_shift, uintptr_t row_lengths, uintptr_t column_lengths,
-           const std::vector<Addresses>& tangents) {
+        [](const Kernel& kernel, int reduction, bool is_double, int64_t batch, int64_t rows, int64_t columns,
+           int64_t dim, int64_t channels, uintptr_t x, uintptr_t y, uintptr_t b, uintptr_t out, uintptr_t out2,
+           bool exclude_self, uintptr_t a, uintptr_t row_shift, uintptr_t column_shift, uintptr_t row_lengths,
+           uintptr_t column_lengths, const std::vector<Addresses>& tangents) {
             const std::array<int64_t, 5> sizes{batch, rows, columns, dim, channels};
             if (is_double)
-                reduce<double>(kernel, reduction, sizes, x, y, b, out, out2, exclude_self, a, row_shift, column_shift, row_lengths,
-                               column_lengths, tangents, active->run_double);
+                reduce<double>(kernel, reduction, sizes, x, y, b, out, out2, exclude_self, a, row_shift, column_shift,
+                               row_lengths, column_lengths, tangents, active->run_double);
             else
-                reduce<float>(kernel, reduction, sizes, x, y, b, out, out2, exclude_self, a, row_shift, column_shift, row_lengths,
-                              column_lengths, tangents, active->run_float);
+                reduce<float>(kernel, reduction, sizes, x, y, b, out, out2, exclude_self, a, row_shift, column_shift,
+                              row_lengths, column_lengths, tangents, active->run_float);
         },
         "One pairwise reduction; addresses of contiguous arrays, 0 where an array is absent.", py::arg("kernel"),
-        py::arg("reduction"), py::arg("is_double"), py::arg("batch"), py::arg("rows"), py::arg("columns"), py::arg("dim"),
-        py::arg("channels"), py::arg("x"), py::arg("y"), py::arg("b"), py::arg("out"), py::arg("out2") = 0,
-        py::arg("exclude_self") = false, py::arg("a") = 0, py::arg("row_shift") = 0, py::arg("column_shift") = 0,
-        py::arg("row_lengths") = 0, py::arg("column_lengths") = 0, py::arg("tangents") = std::vector<Addresses>{});
+        py::arg("reduction"), py::arg("is_double"), py::arg("batch"), py::arg("rows"), py::arg("columns"),
+        py::arg("dim"), py::arg("channels"), py::arg("x"), py::arg("y"), py::arg("b"), py::arg("out"),
+        py::arg("out2") = 0, py::arg("exclude_self") = false, py::arg("a") = 0, py::arg("row_shift") = 0,
+        py::arg("column_shift") = 0, py::arg("row_lengths") = 0, py::arg("column_lengths") = 0,
+        py::arg("tangents") = std::vector<Addresses>{});
 
     m.def(
         "near_field",
@@ -152,7 +156,9 @@ PYBIND11_MODULE(_cpu, m) {
             return names;
         },
         "Instruction sets that this build carries and this processor runs, best first.");
-    m.def("instruction_set", [] { return std::string(active->name); }, "The one in use (GWF_FAST_ISA chooses at import).");
+    m.def(
+        "instruction_set", [] { return std::string(active->name); },
+        "The one in use (GWF_FAST_ISA chooses at import).");
     m.def(
         "use_instruction_set", [](const std::string& name) { active = find_backend(name); }, py::arg("name"),
         "Switches to another instruction set, for tests and benchmarks.");

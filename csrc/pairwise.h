@@ -30,12 +30,12 @@ template <class T> struct PairwiseCall {
     Reduction reduction;
     std::vector<Term> kernel;
     int64_t batch, rows, columns, dim, channels;
-    const T* x;             // [B, N, D]
-    const T* y;             // [B, M, D]
-    const T* a;             // [B, N, C]  jet only
-    const T* b;             // [B, M, C], null = ones (sum, gradient) or y itself (average)
-    const T* row_shift;     // [B, N]     natural-log scale of a row, null = 0; jet only
-    const T* column_shift;  // [B, M]     natural-log weight of a column, null = 0
+    const T* x;                     // [B, N, D]
+    const T* y;                     // [B, M, D]
+    const T* a;                     // [B, N, C]  jet only
+    const T* b;                     // [B, M, C], null = ones (sum, gradient) or y itself (average)
+    const T* row_shift;             // [B, N]     natural-log scale of a row, null = 0; jet only
+    const T* column_shift;          // [B, M]     natural-log weight of a column, null = 0
     const int64_t* row_lengths;     // [B], null = all
     const int64_t* column_lengths;  // [B], null = all
     bool exclude_self;              // drop j = i

@@ -1,8 +1,10 @@
 // The entry points of one instruction set: splits a call over batches, blocks of rows and threads.
 #pragma once
-#include <chrono>
-#include <memory>
 #include <omp.h>
+
+#include <chrono>
+#include <deque>
+#include <optional>
 
 #include "pairwise_jet.h"
 #include "pairwise_symmetric.h"
@@ -34,7 +36,9 @@ template <class T> Problem<T> batch_element(const PairwiseCall<T>& call, const T
         p.tangents[o] = {at(t.x, rows * D), at(t.y, columns * D), at(t.a, rows * C), at(t.b, columns * C)};
     }
     const bool vector_first = call.reduction == Reduction::gradient || call.reduction == Reduction::jet;
-    const int64_t first = vector_first ? D : call.reduction == Reduction::logsumexp || call.reduction == Reduction::sum_gradient ? 1 : C;
+    const int64_t first = vector_first                                                                          ? D
+                          : call.reduction == Reduction::logsumexp || call.reduction == Reduction::sum_gradient ? 1
+                                                                                                                : C;
     const int64_t second = call.reduction == Reduction::sum_gradient ? D : call.reduction == Reduction::average ? 1 : C;
     p.out = at(call.out, rows * first);
     p.out2 = at(call.out2, rows * second);
@@ -47,54 +51,89 @@ template <class T> Problem<T> batch_element(const PairwiseCall<T>& call, const T
     return p;
 }
 
-// Threads share the loops of a region where there are several; the same code runs serially inside a batch.
+// f(i) for i = 0, step, 2 step, ... < count: shared among the threads of a team, or all by the caller, who may be one
+// thread of somebody else's team.
+template <bool Team, class F> void shared_loop(int64_t count, int64_t step, F f) {
+    if constexpr (Team) {
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < count; i += step) f(i);
+    } else {
+        for (int64_t i = 0; i < count; i += step) f(i);
+    }
+}
+
+template <class T> void choose_distances(Problem<T>& p, T largest_norm) {
+    if (!p.panelled()) return;
+    const bool self = p.x == p.y;
+    p.dot = dot_form_is_accurate(p, self ? largest_norm : std::max(largest_norm, largest_row_norm(p)));
+}
+
+// What every thread of a team does, or the caller alone.
+template <bool Team, class T>
+void solve_share(Problem<T>& p, SymmetricPlan<T>* plan, Arena<T>* plan_memory, Arena<T>& memory, T& largest_norm) {
+    constexpr int64_t pack_block = 512 * PJ;
+    T largest = 0;
+    shared_loop<Team>(p.M, pack_block, [&](int64_t j) {
+        largest = std::max(largest, pack_columns(p, j, std::min(p.M, j + pack_block)));
+    });
+    auto after_packing = [&] {
+        choose_distances(p, largest_norm);
+        if (plan) plan->take_arena(*plan_memory, p);
+    };
+    if constexpr (Team) {
+#pragma omp critical(gwf_largest_norm)
+        largest_norm = std::max(largest_norm, largest);
+#pragma omp barrier
+#pragma omp single
+        after_packing();
+    } else {
+        largest_norm = largest;
+        after_packing();
+    }
+    if (plan) {
+        SymmetricScratch<T> s(memory, p);
+        shared_loop<Team>(plan->workers, 1, [&](int64_t worker) { symmetric_worker(p, *plan, int(worker), s); });
+        shared_loop<Team>(p.N, 4096, [&](int64_t i) { symmetric_finish(p, *plan, i, std::min(p.N, i + 4096)); });
+    } else if (p.jet()) {
+        JetScratch<T> s(memory, p);
+        shared_loop<Team>(p.N, R<T>, [&](int64_t i) { jet_rows(p, i, s); });
+    } else {
+        RowScratch<T> s(memory, p);
+        shared_loop<Team>(p.N, R<T>, [&](int64_t i) { reduce_rows(p, i, s); });
+    }
+}
+
 template <class T> void solve(Problem<T>& p, int threads) {
     if (p.N == 0 || p.M == 0) return;
     Arena<T> columns(p.arena_size());
     p.take_arena(columns);
     find_centre(p);
-    const bool symmetric = SymmetricPlan<T>::serves(p);
-    SymmetricPlan<T> plan(p);
-    std::unique_ptr<Arena<T>> symmetric_memory;
-    const int64_t scratch_size = std::max({p.jet() ? JetScratch<T>::size(p) : RowScratch<T>::size(p),
-                                           symmetric ? SymmetricScratch<T>::size(p) : int64_t(0)});
-    std::vector<std::unique_ptr<Arena<T>>> scratch;
-    for (int i = 0; i < threads; i++) scratch.push_back(std::make_unique<Arena<T>>(scratch_size));
-    if (symmetric) symmetric_memory = std::make_unique<Arena<T>>(plan.arena_size(p));
-    constexpr int64_t pack_block = 512 * PJ;
-    T largest = 0;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        Arena<T>& memory = *scratch[size_t(omp_get_thread_num()) % scratch.size()];
-#pragma omp for schedule(static) reduction(max : largest)
-        for (int64_t j = 0; j < p.M; j += pack_block) largest = std::max(largest, pack_columns(p, j, std::min(p.M, j + pack_block)));
-#pragma omp single
-        {
-            if (p.panelled()) p.dot = dot_form_is_accurate(p, p.x == p.y ? largest : std::max(largest, largest_row_norm(p)));
-            if (symmetric) plan.take_arena(*symmetric_memory, p);
-        }
-        if (symmetric) {
-            SymmetricScratch<T> s(memory, p);
-#pragma omp for schedule(dynamic)
-            for (int worker = 0; worker < plan.workers; worker++) symmetric_worker(p, plan, worker, s);
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < p.N; i += 4096) symmetric_finish(p, plan, i, std::min(p.N, i + 4096));
-        } else if (p.jet()) {
-            JetScratch<T> s(memory, p);
-#pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < p.N; i += R<T>) jet_rows(p, i, s);
-        } else {
-            RowScratch<T> s(memory, p);
-#pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < p.N; i += R<T>) reduce_rows(p, i, s);
-        }
+    std::optional<SymmetricPlan<T>> plan;
+    std::optional<Arena<T>> plan_memory;
+    int64_t scratch_size = p.jet() ? JetScratch<T>::size(p) : RowScratch<T>::size(p);
+    if (SymmetricPlan<T>::serves(p)) {
+        plan.emplace(p);
+        plan_memory.emplace(plan->arena_size(p));
+        scratch_size = SymmetricScratch<T>::size(p);
     }
+    T largest_norm = 0;
+    SymmetricPlan<T>* plan_pointer = plan ? &*plan : nullptr;
+    Arena<T>* plan_memory_pointer = plan_memory ? &*plan_memory : nullptr;
+    if (threads == 1) {  // no team: forming one takes longer than a small call
+        Arena<T> memory(scratch_size);
+        return solve_share<false>(p, plan_pointer, plan_memory_pointer, memory, largest_norm);
+    }
+    std::deque<Arena<T>> scratch;  // allocated here: an exception must not leave a team
+    for (int i = 0; i < threads; i++) scratch.emplace_back(scratch_size);
+#pragma omp parallel num_threads(threads)
+    solve_share<true>(p, plan_pointer, plan_memory_pointer, scratch[size_t(omp_get_thread_num())], largest_norm);
 }
 
 template <class T> void run(const PairwiseCall<T>& call) {
     const TileKernel<T> kernel = tile_kernel<T>(call.kernel);
     const double pairs = double(call.rows) * double(call.columns);
-    const double work = pairs * (double(call.dim) / 4 + 1) * double(call.kernel.size()) * (call.reduction == Reduction::jet ? 8 : 1);
+    const double work =
+        pairs * (double(call.dim) / 4 + 1) * double(call.kernel.size()) * (call.reduction == Reduction::jet ? 8 : 1);
     const int available = omp_in_parallel() ? 1 : omp_get_max_threads();
     const int threads = work * double(call.batch) < serial_below ? 1 : available;
     if (call.batch > 1 && (threads == 1 || call.batch >= 4 * threads || work < serial_below)) {
@@ -111,24 +150,28 @@ template <class T> void run(const PairwiseCall<T>& call) {
     }
 }
 
-// Float operations a second of one thread: independent multiply-adds from registers.
+// Float operations a second of one thread: independent multiply-adds from registers, the best of many short bursts.
 inline double fma_peak() {
     using V = vec<float>;
-    constexpr int chains = 10, repeats = 2'000'000;
+    constexpr int chains = 12, repeats = 20'000, bursts = 50;
     V s[chains];
     for (int c = 0; c < chains; c++) s[c] = splat(float(c));
     const V a = pinned(0.999999f), b = pinned(1e-7f);
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < repeats; i++) {
-#pragma GCC unroll 10
-        for (int c = 0; c < chains; c++) s[c] = s[c] * a + b;
+    double best = 0;
+    for (int burst = 0; burst < bursts; burst++) {
+        const auto start = std::chrono::steady_clock::now();
+        for (int i = 0; i < repeats; i++) {
+#pragma GCC unroll 12
+            for (int c = 0; c < chains; c++) s[c] = s[c] * a + b;
+        }
+        V total{};
+        for (int c = 0; c < chains; c++) total += s[c];
+        volatile float sink = horizontal_sum<float>(total);
+        (void)sink;
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        best = std::max(best, 2.0 * lanes<float> * chains * repeats / seconds);
     }
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    V total{};
-    for (int c = 0; c < chains; c++) total += s[c];
-    volatile float sink = horizontal_sum<float>(total);
-    (void)sink;
-    return 2.0 * lanes<float> * chains * repeats / seconds;
+    return best;
 }
 
 }  // namespace gwf::GWF_ISA

@@ -1,7 +1,7 @@
 // All derivatives of all reductions, as one closed family. With
 //     E(x, y, a, b) = sum_ij 2**(column_shift_j - row_shift_i) (a_i . b_j) k(x_i, y_j)
-// a jet of order m is the (x, a) part of grad D_t1 .. D_tm E for tangents t = (dx, dy, da, db). The backward of a jet is a
-// jet of one order more (or of the same order with a tangent replaced), because D^m E is a symmetric form.
+// a jet of order m is the (x, a) part of grad D_t1 .. D_tm E for tangents t = (dx, dy, da, db). The backward of a jet
+// is a jet of one order more (or of the same order with a tangent replaced), because D^m E is a symmetric form.
 //
 // With d = x - y, d_o its tangents, A = a.b, A_o and A12 its tangents, t_o = dt/dt_o, and f_o = d^o k / dt^o:
 //     grad_x = 2 scale (d c0 + d_1 c1 + d_2 c2),   c0 = A12 f1 + A1 f2 t2 + A2 f2 t1 + A (f3 t1 t2 + f2 t12),
@@ -71,7 +71,8 @@ template <class T> void scale_tile(T* t, T factor, int n) {
 }
 
 template <int Order, class T>
-void jet_tile(const Problem<T>& p, int64_t i0, int64_t j0, int n, const JetScratch<T>& s, const TileTangent<T>* tangent) {
+void jet_tile(const Problem<T>& p, int64_t i0, int64_t j0, int n, const JetScratch<T>& s,
+              const TileTangent<T>* tangent) {
     const T scale = T(p.kernel->scale);
     const T *y = p.y_rows + j0 * p.D, *b = p.b + j0 * p.C;
     difference_products(s.x, s.x, y, y, p.D, n, s.t);
@@ -125,9 +126,15 @@ template <class T> void jet_rows(const Problem<T>& p, int64_t i0, JetScratch<T>&
             tangent[o].db = p.tangents[o].b ? p.tangents[o].b + j0 * p.C : nullptr;
         }
         switch (p.order) {
-            case 0: jet_tile<0>(p, i0, j0, n, s, tangent); break;
-            case 1: jet_tile<1>(p, i0, j0, n, s, tangent); break;
-            case 2: jet_tile<2>(p, i0, j0, n, s, tangent); break;
+            case 0:
+                jet_tile<0>(p, i0, j0, n, s, tangent);
+                break;
+            case 1:
+                jet_tile<1>(p, i0, j0, n, s, tangent);
+                break;
+            case 2:
+                jet_tile<2>(p, i0, j0, n, s, tangent);
+                break;
         }
     }
     const double factor = p.kernel->coefficient;

@@ -1,10 +1,12 @@
-// From the caller's arrays to what the tiles read: columns centred, scaled and packed once a call, rows a block at a time.
+// From the caller's arrays to what the tiles read: columns centred, scaled and packed once a call, rows a block at a
+// time.
 #pragma once
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <utility>
 
 #include "pairwise_tile.h"
 
@@ -13,16 +15,47 @@ namespace gwf::GWF_ISA {
 inline constexpr double log2_e = 1.4426950408889634;
 inline constexpr int panel_dim = 5;  // from this dimension on, distances come from panels
 
+// Page-aligned blocks. A thread keeps the last few small ones: fresh pages would cost more than a small call computes.
+class BlockCache {
+  public:
+    struct Block {
+        void* memory = nullptr;
+        size_t bytes = 0;
+    };
+    ~BlockCache() {
+        for (Block& block : blocks_) std::free(block.memory);
+    }
+    Block acquire(size_t bytes) {
+        for (Block& block : blocks_)
+            if (block.bytes >= bytes) return std::exchange(block, Block{});
+        bytes = (bytes + 4095) / 4096 * 4096;
+        void* memory = std::aligned_alloc(4096, bytes);
+        if (!memory) throw std::bad_alloc();
+        return {memory, bytes};
+    }
+    void release(Block block) {
+        if (block.bytes <= largest_kept)
+            for (Block& kept : blocks_)
+                if (kept.bytes < block.bytes) std::swap(kept, block);
+        std::free(block.memory);
+    }
+    static BlockCache& of_this_thread() {
+        thread_local BlockCache cache;
+        return cache;
+    }
+
+  private:
+    static constexpr size_t largest_kept = 1 << 20;
+    Block blocks_[3];
+};
+
 // Cache-line-aligned memory, handed out in pieces.
 template <class T> class Arena {
   public:
-    explicit Arena(int64_t count) {
-        const size_t bytes = (size_t(std::max<int64_t>(count, 1)) * sizeof(T) + 4095) / 4096 * 4096;
-        memory_ = static_cast<T*>(std::aligned_alloc(4096, bytes));
-        if (!memory_) throw std::bad_alloc();
-        next_ = memory_;
-    }
-    ~Arena() { std::free(memory_); }
+    explicit Arena(int64_t count)
+        : block_(BlockCache::of_this_thread().acquire(size_t(std::max<int64_t>(count, 1)) * sizeof(T))),
+          next_(static_cast<T*>(block_.memory)) {}
+    ~Arena() { BlockCache::of_this_thread().release(block_); }
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
     static int64_t rounded(int64_t count) { return (count + 15) / 16 * 16; }
@@ -33,7 +66,8 @@ template <class T> class Arena {
     }
 
   private:
-    T *memory_, *next_;
+    BlockCache::Block block_;
+    T* next_;
 };
 
 template <class T> TileKernel<T> tile_kernel(const std::vector<Term>& terms) {
@@ -73,13 +107,13 @@ template <class T> struct Problem {
     Tangent<T> tangents[2];
     T *out, *out2;
     // packed
-    int stride;     // of y_rows
-    T* centre;      // [D]
-    T* y_rows;      // [M][stride]; with stride = D + 1 the last entry is the weight
-    T* panels;      // [ceil(M / PJ)][D][PJ]
-    T* y_norm;      // [M]
-    T* weight;      // [M] of a single channel
-    T* shift;       // [M] base 2
+    int stride;  // of y_rows
+    T* centre;   // [D]
+    T* y_rows;   // [M][stride]; with stride = D + 1 the last entry is the weight or, for log-domain sums, the shift
+    T* panels;   // [ceil(M / PJ)][D][PJ]
+    T* y_norm;   // [M]
+    T* weight;   // [M] of a single channel
+    T* shift;    // [M] base 2
     bool dot = false;
 
     bool jet() const { return reduction == Reduction::jet; }
@@ -108,17 +142,22 @@ template <class T> struct Problem {
     }
 };
 
-// The centre keeps float32 exact far from the origin: the mean of a fixed sample of the finite columns.
+// Subtracting a centre keeps float32 accurate far from the origin. It must not cost the last bits of x near it, which
+// decide the distance of close points: no centre where the cloud holds the origin, else one of few bits, so that x - c
+// is exact. From a fixed sample of the finite columns.
 template <class T> void find_centre(Problem<T>& p) {
     const int64_t step = std::max<int64_t>(1, p.M / 256);
     for (int64_t d = 0; d < p.D; d++) {
-        double sum = 0;
-        int64_t count = 0;
+        double sum = 0, squares = 0, count = 0;
         for (int64_t j = 0; j < p.M; j += step) {
             const double value = p.y[j * p.D + d];
-            if (std::isfinite(value)) sum += value, count++;
+            if (std::isfinite(value)) sum += value, squares += value * value, count++;
         }
-        p.centre[d] = T(count ? sum / double(count) : 0.0);
+        const double mean = count ? sum / count : 0;
+        const double variance = count ? std::max(0.0, squares / count - mean * mean) : 0;
+        int exponent;
+        const double fraction = std::frexp(mean, &exponent);
+        p.centre[d] = mean * mean <= 16 * variance ? T(0) : T(std::ldexp(std::round(fraction * 256) / 256, exponent));
     }
 }
 
@@ -133,13 +172,14 @@ template <class T> T pack_columns(Problem<T>& p, int64_t j0, int64_t j1) {
             if (real) p.y_rows[j * p.stride + d] = value;
             if (p.panels) p.panels[j / PJ * PJ * p.D + d * PJ + j % PJ] = value;
         }
-        const T norm = real ? chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return p.y_rows[j * p.stride + d]; }) : T(0);
+        const T norm =
+            real ? chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return p.y_rows[j * p.stride + d]; }) : T(0);
         p.y_norm[j] = norm;
         largest = std::max(largest, norm);
         p.weight[j] = !real ? T(0) : p.b && p.C == 1 ? p.b[j] : T(1);
-        if (real && p.stride > p.D) p.y_rows[j * p.stride + p.D] = p.weight[j];
         const T shift = p.column_shift && real ? p.column_shift[j] * T(log2_e) : T(0);
         p.shift[j] = shift < masked<T> ? masked<T> : shift;
+        if (real && p.stride > p.D) p.y_rows[j * p.stride + p.D] = p.in_log_domain() ? p.shift[j] : p.weight[j];
     }
     return largest;
 }
@@ -157,9 +197,9 @@ template <class T> T largest_row_norm(const Problem<T>& p) {
     return largest;
 }
 
-// The dot form of the distance loses about 3e-7 |x'|^2 in float (absolute, in t): good where that is a few 1e-6 at most,
-// or where nothing in the kernel sets a scale, so that the error is relative to the cloud. A kink at 0 forbids it for
-// derivatives, which are large there.
+// The dot form of the distance loses about 3e-7 |x'|^2 in float (absolute, in t): good where that is a few 1e-6 at
+// most, or where nothing in the kernel sets a scale, so that the error is relative to the cloud. A kink at 0 forbids it
+// for derivatives, which are large there.
 template <class T> bool dot_form_is_accurate(const Problem<T>& p, T largest_norm) {
     const bool derivative = p.reduction == Reduction::gradient || p.reduction == Reduction::sum_gradient;
     if (p.D < 8 || (derivative && !p.kernel->smooth)) return false;
@@ -178,7 +218,8 @@ template <class T, class F> void gather_rows(int64_t i0, int64_t N, int64_t widt
 template <class T> void gather_positions(const Problem<T>& p, int64_t i0, T* x, T* x_norm) {
     gather_rows<T>(i0, p.N, p.D, [&](int64_t i, int64_t d) { return p.coordinate(p.x[i * p.D + d], d); }, x);
     if (!p.dot) return;
-    for (int l = 0; l < R<T>; l++) x_norm[l] = chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return x[d * R<T> + l]; });
+    for (int l = 0; l < R<T>; l++)
+        x_norm[l] = chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return x[d * R<T> + l]; });
 }
 
 // t [n][R] for columns j0 .. j0 + n - 1 (up to the next multiple of PJ where there are panels)
@@ -190,11 +231,16 @@ template <class T> void distances(const Problem<T>& p, const T* x, const T* x_no
     }
     const T* y = p.y_rows + j0 * p.stride;
     switch (p.D) {
-        case 1: return distances_small<1>(x, y, p.stride, n, t);
-        case 2: return distances_small<2>(x, y, p.stride, n, t);
-        case 3: return distances_small<3>(x, y, p.stride, n, t);
-        case 4: return distances_small<4>(x, y, p.stride, n, t);
-        default: return difference_products(x, x, y, y, p.D, n, t);
+        case 1:
+            return distances_small<1>(x, y, p.stride, n, t);
+        case 2:
+            return distances_small<2>(x, y, p.stride, n, t);
+        case 3:
+            return distances_small<3>(x, y, p.stride, n, t);
+        case 4:
+            return distances_small<4>(x, y, p.stride, n, t);
+        default:
+            return difference_products(x, x, y, y, p.D, n, t);
     }
 }
 

@@ -9,9 +9,7 @@ namespace gwf::GWF_ISA {
 // What a thread needs for a block of rows.
 template <class T> struct RowScratch {
     T *x, *x_norm, *tile, *value, *slope, *total, *partial, *reference;
-    static int64_t size(const Problem<T>& p) {
-        return R<T> * (p.D + 3 * TJ + p.D + p.C + 8) + 16 * 16;
-    }
+    static int64_t size(const Problem<T>& p) { return R<T> * (p.D + 3 * TJ + p.D + 2 * p.C + 8) + 16 * 16; }
     RowScratch(Arena<T>& arena, const Problem<T>& p)
         : x(arena.take(p.D * R<T>)),
           x_norm(arena.take(R<T>)),
@@ -19,7 +17,7 @@ template <class T> struct RowScratch {
           value(arena.take(TJ * R<T>)),
           slope(arena.take(TJ * R<T>)),
           total(arena.take((p.D + p.C + 2) * R<T>)),
-          partial(arena.take(R<T>)),
+          partial(arena.take((p.C + 1) * R<T>)),
           reference(arena.take(R<T>)) {}
 };
 
@@ -66,10 +64,16 @@ template <bool Value, bool Slope, class T> bool direct(const Problem<T>& p, RowS
     if (p.D > 3 || p.exclude_self || !p.kernel->single() || (p.C > 1)) return false;
     const auto& part = p.kernel->parts[0];
     switch (part.profile * 4 + p.D) {
-#define GWF_CASE(id, P)                                                                                           \
-    case id * 4 + 1: direct_rows<1, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); return true;   \
-    case id * 4 + 2: direct_rows<2, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); return true;   \
-    case id * 4 + 3: direct_rows<3, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); return true;
+#define GWF_CASE(id, P)                                                               \
+    case id * 4 + 1:                                                                  \
+        direct_rows<1, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); \
+        return true;                                                                  \
+    case id * 4 + 2:                                                                  \
+        direct_rows<2, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); \
+        return true;                                                                  \
+    case id * 4 + 3:                                                                  \
+        direct_rows<3, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); \
+        return true;
         GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
     }
@@ -92,8 +96,10 @@ template <class T> void sum_rows(const Problem<T>& p, int64_t i0, RowScratch<T>&
         if (fused) {
             const auto& part = p.kernel->parts[0];
             switch (part.profile) {
-#define GWF_CASE(id, P) \
-    case id: sum_part<P>(part.parameter, s.tile, p.weight + j0, n, s.total); break;
+#define GWF_CASE(id, P)                                                 \
+    case id:                                                            \
+        sum_part<P>(part.parameter, s.tile, p.weight + j0, n, s.total); \
+        break;
                 GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
             }
@@ -140,41 +146,108 @@ template <bool Value, class T> void gradient_rows(const Problem<T>& p, int64_t i
 
 // ---- log-domain sums -----------------------------------------------------------------------------------------
 
+// partial [1][R] = sum_j 2**(shift_j - reference) k_ij, then, if Mean, [D][R] with y_j as the values. y [n][D + 1] ends
+// in the shift.
+template <int D, class P, bool Mean, class T>
+void direct_log_tile(const T* x, const T* y, const T* reference, int n, T parameter, T* partial) {
+    vec<T> xv[NB<T>][D], row[NB<T>], s[NB<T>] = {}, m[NB<T>][D] = {};
+    GWF_LANES {
+        row[k] = load(reference + k * lanes<T>);
+        for (int d = 0; d < D; d++) xv[k][d] = load(x + d * R<T> + k * lanes<T>);
+    }
+    const vec<T> p = splat(parameter);
+    for (int j = 0; j < n; j++, y += D + 1) {
+        vec<T> t[NB<T>], f[NB<T>];
+#pragma GCC unroll 3
+        for (int d = 0; d < D; d++) GWF_LANES {
+                const vec<T> e = xv[k][d] - y[d];
+                t[k] = d == 0 ? e * e : t[k] + e * e;
+            }
+        GWF_LANES P::template jet<0>(t[k], p, vec<T>(y[D] - row[k]), &f[k]);
+        GWF_LANES s[k] += f[k];
+        if (Mean) GWF_LANES {
+#pragma GCC unroll 3
+                for (int d = 0; d < D; d++) m[k][d] += f[k] * y[d];
+            }
+    }
+    GWF_LANES {
+        store(partial + k * lanes<T>, s[k]);
+        if (Mean)
+            for (int d = 0; d < D; d++) store(partial + (d + 1) * R<T> + k * lanes<T>, m[k][d]);
+    }
+}
+
+template <bool Mean, class T> void direct_log_tile(const Problem<T>& p, int64_t j0, int n, RowScratch<T>& s) {
+    const auto& part = p.kernel->parts[0];
+    const T* y = p.y_rows + j0 * p.stride;
+    switch (part.profile * 4 + p.D) {
+#define GWF_CASE(id, P)                                                                 \
+    case id * 4 + 1:                                                                    \
+        direct_log_tile<1, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); \
+        break;                                                                          \
+    case id * 4 + 2:                                                                    \
+        direct_log_tile<2, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); \
+        break;                                                                          \
+    case id * 4 + 3:                                                                    \
+        direct_log_tile<3, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); \
+        break;
+        GWF_FOR_EACH_POSITIVE_PROFILE(GWF_CASE)
+#undef GWF_CASE
+    }
+}
+
+// Through a tile, for any dimension and kernel: returns the values, over the distances where they are no longer needed.
+template <class T> T* log_values(const Problem<T>& p, int64_t i0, int64_t j0, int n, RowScratch<T>& s) {
+    T* value = p.kernel->single() ? s.tile : s.value;
+    evaluate<0, true>(*p.kernel, s.tile, Shifts<T>{s.reference, p.shift + j0}, n, &value);
+    drop_self(p, i0, j0, n, value);
+    std::fill(s.partial, s.partial + R<T>, T(0));
+    sum_channels<T>(value, nullptr, 0, 1, n, s.partial);
+    return value;
+}
+
+// Values are relative to 2**reference, the largest seen when it was last set; it is set anew only when a sum threatens
+// to overflow, which costs a check a tile instead of a maximum a pair.
+template <class T>
+void move_reference(const Problem<T>& p, int64_t i0, int64_t j0, int n, int64_t C, RowScratch<T>& s) {
+    T old[R<T>];
+    std::copy(s.reference, s.reference + R<T>, old);
+    bound_exponents(*p.kernel, s.tile, p.shift + j0, n, p.exclude_self ? i0 - j0 : 2 * TJ, s.reference);
+    for (int l = 0; l < R<T>; l++) {
+        const T factor = std::exp2(old[l] - s.reference[l]);
+        for (int64_t c = 0; c < 1 + C; c++) s.total[c * R<T> + l] *= factor;
+    }
+}
+
+// total [1][R] becomes the log-sum-exp, and [C][R] after it the averages.
 template <class T> void log_rows(const Problem<T>& p, int64_t i0, bool average, RowScratch<T>& s) {
     const T overflow = sizeof(T) == 4 ? T(0x1p100) : T(0x1p900);
     const int64_t C = average ? p.C : 0;
-    T *sum = s.total, *channels = s.total + R<T>;
+    const bool direct = p.D <= 3 && p.kernel->single() && !p.exclude_self && !p.b;
     std::fill(s.reference, s.reference + R<T>, masked<T>);
     for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, p.M - j0));
-        distances(p, s.x, s.x_norm, j0, n, s.tile);
-        // Values are relative to 2**reference, the largest seen when it was last set; it is set anew only when a sum
-        // threatens to overflow, which costs a check a tile instead of a maximum a pair.
+        const T* value = nullptr;
         for (bool again = j0 == 0;; again = true) {
-            if (again) {
-                T old[R<T>];
-                std::copy(s.reference, s.reference + R<T>, old);
-                bound_exponents(*p.kernel, s.tile, p.shift + j0, n, p.exclude_self ? i0 - j0 : 2 * TJ, s.reference);
-                for (int l = 0; l < R<T>; l++) {
-                    const T factor = std::exp2(old[l] - s.reference[l]);
-                    for (int64_t c = 0; c < C + 1; c++) s.total[c * R<T> + l] *= factor;
-                }
-            }
-            evaluate<0, true>(*p.kernel, s.tile, Shifts<T>{s.reference, p.shift + j0}, n, &s.value);
-            drop_self(p, i0, j0, n, s.value);
-            std::fill(s.partial, s.partial + R<T>, T(0));
-            sum_channels<T>(s.value, nullptr, 0, 1, n, s.partial);
+            if (!direct || again) distances(p, s.x, s.x_norm, j0, n, s.tile);
+            if (again) move_reference(p, i0, j0, n, C, s);
+            if (!direct)
+                value = log_values(p, i0, j0, n, s);
+            else if (average)
+                direct_log_tile<true>(p, j0, n, s);
+            else
+                direct_log_tile<false>(p, j0, n, s);
             bool safe = true;
             for (int l = 0; l < R<T>; l++) safe &= s.partial[l] < overflow;
             if (safe || again) break;
         }
-        for (int l = 0; l < R<T>; l++) sum[l] += s.partial[l];
-        if (!average) continue;
-        if (p.b)
-            sum_channels(s.value, p.b + j0 * p.C, p.C, p.C, n, channels);
-        else
-            sum_channels(s.value, p.y_rows + j0 * p.stride, p.stride, p.C, n, channels);
+        for (int64_t at = 0; at < (direct ? 1 + C : 1) * R<T>; at++) s.total[at] += s.partial[at];
+        if (!direct && average) {
+            const T* v = p.b ? p.b + j0 * p.C : p.y_rows + j0 * p.stride;
+            sum_channels(value, v, p.b ? p.C : p.stride, p.C, n, s.total + R<T>);
+        }
     }
+    T *sum = s.total, *channels = s.total + R<T>;
     for (int l = 0; l < R<T>; l++) {
         const bool empty = s.reference[l] <= masked<T> / 2;  // nothing but weights of 0
         for (int64_t c = 0; c < C; c++) {
@@ -190,7 +263,8 @@ template <class T> void log_rows(const Problem<T>& p, int64_t i0, bool average, 
 // ---- a block of rows -----------------------------------------------------------------------------------------
 
 // out [N][width] = factor * total [width][R]
-template <class T> void scatter_rows(const Problem<T>& p, int64_t i0, const T* total, int64_t width, double factor, T* out) {
+template <class T>
+void scatter_rows(const Problem<T>& p, int64_t i0, const T* total, int64_t width, double factor, T* out) {
     const int64_t count = std::min<int64_t>(R<T>, p.N - i0);
     for (int64_t l = 0; l < count; l++)
         for (int64_t d = 0; d < width; d++) out[(i0 + l) * width + d] = total[d * R<T> + l] * T(factor);
@@ -218,7 +292,8 @@ template <class T> void reduce_rows(const Problem<T>& p, int64_t i0, RowScratch<
             log_rows(p, i0, true, s);
             scatter_rows(p, i0, s.total + R<T>, p.C, 1.0, p.out);
             return scatter_rows(p, i0, s.total, 1, 1.0, p.out2);
-        case Reduction::jet: return;
+        case Reduction::jet:
+            return;
     }
 }
 

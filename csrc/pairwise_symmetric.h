@@ -64,7 +64,8 @@ void add_values(const T* f, const T* row_weight, const T* weight, int n, T* rows
     GWF_LANES store(rows + k * lanes<T>, load(rows + k * lanes<T>) + s[k]);
 }
 
-// The same for slopes: rows get sum_j w_j f_ij (x_i - x_j), columns the opposite; rows [D][stride], columns [n][D][lanes]
+// The same for slopes: rows get sum_j w_j f_ij (x_i - x_j), columns the opposite; rows [D][stride], columns
+// [n][D][lanes]
 template <bool TwoSided, int D, class T>
 void add_slopes(const T* f, const T* x, const T* y, int y_stride, const T* row_weight, const T* weight, int n, T* rows,
                 int64_t row_stride, T* columns) {
@@ -124,9 +125,10 @@ void symmetric_tile(const Problem<T>& p, const SymmetricPlan<T>& plan, int64_t i
     if (p.reduction == Reduction::sum) return;
     T* slopes = out + value * plan.padded + i0;
     switch (p.D) {
-#define GWF_CASE(D)                                                                                                     \
-    case D:                                                                                                             \
-        add_slopes<TwoSided, D>(s.slope, s.x, y, p.stride, row_weight, weight, n, slopes, plan.padded, s.slope_columns); \
+#define GWF_CASE(D)                                                                                    \
+    case D:                                                                                            \
+        add_slopes<TwoSided, D>(s.slope, s.x, y, p.stride, row_weight, weight, n, slopes, plan.padded, \
+                                s.slope_columns);                                                      \
         break;
         GWF_CASE(1) GWF_CASE(2) GWF_CASE(3)
 #undef GWF_CASE
@@ -134,7 +136,8 @@ void symmetric_tile(const Problem<T>& p, const SymmetricPlan<T>& plan, int64_t i
 }
 
 // All blocks of one worker, into its private output.
-template <class T> void symmetric_worker(const Problem<T>& p, const SymmetricPlan<T>& plan, int worker, SymmetricScratch<T>& s) {
+template <class T>
+void symmetric_worker(const Problem<T>& p, const SymmetricPlan<T>& plan, int worker, SymmetricScratch<T>& s) {
     T* out = plan.outputs + int64_t(worker) * plan.width * plan.padded;
     std::fill_n(out, plan.width * plan.padded, T(0));
     const bool value = p.reduction != Reduction::gradient;
@@ -150,7 +153,8 @@ template <class T> void symmetric_worker(const Problem<T>& p, const SymmetricPla
             if (value) out[j0 + j] += horizontal_sum<T>(load(s.value_columns + j * lanes<T>));
             if (p.reduction != Reduction::sum)
                 for (int64_t d = 0; d < p.D; d++)
-                    out[(value + d) * plan.padded + j0 + j] += horizontal_sum<T>(load(s.slope_columns + (j * p.D + d) * lanes<T>));
+                    out[(value + d) * plan.padded + j0 + j] +=
+                        horizontal_sum<T>(load(s.slope_columns + (j * p.D + d) * lanes<T>));
         }
     }
 }

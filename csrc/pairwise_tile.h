@@ -14,9 +14,9 @@ namespace gwf::GWF_ISA {
 #include "profiles_generated.h"
 
 template <class T> inline constexpr int NB = vector_bytes == 64 ? 3 : 2;  // vectors of rows
-template <class T> inline constexpr int R = NB<T>* lanes<T>;              // rows of a tile
+template <class T> inline constexpr int R = NB<T> * lanes<T>;             // rows of a tile
 inline constexpr int TJ = 96;                                             // columns of a tile
-inline constexpr int PJ = 6;                                              // columns of a packed panel
+inline constexpr int PJ = vector_bytes == 64 ? 8 : 6;                     // columns of a packed panel
 static_assert(TJ % PJ == 0);
 
 // The base-2 log-weight of a column that does not count; finite, so that differences stay numbers.
@@ -48,7 +48,7 @@ template <class T, class F> T chunked_sum_of_squares(int64_t D, F value) {
     T total = 0;
     for (int64_t d0 = 0; d0 < D; d0 += coordinate_chunk) {
         T sum = 0;
-        for (int64_t d = d0; d < std::min(D, d0 + coordinate_chunk); d++) sum = std::fma(value(d), value(d), sum);
+        for (int64_t d = d0; d < std::min(D, d0 + coordinate_chunk); d++) sum = multiply_add(value(d), value(d), sum);
         total += sum;
     }
     return total;
@@ -62,13 +62,15 @@ void distances_wide(const T* x, const T* x_norm, const T* panels, const T* y_nor
         for (int64_t d0 = 0; d0 < D; d0 += coordinate_chunk) {
             const int64_t d1 = std::min(D, d0 + coordinate_chunk);
             vec<T> s[PJ][NB<T>];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int q = 0; q < PJ; q++) GWF_LANES s[q][k] = vec<T>{};
             const T *xd = x + d0 * R<T>, *yd = panels + d0 * PJ;
+#pragma GCC unroll 4
             for (int64_t d = d0; d < d1; d++, xd += R<T>, yd += PJ) {
                 vec<T> xv[NB<T>];
                 GWF_LANES xv[k] = load(xd + k * lanes<T>);
-#pragma GCC unroll 6
+                __builtin_prefetch(yd + 32 * PJ);  // the panels stream from the second-level cache or beyond
+#pragma GCC unroll 8
                 for (int q = 0; q < PJ; q++) {
                     const vec<T> yv = pinned(yd[q]);
                     GWF_LANES {
@@ -77,20 +79,20 @@ void distances_wide(const T* x, const T* x_norm, const T* panels, const T* y_nor
                     }
                 }
             }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int q = 0; q < PJ; q++) GWF_LANES {
                     T* at = t + (j + q) * R<T> + k * lanes<T>;
                     vec<T> v = s[q][k];
                     if (d0 > 0) v += load(at);
-                    if (Dot && d1 == D) v = larger(vec<T>{}, vec<T>((load(x_norm + k * lanes<T>) + y_norm[j + q]) - (v + v)));
+                    if (Dot && d1 == D)
+                        v = larger(vec<T>{}, vec<T>((load(x_norm + k * lanes<T>) + y_norm[j + q]) - (v + v)));
                     store(at, v);
                 }
         }
 }
 
 // sum_d (x - y)_d (dx - dy)_d; null tangents are zero. x, dx [D][R]; y, dy [n][D]
-template <class T>
-void difference_products(const T* x, const T* dx, const T* y, const T* dy, int64_t D, int n, T* t) {
+template <class T> void difference_products(const T* x, const T* dx, const T* y, const T* dy, int64_t D, int n, T* t) {
     for (int j = 0; j < n; j++, y += D, t += R<T>) {
         vec<T> s[NB<T>] = {};
         for (int64_t d = 0; d < D; d++) GWF_LANES {
@@ -104,8 +106,7 @@ void difference_products(const T* x, const T* dx, const T* y, const T* dy, int64
 }
 
 // The same for two tangents: sum_d (dx - dy)_d (ex - ey)_d
-template <class T>
-void tangent_products(const T* dx, const T* dy, const T* ex, const T* ey, int64_t D, int n, T* t) {
+template <class T> void tangent_products(const T* dx, const T* dy, const T* ex, const T* ey, int64_t D, int n, T* t) {
     for (int j = 0; j < n; j++, t += R<T>) {
         vec<T> s[NB<T>] = {};
         for (int64_t d = 0; d < D; d++) GWF_LANES {
@@ -154,12 +155,12 @@ template <class T> struct Shifts {
 };
 
 template <class P, int K, bool Plain, bool Shifted, class T>
-void evaluate_part(const typename TileKernel<T>::Part& part, bool accumulate, const T* t, Shifts<T> shifts, int n, T* const* f) {
+void evaluate_part(const typename TileKernel<T>::Part& part, bool accumulate, const T* t, Shifts<T> shifts, int n,
+                   T* const* f) {
     const vec<T> ratio = splat(part.ratio), parameter = splat(part.parameter);
     vec<T> row[NB<T>];
     GWF_LANES row[k] = Shifted ? load(shifts.row + k * lanes<T>) : vec<T>{};
-    for (int j = 0; j < n; j++)
-        GWF_LANES {
+    for (int j = 0; j < n; j++) GWF_LANES {
             const int64_t at = int64_t(j) * R<T> + k * lanes<T>;
             vec<T> value[K + 1], v = load(t + at);
             if (!Plain) v *= ratio;
@@ -183,10 +184,12 @@ void evaluate(const TileKernel<T>& kernel, const T* t, Shifts<T> shifts, int n, 
     bool accumulate = false;
     for (const auto& part : kernel.parts) {
         switch (part.profile) {
-#define GWF_CASE(id, P)                                                                         \
-    case id:                                                                                    \
-        if (plain) evaluate_part<P, K, true, Shifted>(part, false, t, shifts, n, f);            \
-        else evaluate_part<P, K, false, Shifted>(part, accumulate, t, shifts, n, f);            \
+#define GWF_CASE(id, P)                                                             \
+    case id:                                                                        \
+        if (plain)                                                                  \
+            evaluate_part<P, K, true, Shifted>(part, false, t, shifts, n, f);       \
+        else                                                                        \
+            evaluate_part<P, K, false, Shifted>(part, accumulate, t, shifts, n, f); \
         break;
             GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
@@ -195,21 +198,24 @@ void evaluate(const TileKernel<T>& kernel, const T* t, Shifts<T> shifts, int n, 
     }
 }
 
-// bound[i] = max(bound[i], max_j column_shift[j] - exponent(t_ij)) over the terms: the log2 of the largest summand, up to
-// the prefactors. self is the column index of row 0's own point in this tile, or beyond it where pairs are all different.
+// bound[i] = max(bound[i], max_j column_shift[j] - exponent(t_ij)) over the terms: the log2 of the largest summand, up
+// to the prefactors. self is the column index of row 0's own point in this tile, or beyond it where pairs are all
+// different.
 template <class T>
 void bound_exponents(const TileKernel<T>& kernel, const T* t, const T* column_shift, int n, int64_t self, T* bound) {
     for (const auto& part : kernel.parts)
-        for (int j = 0; j < n; j++)
-            GWF_LANES {
+        for (int j = 0; j < n; j++) GWF_LANES {
                 const vec<T> v = load(t + int64_t(j) * R<T> + k * lanes<T>) * part.ratio, p = splat(part.parameter);
                 vec<T> x;
                 switch (part.profile) {
-#define GWF_CASE(id, P) \
-    case id: x = P::exponent(v, p); break;
+#define GWF_CASE(id, P)        \
+    case id:                   \
+        x = P::exponent(v, p); \
+        break;
                     GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
-                    default: x = vec<T>{};
+                    default:
+                        x = vec<T>{};
                 }
                 vec<T> u = splat(column_shift[j]) - x;
                 const int64_t own = j - self - k * lanes<T>;
@@ -224,8 +230,7 @@ void bound_exponents(const TileKernel<T>& kernel, const T* t, const T* column_sh
 template <class P, class T> void sum_part(T parameter, const T* t, const T* weight, int n, T* total) {
     const vec<T> p = splat(parameter);
     vec<T> s[NB<T>] = {};
-    for (int j = 0; j < n; j++)
-        GWF_LANES {
+    for (int j = 0; j < n; j++) GWF_LANES {
             vec<T> value;
             P::template jet<0>(load(t + int64_t(j) * R<T> + k * lanes<T>), p, NoShift{}, &value);
             s[k] += value * weight[j];
@@ -236,18 +241,20 @@ template <class P, class T> void sum_part(T parameter, const T* t, const T* weig
 // total[c] += sum_j f_j v_jc for NC neighbouring channels; v [n][stride], total [NC][R]
 template <int NC, class T> void sum_channels(const T* f, const T* v, int64_t stride, int n, T* total) {
     vec<T> s[NC][NB<T>];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int c = 0; c < NC; c++) GWF_LANES s[c][k] = vec<T>{};
+#pragma GCC unroll 2
     for (int j = 0; j < n; j++, f += R<T>, v += stride) {
         vec<T> fv[NB<T>];
         GWF_LANES fv[k] = load(f + k * lanes<T>);
-#pragma GCC unroll 6
+        __builtin_prefetch(v + PJ);
+#pragma GCC unroll 8
         for (int c = 0; c < NC; c++) {
             const vec<T> vc = pinned(v[c]);
             GWF_LANES s[c][k] += fv[k] * vc;
         }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int c = 0; c < NC; c++) GWF_LANES {
             T* at = total + c * R<T> + k * lanes<T>;
             store(at, load(at) + s[c][k]);
@@ -258,14 +265,23 @@ template <int NC, class T> void sum_channels(const T* f, const T* v, int64_t str
 template <class T> void sum_channels(const T* f, const T* v, int64_t stride, int64_t C, int n, T* total) {
     static constexpr T one = 1;
     if (!v) return sum_channels<1>(f, &one, 0, n, total);
-    for (int64_t c = 0; c < C; c += PJ, v += PJ, total += PJ * R<T>) switch (C - c) {
-            case 1: sum_channels<1>(f, v, stride, n, total); break;
-            case 2: sum_channels<2>(f, v, stride, n, total); break;
-            case 3: sum_channels<3>(f, v, stride, n, total); break;
-            case 4: sum_channels<4>(f, v, stride, n, total); break;
-            case 5: sum_channels<5>(f, v, stride, n, total); break;
-            default: sum_channels<6>(f, v, stride, n, total);
-        }
+    for (; C >= PJ; C -= PJ, v += PJ, total += PJ * R<T>) sum_channels<PJ>(f, v, stride, n, total);
+    switch (C) {
+        case 1:
+            return sum_channels<1>(f, v, stride, n, total);
+        case 2:
+            return sum_channels<2>(f, v, stride, n, total);
+        case 3:
+            return sum_channels<3>(f, v, stride, n, total);
+        case 4:
+            return sum_channels<4>(f, v, stride, n, total);
+        case 5:
+            return sum_channels<5>(f, v, stride, n, total);
+        case 6:
+            return sum_channels<6>(f, v, stride, n, total);
+        case 7:
+            return sum_channels<7>(f, v, stride, n, total);
+    }
 }
 
 // total[d] += sum_j f_j (x - y_j)_d; x [D][R], y [n][stride], null y: the difference is x itself (or 0 without x).

@@ -1,8 +1,12 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
 
+from . import nn, potentials
 from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
+from .errors import NonFiniteError
 from .fast_summation import AccuracyError
+from .functional import KL, FDivergence, Functional, JensenShannon, Potential, SquaredMMD
 from .interaction import forward_step, interaction_energy, interaction_velocity
+from .jko import JKOFlow
 from .ops import backends, explain
 from .pairwise import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
 from .radial import (
@@ -17,19 +21,29 @@ from .radial import (
     RationalQuadratic,
     Riesz,
 )
+from .training import Training
 
 __all__ = [
     "IMQ",
+    "KL",
     "AccuracyError",
+    "FDivergence",
+    "Functional",
     "Gaussian",
+    "JKOFlow",
+    "JensenShannon",
     "Kernel",
     "Laplace",
     "Matern32",
     "Matern52",
     "Morse",
+    "NonFiniteError",
+    "Potential",
     "PowerLaw",
     "RationalQuadratic",
     "Riesz",
+    "SquaredMMD",
+    "Training",
     "backends",
     "energy_distance",
     "explain",
@@ -42,6 +56,8 @@ __all__ = [
     "kernel_sum",
     "median_bandwidth",
     "mmd2",
+    "nn",
     "parzen_log_density",
     "parzen_score",
+    "potentials",
 ]

@@ -59,11 +59,11 @@ def mmd2(
     backend = ops.resolve(backend, x.device, x.dtype)
     a = _weights(x_weights, x)
     b = _weights(y_weights, y)
-    out = None
+    parts = []
     for u, v, _, spec in scaled_passes(x, y, kernel, None):  # the discrepancy is linear in the kernel
         u, v = u.reshape(-1, *u.shape[-2:]), v.reshape(-1, *v.shape[-2:])
-        part = _mmd2(u, v, a, b, spec, unbiased, backend)
-        out = part if out is None else out + part
+        parts.append(_mmd2(u, v, a, b, spec, unbiased, backend))
+    out = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     return out.view(x.shape[:-2])
 
 
@@ -226,10 +226,10 @@ def _cast(scale: Tensor | float, x: Tensor) -> Tensor:  # [B] -> [B, 1, 1]
     return scale.to(x.dtype)[:, None, None] if isinstance(scale, Tensor) else x.new_ones(1, 1, 1)
 
 
-def _rows(x: Tensor, y: Tensor, b: Tensor, options: Any, gradient: bool) -> tuple[Tensor, Tensor | None]:
+def _rows(x: Tensor, y: Tensor, b: Tensor, options: Any, gradient: bool) -> tuple[Tensor, Any]:
     if gradient:
         return ops.pair_sum_gradient(x, y, b, *options)
-    return ops.pair_sum(x, y, b[..., None], *options)[..., 0], None
+    return ops.pair_sum(x, y, b, *options), None
 
 
 def _mmd2(x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool, backend: str) -> Tensor:
@@ -246,15 +246,17 @@ class _MMD2(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
-        parts = _parts(x, y, a, b, *rest, ctx.needs_input_grad[:4])
+        spec, unbiased, backend = rest
+        parts = _parts(x, y, a, b, spec, unbiased, backend, ctx.needs_input_grad[:4])
         ctx.save_for_backward(x, y, a, b, *parts.gradients)
         ctx.rest = rest
         return parts.value
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, y, a, b, *gradients = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            gradients = _parts(x, y, a, b, *ctx.rest, ctx.needs_input_grad[:4]).gradients
+            spec, unbiased, backend = ctx.rest
+            gradients = _parts(x, y, a, b, spec, unbiased, backend, ctx.needs_input_grad[:4]).gradients
         shapes = (g[:, None, None], g[:, None, None], g[:, None], g[:, None])
         return *(None if d is None else c * d for c, d in zip(shapes, gradients, strict=True)), None, None, None

@@ -64,16 +64,17 @@ def kernel_sum(
     name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend)
     if weights is not None:
         check_companion("weights", weights, y, channels=True)
-    channels = weights is not None and weights.ndim == y.ndim
     if method != "exact":
-        carried = weights if weights is None or channels else weights.unsqueeze(-1)
-        out = _fast(0, x, y, carried, kernel, FastOptions(method, tolerance), exclude_self, x_lengths, y_lengths)
+        out = _fast(0, x, y, weights, kernel, FastOptions(method, tolerance), exclude_self, x_lengths, y_lengths)
         if out is not None:
-            return out if channels else out.squeeze(-1)
-    b = _fold(weights) if weights is None or channels else _one_channel(weights)
-    parts = _evaluate(ops.pair_sum, x, y, (b,), kernel, exclude_self, x_lengths, y_lengths, name)
+            return out
+    if x.ndim <= 3 and kernel.spec is not None:  # the usual case, without detours
+        return ops.pair_sum(x, y, weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
+    channels = weights is not None and weights.ndim == y.ndim
+    others = (_fold(weights) if channels else _fold_values(weights),)
+    parts = _evaluate(ops.pair_sum, x, y, others, kernel, exclude_self, x_lengths, y_lengths, name)
     out = parts[0][1] if len(parts) == 1 else sum(part for _, part in parts)
-    return out.view(*x.shape[:-1], out.shape[-1]) if channels else out.view(x.shape[:-1])
+    return _unfold(out, x)
 
 
 def kernel_gradient(
@@ -116,15 +117,14 @@ def kernel_gradient(
     if weights is not None:
         check_companion("weights", weights, y, channels=False)
     if method != "exact":
-        carried = None if weights is None else weights.unsqueeze(-1)
-        out = _fast(1, x, y, carried, kernel, FastOptions(method, tolerance), exclude_self, x_lengths, y_lengths)
+        out = _fast(1, x, y, weights, kernel, FastOptions(method, tolerance), exclude_self, x_lengths, y_lengths)
         if out is not None:
             return out
+    if x.ndim <= 3 and kernel.spec is not None:
+        return ops.pair_gradient(x, y, weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
     others = (_fold_values(weights),)
     parts = _evaluate(ops.pair_gradient, x, y, others, kernel, exclude_self, x_lengths, y_lengths, name)
-    if kernel.spec is not None:
-        return parts[0][1].view(x.shape)
-    return sum(part if bandwidth is None else part / bandwidth for bandwidth, part in parts).view(x.shape)
+    return _unfold(sum(part if bandwidth is None else part / bandwidth for bandwidth, part in parts), x)
 
 
 def kernel_logsumexp(
@@ -158,10 +158,12 @@ def kernel_logsumexp(
     """
     name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend)
     _check_logarithm(log_weights, y, kernel)
+    if x.ndim <= 3 and kernel.spec is not None:
+        return ops.pair_logsumexp(x, y, log_weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
     others = (_fold_values(log_weights),)
     parts = _evaluate(ops.pair_logsumexp, x, y, others, kernel, exclude_self, x_lengths, y_lengths, name)
     out = parts[0][1] if len(parts) == 1 else torch.stack([part for _, part in parts]).logsumexp(0)
-    return out.view(x.shape[:-1])
+    return _unfold(out, x)
 
 
 def kernel_average(
@@ -205,7 +207,7 @@ def kernel_average(
     if x.shape[-2] and y.shape[-2] <= exclude_self:
         left = "no other point (exclude_self=True)" if y.shape[-2] else "no source (M = 0)"
         raise ValueError(f"an average needs something to average over: y {list(y.shape)} leaves {left}")
-    if y_lengths is not None and is_concrete(y_lengths) and y_lengths.is_cpu and (y_lengths <= exclude_self).any():
+    if y_lengths is not None and _readable(y_lengths) and (y_lengths <= exclude_self).any():
         raise ValueError(
             f"an average needs something to average over: y_lengths must exceed {int(exclude_self)}"
             f" (exclude_self={exclude_self}), got {y_lengths.tolist()}"
@@ -232,7 +234,7 @@ def kernel_average(
         means, totals = zip(*(part for _, part in parts), strict=True)
         shares = torch.stack(totals).softmax(0).unsqueeze(-1)  # [passes, B, N, 1]
         out = (shares * torch.stack(means)).sum(0)
-    out = out.view(*x.shape[:-1], out.shape[-1])
+    out = _unfold(out, x)
     if centre is None:
         return out
     return out + (centre if x_lengths is None else torch.where(_exists(x, x_lengths), centre, 0.0))
@@ -259,10 +261,15 @@ def _check(
             f"exclude_self=True needs x and y to be the same set, got x {list(x.shape)} and y {list(y.shape)}"
         )
     if x_lengths is not None:
-        check_lengths("x_lengths", x_lengths, x)
+        check_lengths("x_lengths", x_lengths, x, _readable(x_lengths))
     if y_lengths is not None:
-        check_lengths("y_lengths", y_lengths, y)
+        check_lengths("y_lengths", y_lengths, y, _readable(y_lengths))
     return ops.resolve(backend, x.device, x.dtype)
+
+
+def _readable(lengths: Tensor) -> bool:
+    """Whether values may be looked at: elsewhere than on the CPU it would wait, and while tracing there are none."""
+    return isinstance(lengths, Tensor) and is_concrete(lengths) and lengths.is_cpu
 
 
 def _check_logarithm(log_weights: Tensor | None, y: Tensor, kernel: Kernel) -> None:
@@ -290,12 +297,7 @@ def _evaluate(
     backend: str,
 ) -> list[tuple[Tensor | None, Any]]:
     """The operator on each pass of the kernel, with the bandwidth that its points were divided by."""
-    options = (exclude_self, x_lengths, y_lengths, backend)
-    if x_lengths is not None or y_lengths is not None:
-        options = (exclude_self, _flat(x_lengths), _flat(y_lengths), backend)
-    if kernel.spec is not None:  # the usual case, without detours
-        u = _fold(x)
-        return [(None, operator(u, u if y is x else _fold(y), *others, kernel.spec, *options))]
+    options = (exclude_self, _flat(x_lengths), _flat(y_lengths), backend)
     return [
         (bandwidth, operator(_fold(u), _fold(v), *others, spec, *options))
         for u, v, bandwidth, spec in scaled_passes(x, y, kernel, y_lengths)
@@ -314,11 +316,14 @@ def _fast(
     y_lengths: Tensor | None,
 ) -> Tensor | None:
     """The sum or its gradient by a fast method; None where "auto" prefers the exact one."""
-    channels = 1 if weights is None else weights.shape[-1]
-    if choose(options, x, y, len(kernel.terms), kernel.spec, order, channels) == "exact":
+    channels = weights is not None and weights.ndim == y.ndim
+    carried = weights if weights is None or channels else weights.unsqueeze(-1)  # [*B, M, C]
+    count = 1 if carried is None else carried.shape[-1]
+    if choose(options, x, y, len(kernel.terms), kernel.spec, order, count) == "exact":
         return None
     passes = scaled_passes(x, y, kernel, y_lengths)
-    return fast_reduction(order, passes, weights, options.tolerance, exclude_self, x_lengths, y_lengths)
+    out = fast_reduction(order, passes, carried, options.tolerance, exclude_self, x_lengths, y_lengths)
+    return out if order or channels else out.squeeze(-1)
 
 
 def scaled_passes(
@@ -355,22 +360,19 @@ def _require_grad(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _fold(value: Tensor | None) -> Tensor | None:  # [*B, M, C] -> [B, M, C]
-    if value is None or value.ndim == 3:
-        return value
-    return value[None] if value.ndim == 2 else value.flatten(0, -3)
+# Operators take one batch dimension or none, so that the usual calls need no views of their arguments.
 
 
-def _fold_values(value: Tensor | None) -> Tensor | None:  # [*B, M] -> [B, M]
-    if value is None or value.ndim == 2:
-        return value
-    return value[None] if value.ndim == 1 else value.flatten(0, -2)
+def _fold(value: Tensor | None) -> Tensor | None:  # [*B, M, C] -> [B?, M, C]
+    return value if value is None or value.ndim <= 3 else value.flatten(0, -3)
 
 
-def _one_channel(weights: Tensor) -> Tensor:  # [*B, M] -> [B, M, 1]
-    if weights.ndim == 1:
-        return weights.view(1, weights.shape[0], 1)
-    return (weights if weights.ndim == 2 else weights.flatten(0, -2)).unsqueeze(-1)
+def _fold_values(value: Tensor | None) -> Tensor | None:  # [*B, M] -> [B?, M]
+    return value if value is None or value.ndim <= 2 else value.flatten(0, -2)
+
+
+def _unfold(out: Tensor, x: Tensor) -> Tensor:  # [B?, N, ...] -> [*B, N, ...]
+    return out if x.ndim <= 3 else out.unflatten(0, x.shape[:-2])
 
 
 def _flat(lengths: Tensor | None) -> Tensor | None:  # [*B] -> [B]

@@ -137,7 +137,7 @@ class _DenseProfile(torch.autograd.Function):
         ctx.save_for_backward(s)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         (s,) = ctx.saved_tensors
         number, parameter, order = ctx.rest
         return g * _DenseProfile.apply(s, number, parameter, order + 1), None, None, None
@@ -155,14 +155,9 @@ def _passes(terms: tuple[Term, ...]) -> tuple[Pass, ...]:
     for term in terms:
         tensor = term.bandwidth if isinstance(term.bandwidth, Tensor) else None
         _, spec = groups.setdefault(None if tensor is None else id(tensor), (tensor, []))
-        bandwidth = 1.0 if tensor is not None else term.bandwidth
+        bandwidth = 1.0 if isinstance(term.bandwidth, Tensor) else term.bandwidth
         spec += [float(profile_id(term.profile)), term.coefficient, bandwidth, term.parameter]
     return tuple(Pass(tensor, tuple(spec)) for tensor, spec in groups.values())
-
-
-def _frozen(cls: type) -> type:
-    """An immutable kernel; equality and hash are Kernel's own, which know what to do with tensors."""
-    return dataclass(frozen=True, eq=False, repr=False)(cls)
 
 
 def _number(name: str, value: Any) -> float:
@@ -203,7 +198,7 @@ class _Elementary(Kernel):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-@_frozen
+@dataclass(frozen=True, eq=False, repr=False)
 class Mixture(Kernel):
     """A finite sum of multiples of kernels; what ``+`` and ``*`` make. Evaluated in one pass over the pairs."""
 
@@ -236,7 +231,7 @@ class _Scaled(_Elementary):
         self._derive((Term(self._profile, 1.0, self.bandwidth),))
 
 
-@_frozen
+@dataclass(frozen=True, eq=False, repr=False)
 class Gaussian(_Scaled):
     """exp(-r^2 / (2 h^2)).
 
@@ -248,7 +243,7 @@ class Gaussian(_Scaled):
     _profile = "gaussian"
 
 
-@_frozen
+@dataclass(frozen=True, eq=False, repr=False)
 class Laplace(_Scaled):
     """exp(-r / h), r the Euclidean distance. The gradient at r = 0 is defined as 0.
 
@@ -260,7 +255,7 @@ class Laplace(_Scaled):
     _profile = "laplace"
 
 
-@_frozen
+@dataclass(frozen=True, eq=False, repr=False)
 class IMQ(_Scaled):
     """The inverse multiquadric (1 + r^2 / h^2)^(-1/2).
 
@@ -272,7 +267,7 @@ class IMQ(_Scaled):
     _profile = "imq"
 
 
-@_frozen
+@dataclass(frozen=True, eq=False, repr=False)
 class Matern32(_Scaled):
     """(1 + u) e^-u with u = sqrt(3) r / h (Rasmussen & Williams 2006, ch. 4).
 
@@ -284,7 +279,7 @@ class Matern32(_Scaled):
     _profile = "matern32"
 
 
-@_frozen
+@dataclass(frozen=True, eq=False, repr=False)
 class Matern52(_Scaled):
     """(1 + u + u^2 / 3) e^-u with u = sqrt(5) r / h (Rasmussen & Williams 2006, ch. 4).
 
@@ -296,7 +291,7 @@ class Matern52(_Scaled):
     _profile = "matern52"
 
 
-@_frozen
+@dataclass(frozen=True, eq=False, repr=False)
 class RationalQuadratic(_Elementary):
     """(1 + r^2 / (2 alpha h^2))^(-alpha); a Gaussian as alpha grows.
 
@@ -313,7 +308,7 @@ class RationalQuadratic(_Elementary):
         self._derive((Term("rational_quadratic", 1.0, self.bandwidth, self.alpha),))
 
 
-@_frozen
+@dataclass(frozen=True, eq=False, repr=False)
 class Riesz(_Elementary):
     """-r^e; with e = 1 the kernel of the energy distance. The gradient at r = 0 is 0.
 
@@ -330,7 +325,7 @@ class Riesz(_Elementary):
         self._derive((_power(-1.0, self.exponent),))
 
 
-@_frozen
+@dataclass(frozen=True, eq=False, repr=False)
 class PowerLaw(_Elementary):
     """The interaction potential r^p / p - r^q / q, where an exponent 0 reads log r.
 
@@ -350,7 +345,7 @@ class PowerLaw(_Elementary):
         self._derive((_power(1.0 / p if p else 1.0, p), _power(-1.0 / q if q else -1.0, q)))
 
 
-@_frozen
+@dataclass(frozen=True, eq=False, repr=False)
 class Morse(_Elementary):
     """The interaction potential Cr e^(-r / lr) - Ca e^(-r / la).
 

@@ -8,7 +8,7 @@ asked for, with common subexpressions shared. Powers are lowered to what every b
     rsqrt0(t)     1/sqrt(t), and 0 at t = 0       (the convention for coincident points)
     pow0(t, e)    t**e, and 0 at t = 0 for e < 0
     log0(t)       log(t), and 0 at t = 0
-    rsqrt(u), inverse(u), log2_of(u)              for u > 0
+    two_rsqrt(u) = 2/sqrt(u), inverse(u), log2_of(u)   for u > 0
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Lowering:
         return self._symbols[call]
 
     def __call__(self, expression: sp.Expr) -> sp.Expr:
+        """The expression in terms of the symbols that ``definitions`` defines."""
         if expression == sp.log(t):
             return self._once("lt", _call("log0", t))
         if expression.func == sp.log and expression.has(t):
@@ -66,7 +67,8 @@ class Lowering:
             return base**exponent
         if exponent.is_Integer and exponent < 0:
             return self._once("ib", _call("inverse", base)) ** (-exponent)
-        return self._once("w", _call("rsqrt", base)) ** (-2 * exponent)
+        half = self._once("w", _call("two_rsqrt", sp.expand(4 * base)))  # 2/sqrt(4 base)
+        return half ** (-2 * exponent)
 
     def _power_of_t(self, exponent: sp.Expr) -> sp.Expr:
         if exponent.has(p):
@@ -182,7 +184,8 @@ def _cpp_profile(profile: Profile) -> str:
         "        using T [[maybe_unused]] = scalar_t<V>;",
         *(f"        {line}" for line in _cpp_exponent(profile)),
         "    }",
-        "    template <int K, class V, class Shift> GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {",
+        "    template <int K, class V, class Shift>",
+        "    GWF_INLINE static void jet(V t, [[maybe_unused]] V p, Shift shift, V* f) {",
         "        using T [[maybe_unused]] = scalar_t<V>;",
     ]
     for order in range(MAX_ORDER + 1):
@@ -194,15 +197,16 @@ def _cpp_profile(profile: Profile) -> str:
 def cpp() -> str:
     """The C++ (and CUDA) header: one struct a profile, and the list of all of them."""
     names = ["".join(part.capitalize() for part in name.split("_")) for name in PROFILES]
+    positive = [i for i, profile in enumerate(PROFILES.values()) if profile.positive]
     return "\n".join(
         [
             f"// {HEADER}",
-            "// phi and its derivatives in t = unit * |x - y|^2 / h^2, times 2**shift; p is the profile's own parameter.",
+            "// phi and its derivatives in t = unit * |x - y|^2 / h^2, times 2**shift; p is the profile's parameter.",
             "// Included inside the namespace of a vector library that provides exp2_minus, times_exp2, rsqrt0, ...",
             "// clang-format off",
             *[_cpp_profile(profile) for profile in PROFILES.values()],
             f"#define GWF_FOR_EACH_PROFILE(F) {' '.join(f'F({i}, {name})' for i, name in enumerate(names))}",
-            f"inline constexpr int profile_count = {len(names)};",
+            f"#define GWF_FOR_EACH_POSITIVE_PROFILE(F) {' '.join(f'F({i}, {names[i]})' for i in positive)}",
             "// clang-format on",
             "",
         ]

@@ -1,4 +1,8 @@
-"""The backend "cpp": compiled C++ for the CPU, float32 and float64. Same functions as ``reference.py``."""
+"""The backend "cpp": compiled C++ for the CPU, float32 and float64. Same functions as ``reference.py``.
+
+Tensors may come without the batch dimension, all alike. Sizes go to ``new_empty`` one by one: a tuple doubles its
+price.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +37,8 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _sizes(x: Tensor, y: Tensor, channels: int) -> tuple[bool, int, int, int, int, int]:
-    batch, rows, dim = x.shape
-    return x.dtype is torch.float64, batch, rows, y.shape[1], dim, channels
+    shape = x.shape
+    return x.dtype is torch.float64, shape[0] if len(shape) == 3 else 1, shape[-2], y.shape[-2], shape[-1], channels
 
 
 def pair_sum(
@@ -46,9 +50,13 @@ def pair_sum(
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
 ) -> Tensor:
-    """sum_j b_j k_ij, [B, N, C]."""
-    channels = 1 if b is None else b.shape[2]
-    out = x.new_empty((x.shape[0], x.shape[1], channels))
+    """sum_j b_j k_ij, [B, N, C]; or [B, N] where b has no channels."""
+    if b is not None and b.ndim == y.ndim:
+        channels = b.shape[-1]
+        out = x.new_empty(*x.shape[:-1], channels)
+    else:
+        channels = 1
+        out = x.new_empty(*x.shape[:-1])
     _cpu.pairwise(
         _kernel(tuple(spec)), _SUM, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
         exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
@@ -85,7 +93,7 @@ def pair_sum_gradient(
     y_lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Both of the above in one pass over the pairs, [B, N] and [B, N, D]."""
-    out, out2 = x.new_empty(x.shape[:2]), torch.empty_like(x)
+    out, out2 = x.new_empty(*x.shape[:-1]), torch.empty_like(x)
     _cpu.pairwise(
         _kernel(tuple(spec)), _SUM_GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(),
         out2.data_ptr(), exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
@@ -103,7 +111,7 @@ def pair_logsumexp(
     y_lengths: Tensor | None = None,
 ) -> Tensor:
     """log sum_j e^beta_j k_ij, [B, N]."""
-    out = x.new_empty(x.shape[:2])
+    out = x.new_empty(*x.shape[:-1])
     _cpu.pairwise(
         _kernel(tuple(spec)), _LOGSUMEXP, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), 0, out.data_ptr(), 0,
         exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
@@ -122,11 +130,11 @@ def pair_average(
     y_lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """sum_j p_ij v_j with p_ij in proportion to e^beta_j k_ij, [B, N, C], and the log-sum-exp, [B, N]."""
-    channels = x.shape[2] if v is None else v.shape[2]
-    out, out2 = x.new_empty((x.shape[0], x.shape[1], channels)), x.new_empty(x.shape[:2])
+    channels = x.shape[-1] if v is None else v.shape[-1]
+    out, out2 = x.new_empty(*x.shape[:-1], channels), x.new_empty(*x.shape[:-1])
     _cpu.pairwise(
-        _kernel(tuple(spec)), _AVERAGE, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(v), out.data_ptr(),
-        out2.data_ptr(), exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
+        _kernel(tuple(spec)), _AVERAGE, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(v),
+        out.data_ptr(), out2.data_ptr(), exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
     )  # fmt: skip
     return out, out2
 
@@ -147,9 +155,10 @@ def pair_jet(
     """The (x, a) part of grad D_t1 .. D_tk E (csrc/pairwise_jet.h), [B, N, D] and [B, N, C]."""
     out, out2 = torch.empty_like(x), torch.empty_like(a)
     _cpu.pairwise(
-        _kernel(tuple(spec)), _JET, *_sizes(x, y, a.shape[2]), x.data_ptr(), y.data_ptr(), b.data_ptr(), out.data_ptr(),
-        out2.data_ptr(), exclude_self, a.data_ptr(), _address(alpha), _address(beta), _address(x_lengths),
-        _address(y_lengths), [tuple(_address(piece) for piece in tangent) for tangent in tangents],
+        _kernel(tuple(spec)), _JET, *_sizes(x, y, a.shape[-1]), x.data_ptr(), y.data_ptr(), b.data_ptr(),
+        out.data_ptr(), out2.data_ptr(), exclude_self, a.data_ptr(), _address(alpha), _address(beta),
+        _address(x_lengths), _address(y_lengths),
+        [tuple(_address(piece) for piece in tangent) for tangent in tangents],
     )  # fmt: skip
     return out, out2
 

@@ -64,7 +64,7 @@ class Profile:
 
     @functools.cached_property
     def unit(self) -> sp.Expr:
-        """The number u such that, with t = u * s, the exponential factor is 2**-(t**q), q = 1 or 1/2, where it can be."""
+        """u such that, with t = u * s, the exponential factor is 2**-(t**q), q = 1 or 1/2; 1 where there is none."""
         _, x = self.split
         degree = sp.simplify(sp.diff(x, s) * s / x) if x != 0 else sp.Integer(0)
         if degree == 0 or degree.free_symbols:

@@ -241,7 +241,7 @@ def pair_jet(
     a, b = pairs.row(a), pairs.column(b)
     alpha = None if alpha is None else pairs.row(alpha)
     beta = None if beta is None else pairs.column(beta)
-    tangents = [
+    directions = [
         (
             pairs.row(torch.zeros_like(x) if dx is None else dx),
             pairs.column(torch.zeros_like(y) if dy is None else dy),
@@ -256,7 +256,7 @@ def pair_jet(
         shift = _shift(alpha, beta, rows)
         phi = kernel_derivatives((d * d).sum(-1), spec, order + 1, shift)
         phi = [_without(f, absent) for f in phi]
-        gx[:, rows], ga[:, rows] = _JETS[order](d, a[:, rows], b, phi, [_restrict(t, rows) for t in tangents])
+        gx[:, rows], ga[:, rows] = _JETS[order](d, a[:, rows], b, phi, [_restrict(t, rows) for t in directions])
     return gx, ga
 
 

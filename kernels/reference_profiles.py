@@ -87,7 +87,7 @@ def kernel_derivatives(q: Tensor, spec: Sequence[float], order: int, shift: Tens
         s = q / term.bandwidth**2
         profile = _profile(term.profile)
         if shift is None:
-            factor, functions = 1.0, profile.derivatives
+            factor, functions = torch.ones_like(s), profile.derivatives
         else:
             factor, functions = (_log_phi(term, s) + shift).exp(), profile.ratios
         for k in range(order + 1):

@@ -179,3 +179,19 @@ def test_a_pair_that_is_not_finite_touches_its_row_only(backend):
     x[2, 0] = torch.nan
     out = gwf.kernel_sum(x, y, kernel=gwf.Gaussian(1.0), backend=backend)
     assert out.isnan().tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_tensor_bandwidth_has_the_values_of_a_float(backend):
+    x, y = points(9, 12, 3, dtype=torch.float64, shift=5.0)
+    w = torch.rand(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+
+    def reductions(h):
+        options = {"kernel": 0.5 * gwf.Gaussian(h) + gwf.Laplace(2.0), "backend": backend}
+        yield gwf.kernel_sum(x, y, w, **options)
+        yield gwf.kernel_gradient(x, y, w, **options)
+        yield gwf.kernel_logsumexp(x, y, w.log(), **options)
+        yield gwf.kernel_average(x, y, None, w.log(), **options)
+
+    for got, want in zip(reductions(torch.tensor(0.8, dtype=torch.float64)), reductions(0.8), strict=True):
+        torch.testing.assert_close(got, want)

@@ -21,7 +21,7 @@ LAYERS = (
     ("gwf_fast.ops",),
     ("gwf_fast.kernels",),
     ("gwf_fast._cpu", "gwf_fast._cuda"),
-    ("gwf_fast._validation", "gwf_fast.errors"),  # for every layer, and so below them all
+    ("gwf_fast.errors",),  # for every layer, and so below all
 )
 COMPILED = ("gwf_fast._cpu", "gwf_fast._cuda")
 

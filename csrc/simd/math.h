@@ -19,10 +19,10 @@ template <> struct exp2_constants<double> {
     static constexpr int mantissa = 52;
     static constexpr double magic = 6755399441055744.0;  // 1.5 * 2**52
     static constexpr double lowest = -1022.0, highest = 1023.0;
-    static constexpr double c[] = {0.6931471805599453,     0.24022650695910097,    0.0555041086648216,
-                                   0.009618129107606888,   0.0013333558146416936,  0.0001540353044173605,
-                                   1.525273382983612e-05,  1.321544258792169e-06,  1.0178062445845774e-07,
-                                   7.072585949269223e-09,  4.4549605981865186e-10};
+    static constexpr double c[] = {0.6931471805599453,    0.24022650695910097,   0.0555041086648216,
+                                   0.009618129107606888,  0.0013333558146416936, 0.0001540353044173605,
+                                   1.525273382983612e-05, 1.321544258792169e-06, 1.0178062445845774e-07,
+                                   7.072585949269223e-09, 4.4549605981865186e-10};
 };
 
 // 2**f for |f| <= 1/2
@@ -50,10 +50,10 @@ GWF_INLINE vec<double> scale_by_exp2(vec<double> a, vec<double> n) { return _mm5
 // 2**(k/32): with f = x - k/32 the series needs two terms only
 alignas(64) inline constexpr float exp2_table[32] = {
 #define GWF_ROW(k) float(__builtin_exp2((k) / 32.0))
-    GWF_ROW(0),  GWF_ROW(1),  GWF_ROW(2),  GWF_ROW(3),  GWF_ROW(4),  GWF_ROW(5),  GWF_ROW(6),  GWF_ROW(7),
-    GWF_ROW(8),  GWF_ROW(9),  GWF_ROW(10), GWF_ROW(11), GWF_ROW(12), GWF_ROW(13), GWF_ROW(14), GWF_ROW(15),
-    GWF_ROW(16), GWF_ROW(17), GWF_ROW(18), GWF_ROW(19), GWF_ROW(20), GWF_ROW(21), GWF_ROW(22), GWF_ROW(23),
-    GWF_ROW(24), GWF_ROW(25), GWF_ROW(26), GWF_ROW(27), GWF_ROW(28), GWF_ROW(29), GWF_ROW(30), GWF_ROW(31)
+    GWF_ROW(0),  GWF_ROW(1),  GWF_ROW(2),  GWF_ROW(3),  GWF_ROW(4),  GWF_ROW(5),  GWF_ROW(6),  GWF_ROW(7),  GWF_ROW(8),
+    GWF_ROW(9),  GWF_ROW(10), GWF_ROW(11), GWF_ROW(12), GWF_ROW(13), GWF_ROW(14), GWF_ROW(15), GWF_ROW(16), GWF_ROW(17),
+    GWF_ROW(18), GWF_ROW(19), GWF_ROW(20), GWF_ROW(21), GWF_ROW(22), GWF_ROW(23), GWF_ROW(24), GWF_ROW(25), GWF_ROW(26),
+    GWF_ROW(27), GWF_ROW(28), GWF_ROW(29), GWF_ROW(30), GWF_ROW(31)
 #undef GWF_ROW
 };
 
@@ -102,29 +102,40 @@ template <class V> GWF_INLINE V times_exp2(V value, V shift) { return value * ex
 
 template <class V> GWF_INLINE V inverse(V u) { return scalar_t<V>(1) / u; }
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-GWF_INLINE vec<float> rsqrt(vec<float> u) {  // u > 0; one Newton step after the hardware's guess
+// Roots of floats: the hardware's guess y of 1/sqrt(u) and one Newton step, y (3 - u y^2) / 2.
 #if defined(__AVX512F__)
-    const vec<float> y = _mm512_rsqrt14_ps(u);
-#else
-    const vec<float> y = _mm256_rsqrt_ps(u);
+GWF_INLINE vec<float> rsqrt_guess(vec<float> u) { return _mm512_rsqrt14_ps(u); }
+#elif defined(__AVX2__)
+GWF_INLINE vec<float> rsqrt_guess(vec<float> u) { return _mm256_rsqrt_ps(u); }
 #endif
-    const vec<float> h = u * y;
-    return (y * 0.5f) * (3.0f - h * y);
+template <class T> inline constexpr bool guesses_roots = sizeof(T) == 4 && vector_bytes > 16;
+
+template <class V> GWF_INLINE V two_rsqrt(V u) {  // 2 / sqrt(u), u > 0: the step without its half
+    using T = scalar_t<V>;
+    if constexpr (guesses_roots<T>) {
+        const V y = rsqrt_guess(u);
+        return y * (T(3) - (u * y) * y);
+    } else {
+        return T(2) / square_root(u);
+    }
 }
-GWF_INLINE vec<double> rsqrt(vec<double> u) { return 1.0 / square_root(u); }
-#else
-template <class V> GWF_INLINE V rsqrt(V u) { return scalar_t<V>(1) / square_root(u); }
-#endif
 
 // Squared distances below this count as coincident points.
 template <class T> inline constexpr T tiny = sizeof(T) == 4 ? T(1e-30) : T(1e-290);
 
-template <class V> GWF_INLINE V root(V t) { return t * rsqrt(larger(splat(tiny<scalar_t<V>>), t)); }
+template <class V> GWF_INLINE V root(V t) {
+    using T = scalar_t<V>;
+    if constexpr (guesses_roots<T>) {
+        const V y = rsqrt_guess(larger(splat(tiny<T>), t)), h = t * y;
+        return (h * T(0.5)) * (T(3) - h * y);
+    } else {
+        return square_root(larger(V{}, t));
+    }
+}
 
 template <class V> GWF_INLINE V rsqrt0(V t) {
     const V bound = splat(tiny<scalar_t<V>>);
-    return zero_below(rsqrt(larger(bound, t)), t, bound);
+    return zero_below(V(scalar_t<V>(0.5) * two_rsqrt(larger(bound, t))), t, bound);
 }
 
 // ---- logarithms and powers -----------------------------------------------------------------------------------
@@ -141,10 +152,12 @@ template <class V> GWF_INLINE V log2_parts(V u, V& n) {
     const V z = (m - T(1)) / (m + T(1)), w = z * z;
     V q;
     if constexpr (sizeof(T) == 4) {
-        q = ((T(0.43171769745887384) * w + T(0.5767151860190234)) * w + T(0.96179883880211)) * w + T(2.8853900798033365);
+        q = ((T(0.43171769745887384) * w + T(0.5767151860190234)) * w + T(0.96179883880211)) * w +
+            T(2.8853900798033365);
     } else {
-        constexpr T c[] = {0.19133171202266566, 0.1911392479842068, 0.22198980761494067, 0.26230754806401313, 0.3205989045353651,
-                           0.41219858307348606, 0.5770780163556934, 0.9617966939259754,  2.8853900817779268};
+        constexpr T c[] = {0.19133171202266566, 0.1911392479842068, 0.22198980761494067,
+                           0.26230754806401313, 0.3205989045353651, 0.41219858307348606,
+                           0.5770780163556934,  0.9617966939259754, 2.8853900817779268};
         q = splat(c[0]);
 #pragma GCC unroll 16
         for (int i = 1; i < 9; i++) q = q * w + c[i];

@@ -1,6 +1,7 @@
 // SIMD vectors: GCC vector types and the few operations that have no operator.
 // Compiled once per instruction set; GWF_ISA names the namespace, so that the copies never mix.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
@@ -88,6 +89,15 @@ template <class V> GWF_INLINE V square_root(V a) {
 }
 template <class V> GWF_INLINE V zero_below(V value, V test, V bound) { return test < bound ? V{} : value; }
 #endif
+
+// a * b + c on one number, rounded as the vectors round it.
+template <class T> GWF_INLINE T multiply_add(T a, T b, T c) {
+#if defined(__FMA__)
+    return std::fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 
 template <class T> GWF_INLINE T horizontal_sum(vec<T> v) {
     T s[lanes<T>];

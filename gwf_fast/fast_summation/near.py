@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-
 MAX_ORDER = 2  # of derivatives
 
 

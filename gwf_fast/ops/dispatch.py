@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .adapt import adapt
+
 _FLOATS = (torch.float32, torch.float64)
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -22,6 +24,7 @@ class Backend(NamedTuple):
     devices: tuple[str, ...] | None  # None: any
     dtypes: tuple[torch.dtype, ...]
     summary: str
+    unbatched: bool = False  # whether its functions do without a batch dimension, and sums without channels
 
     @property
     def module(self) -> str:
@@ -41,7 +44,7 @@ class Backend(NamedTuple):
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("cpp", ("cpu",), _FLOATS, "compiled C++ for AVX-512, AVX2 or any CPU"),
+        Backend("cpp", ("cpu",), _FLOATS, "compiled C++ for AVX-512, AVX2 or any CPU", unbatched=True),
         Backend("cuda", ("cuda",), _FLOATS + _HALVES, "compiled CUDA"),
         Backend("triton", ("cuda",), _FLOATS + _HALVES, "Triton"),
         Backend("keops", ("cpu", "cuda"), _FLOATS, "KeOps, for user-written formulas"),
@@ -55,6 +58,7 @@ _AUTOMATIC = ("cpp", "cuda", "triton", "torch")
 # Plain dicts: torch.compile warns of functools.cache.
 _RESOLVED: dict[tuple[str | None, torch.device, torch.dtype], str] = {}
 _LOADED: dict[str, ModuleType] = {}
+_FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
 def resolve(requested: str | None, device: torch.device, dtype: torch.dtype) -> str:
@@ -90,6 +94,17 @@ def load(name: str) -> ModuleType:
     if module is None:
         module = _LOADED[name] = importlib.import_module(BACKENDS[name].module)
     return module
+
+
+def function(backend: str, name: str) -> Callable[..., Any]:
+    """A backend's function, which takes tensors with or without the batch dimension, and weights without channels."""
+    found = _FUNCTIONS.get((backend, name))
+    if found is None:
+        found = getattr(load(backend), name)
+        if not BACKENDS[backend].unbatched:
+            found = adapt(found, name)
+        _FUNCTIONS[backend, name] = found
+    return found
 
 
 def backends() -> dict[str, str]:

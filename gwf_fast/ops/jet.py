@@ -51,32 +51,33 @@ def save(ctx: Any, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> 
     ctx.rest = (spec, exclude_self, backend)
 
 
-def load(ctx: Any) -> tuple[list[Tensor | None], Options]:
+def load(ctx: Any) -> tuple[list[Any], Options]:
     """What ``save`` kept."""
     *tensors, x_lengths, y_lengths = ctx.saved_tensors
     spec, exclude_self, backend = ctx.rest
     return tensors, Options(spec, exclude_self, x_lengths, y_lengths, backend)
 
 
-def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+def contiguous(*tensors: Tensor | None) -> list[Any]:
     """Tensors as backends take them."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def jet(
-    x: Tensor,  # [B, N, D]
-    y: Tensor,  # [B, M, D]
-    a: Tensor,  # [B, N, C]
-    b: Tensor,  # [B, M, C]
-    alpha: Tensor | None,  # [B, N]
-    beta: Tensor | None,  # [B, M]
+    x: Tensor,  # [B?, N, D]
+    y: Tensor,  # [B?, M, D]
+    a: Tensor,  # [B?, N, C]
+    b: Tensor,  # [B?, M, C]
+    alpha: Tensor | None,  # [B?, N]
+    beta: Tensor | None,  # [B?, M]
     tangents: Sequence[Tangent],
     options: Options,
-) -> tuple[Tensor, Tensor]:  # [B, N, D], [B, N, C]
+) -> tuple[Tensor, Tensor]:  # [B?, N, D], [B?, N, C]
     """G_k as a differentiable operator, k = len(tangents)."""
     if len(tangents) > MAX_ORDER:
         raise NotImplementedError("derivatives of this reduction are implemented up to the second order")
-    t1, t2 = [*tangents, *[(None,) * 4] * (MAX_ORDER - len(tangents))]
+    zero: Tangent = (None, None, None, None)
+    t1, t2 = (*tangents, zero, zero)[:MAX_ORDER]
     return pair_jet(x, y, a, b, alpha, beta, *t1, *t2, len(tangents), *options)
 
 
@@ -89,7 +90,7 @@ def swap(tangent: Tangent) -> Tangent:
 def _run(x: Tensor, y: Tensor, a: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     alpha, beta, *directions = contiguous(*rest[:10])
     order, spec, exclude_self, x_lengths, y_lengths, backend = rest[10:]
-    return dispatch.load(backend).pair_jet(
+    return dispatch.function(backend, "pair_jet")(
         *contiguous(x, y, a, b),
         alpha,
         beta,
@@ -113,7 +114,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, ux: Tensor | None, ua: Tensor | None) -> tuple[Any, ...]:
     (x, y, a, b, alpha, beta, *directions), options = load(ctx)
-    tangents: list[Tangent] = [tuple(directions[:4]), tuple(directions[4:])][: ctx.order]  # type: ignore[list-item]
+    tangents: list[Tangent] = [tuple(directions[:4]), tuple(directions[4:])][: ctx.order]
     u: Tangent = (ux, None, ua, None)
 
     def rows_and_columns(needs: Sequence[bool], along: list[Tangent]) -> list[Tensor | None]:
@@ -136,7 +137,7 @@ def _backward(ctx: Any, ux: Tensor | None, ua: Tensor | None) -> tuple[Any, ...]
 
 def _jvp(ctx: Any, *directions: Any) -> tuple[Tensor, Tensor]:
     (x, y, a, b, alpha, beta, *saved), options = load(ctx)
-    tangents: list[Tangent] = [tuple(saved[:4]), tuple(saved[4:])][: ctx.order]  # type: ignore[list-item]
+    tangents: list[Tangent] = [tuple(saved[:4]), tuple(saved[4:])][: ctx.order]
     moved = [tuple(directions[6:10]), tuple(directions[10:14])]
     families = [[*tangents, directions[:4]]]
     families += [[*tangents[:k], moved[k], *tangents[k + 1 :]] for k in range(ctx.order)]

@@ -1,7 +1,7 @@
 """The pairwise reductions as operators, with their derivatives.
 
-Shapes: x [B, N, D], y [B, M, D], b [B, M, C] (sums) or [B, M] (gradients), beta [B, M]; see
-``kernels/reference.py`` for each function's meaning.
+Shapes: x [B?, N, D], y [B?, M, D], b [B?, M] or, for sums, [B?, M, C], beta [B?, M], v [B?, M, C]; the batch
+dimension is there or not, for all tensors alike. See ``kernels/reference.py`` for each function's meaning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _caller(name: str) -> Any:
     def run(*args: Any) -> Any:
         *tensors, spec, exclude_self, x_lengths, y_lengths, backend = args
         tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
-        function = getattr(dispatch.load(backend), name)
+        function = dispatch.function(backend, name)
         spec = tuple(spec)  # torch.library hands a list
         if not exclude_self and x_lengths is None and y_lengths is None:
             return function(*tensors, spec)
@@ -31,15 +31,19 @@ def _caller(name: str) -> Any:
     return run
 
 
-def _ones(y: Tensor) -> Tensor:  # [B, M, D] -> [B, M, 1]
-    return y.new_ones((*y.shape[:2], 1))
+def _ones(y: Tensor) -> Tensor:  # [B?, M, D] -> [B?, M, 1]
+    return y.new_ones((*y.shape[:-1], 1))
 
 
 # ---------------------------------------------------------------------------------------------- sums
 
 
 def _sum_fake(x: Tensor, y: Tensor, b: Tensor | None, *_: Any) -> Tensor:
-    return x.new_empty((*x.shape[:2], 1 if b is None else b.shape[2]))
+    return x.new_empty((*x.shape[:-1], *(b.shape[-1:] if b is not None and _has_channels(b, y) else ())))
+
+
+def _has_channels(b: Tensor | None, y: Tensor) -> bool:
+    return b is not None and b.ndim == y.ndim
 
 
 def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -48,7 +52,7 @@ def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _sum_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
     (x, y, b), options = load(ctx)
-    grads = (_one_channel if b is None or b.shape[2] == 1 else _channels)(x, y, b, u, options, ctx.needs_input_grad)
+    grads = (_channels if _has_channels(b, y) else _one_channel)(x, y, b, u, options, ctx.needs_input_grad)
     return *grads, None, None, None, None, None
 
 
@@ -56,16 +60,14 @@ def _one_channel(x: Tensor, y: Tensor, b: Tensor | None, u: Tensor, rows: Option
     gx = gy = gb = None
     columns = rows.swapped()
     if needs[0]:
-        gx = u * pair_gradient(x, y, None if b is None else b[..., 0], *rows)
+        gx = u[..., None] * pair_gradient(x, y, b, *rows)
     if needs[1] and needs[2]:
-        gb, gy = pair_sum_gradient(y, x, u[..., 0], *columns)
-        gb, gy = gb[..., None], b * gy
+        gb, gy = pair_sum_gradient(y, x, u, *columns)
     elif needs[1]:
-        gy = pair_gradient(y, x, u[..., 0], *columns)
-        gy = gy if b is None else b * gy
+        gy = pair_gradient(y, x, u, *columns)
     elif needs[2]:
         gb = pair_sum(y, x, u, *columns)
-    return [gx, gy, gb]
+    return [gx, gy if gy is None or b is None else b[..., None] * gy, gb]
 
 
 def _channels(x: Tensor, y: Tensor, b: Tensor, u: Tensor, rows: Options, needs: Any) -> list[Tensor | None]:
@@ -81,9 +83,13 @@ def _channels(x: Tensor, y: Tensor, b: Tensor, u: Tensor, rows: Options, needs: 
 
 def _sum_jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, db: Tensor | None, *_: Any) -> Tensor:
     (x, y, b), options = load(ctx)
-    b = _ones(y) if b is None else b
-    unused = x.new_zeros((*x.shape[:2], b.shape[2]))
-    return jet(x, y, unused, b, None, None, [(dx, dy, None, db)], options)[1]
+    channels = _has_channels(b, y)
+    if not channels:
+        b = _ones(y) if b is None else b[..., None]
+        db = None if db is None else db[..., None]
+    unused = x.new_zeros((*x.shape[:-1], b.shape[-1]))
+    out = jet(x, y, unused, b, None, None, [(dx, dy, None, db)], options)[1]
+    return out if channels else out[..., 0]
 
 
 pair_sum = Operator(
@@ -142,7 +148,7 @@ def _sum_gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _sum_gradient_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[:2]), x.new_empty(x.shape)
+    return x.new_empty(x.shape[:-1]), x.new_empty(x.shape)
 
 
 pair_gradient = Operator(
@@ -184,7 +190,7 @@ def _scales(total: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def _logsumexp_fake(x: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(x.shape[:2])
+    return x.new_empty(x.shape[:-1])
 
 
 def _logsumexp_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -226,8 +232,8 @@ pair_logsumexp = Operator(
 
 
 def _average_fake(x: Tensor, y: Tensor, v: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
-    channels = (y if v is None else v).shape[2]
-    return x.new_empty((*x.shape[:2], channels)), x.new_empty(x.shape[:2])
+    channels = (y if v is None else v).shape[-1]
+    return x.new_empty((*x.shape[:-1], channels)), x.new_empty(x.shape[:-1])
 
 
 def _average_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -276,7 +282,7 @@ def _average_jvp(
     if dv is not None:
         scaled = dv if beta is None else dv * safe_exp_difference(beta)[..., None]
         db = db + torch.cat([scaled, torch.zeros_like(dv[..., :1])], -1)
-    unused = x.new_zeros((*x.shape[:2], b.shape[2]))
+    unused = x.new_zeros((*x.shape[:-1], b.shape[-1]))
     slopes = jet(x, y, unused, b, alpha, fixed_beta, [(dx, dy, None, db)], options)[1]
     slopes = slopes / safe_exp_difference(total)[..., None]
     return slopes[..., :-1] - mean * slopes[..., -1:], slopes[..., -1]

@@ -21,7 +21,7 @@ _LIBRARY = torch.library.Library("gwf_fast", "DEF")
 
 
 class Operator:
-    """A batched operator; all its tensor arguments and results have one leading batch dimension.
+    """An operator whose tensors all have one leading batch dimension, or all have none.
 
     Args:
         schema: Name, arguments and results as torch.library writes them; optional tensors and the tensors first.
@@ -79,22 +79,24 @@ class Operator:
 
 
 def _vmap_rule(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Fold the mapped dimension into the batch dimension that every tensor has."""
+    """The mapped dimension becomes the batch dimension, or is folded into the one that is there."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         size = info.batch_size
-        pairs = zip(args, in_dims, strict=True)
-        out = operator(*(_fold(arg, dim, size) if isinstance(arg, Tensor) else arg for arg, dim in pairs))
+        has_batch = args[0].ndim - (in_dims[0] is not None) == 3  # the first argument of every operator is x
+
+        def fold(value: Any, dim: int | None) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+            return value.flatten(0, 1) if has_batch else value
+
+        out = operator(*map(fold, args, in_dims))
         if isinstance(out, Tensor):
-            return out.unflatten(0, (size, -1)), 0
-        return tuple(value.unflatten(0, (size, -1)) for value in out), (0,) * len(out)
+            return out.unflatten(0, (size, -1)) if has_batch else out, 0
+        return tuple(value.unflatten(0, (size, -1)) if has_batch else value for value in out), (0,) * len(out)
 
     return rule
-
-
-def _fold(value: Tensor, dim: int | None, size: int) -> Tensor:  # [.., V at dim, ..] -> [V * B, ...]
-    value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-    return value.flatten(0, 1)
 
 
 def _eager_function(name: str, run: Callable, setup_context: Callable, backward: Callable) -> type[Function]:

@@ -1,0 +1,115 @@
+"""Sampling from a Gaussian mixture with the set-up of Fan et al. (2022), section 5.1: KL, a = 0.1, P_0 = N(0, 16 I)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gwf_fast.experiments import base
+from gwf_fast.functional import KL
+from gwf_fast.jko import JKOFlow
+from gwf_fast.nn import MLP
+from gwf_fast.potentials import GaussianMixture
+from gwf_fast.state import FlowResult
+from gwf_fast.training import Training
+
+_COMPONENTS = 10
+# (largest D, side of the cube of the means, width of T, its hidden layers, width and layers of h): their table 4
+_TABLE = (
+    (2, 5.0, 8, 3, 8, 3),
+    (8, 5.0, 32, 4, 32, 4),
+    (17, 3.0, 64, 4, 64, 4),
+    (32, 3.0, 64, 5, 64, 4),
+    (64, 2.0, 128, 5, 128, 4),
+)
+_BEYOND = (1.5, 128, 5, 128, 4)
+# their batch, steps and step size; they train each step 1000 iterations (--iterations 1000)
+_DEFAULTS = base.Settings(particles=4096, dim=2, steps=40, step_size=0.1, iterations=200, batch_size=512)
+
+
+def build(settings: base.Settings) -> base.Problem:
+    """Ten spherical components of variance 1, means uniform in a cube."""
+    dim = settings.dim
+    side, t_width, t_depth, h_width, h_depth = next((row[1:] for row in _TABLE if dim <= row[0]), _BEYOND)
+    means = (torch.rand(_COMPONENTS, dim, generator=base.generator(settings.seed)) - 0.5) * side
+    target = GaussianMixture(means)
+    flow = JKOFlow(
+        KL(target),
+        dim,
+        settings.step_size,
+        map=MLP([dim, *[t_width] * t_depth, dim], residual=True),
+        critic=MLP([dim, *[h_width] * h_depth, 1]),
+        training=Training(
+            batch_size=settings.batch_size,
+            iterations=settings.iterations,
+            critic_steps=3,
+            map_steps=2,
+            pool_size=settings.particles,
+        ),
+        seed=settings.seed,
+    )
+
+    def source(n: int) -> Tensor:
+        return 4 * torch.randn(n, dim)
+
+    def metrics(result: FlowResult) -> dict[str, float]:
+        x, exact = result.particles, target.sample(20_000)
+        return {
+            "KL_estimate": result.history[-1].value if result.history else float("nan"),
+            "mean_log_density": target.log_density(x).mean().item(),
+            "mean_log_density_of_exact_samples": target.log_density(exact).mean().item(),
+            "error_of_mean": (x.mean(0) - exact.mean(0)).norm().item(),
+            "error_of_covariance": (_covariance(x) - _covariance(exact)).norm().item(),
+        }
+
+    def figure(result: FlowResult, path: Path) -> None:
+        _draw(target, result, source(2000), path)
+
+    return base.Problem(flow, source, figure, metrics)
+
+
+def _covariance(x: Tensor) -> Tensor:
+    centred = x - x.mean(0)
+    return centred.T @ centred / (len(x) - 1)
+
+
+def _draw(target: GaussianMixture, result: FlowResult, z: Tensor, path: Path) -> None:
+    """Particles over the contours of the target; in more than two dimensions over those of its exact 2-D marginal."""
+    plt = base.pyplot()
+    dim = target.means.shape[1]
+    last = len(result.maps)
+    steps = sorted({0, last // 8, last // 3, last})
+    trajectory = result.trajectory(z)
+    if dim == 1:
+        centre, plane, marginal = torch.zeros(1), torch.eye(1), target
+    elif dim == 2:
+        centre, plane, marginal = torch.zeros(2), torch.eye(2), target
+    else:  # a spherical mixture seen on an orthonormal plane is a spherical mixture
+        centre, plane = base.principal_plane(target.means)
+        marginal = GaussianMixture((target.means - centre) @ plane, target.scales, target.weights)
+    figure, axes = plt.subplots(1, len(steps), figsize=(3.6 * len(steps), 3.9), layout="constrained", sharey=dim == 1)
+    grid = torch.linspace(-9, 9, 161)
+    for axis, k in zip(axes if len(steps) > 1 else [axes], steps, strict=True):
+        axis.set_title(f"JKO step {k}", fontsize=11)
+        cloud = base.as_array((trajectory[k] - centre) @ plane)
+        if dim == 1:
+            axis.hist(cloud[:, 0], bins=60, range=(-9, 9), density=True, color="#35618f")
+            axis.plot(base.as_array(grid), base.as_array(marginal.log_density(grid[:, None]).exp()), color="#d1495b")
+            continue
+        points = torch.cartesian_prod(grid, grid)
+        density = marginal.log_density(points).exp().reshape(161, 161).T
+        ticks = base.as_array(grid)
+        axis.contourf(ticks, ticks, base.as_array(density), levels=12, cmap="Blues")
+        axis.scatter(*cloud.T, s=3, color="#d1495b", alpha=0.55, linewidths=0)
+        axis.set(xlim=(-9, 9), ylim=(-9, 9), aspect="equal")
+        axis.tick_params(labelsize=7)
+    if dim > 2:
+        figure.supxlabel(f"on the principal plane of the component means, of {dim} dimensions", fontsize=9)
+    base.save_figure(figure, path)
+
+
+EXPERIMENT = base.Experiment(
+    "gmm", "sampling from a 10-component Gaussian mixture in --dim dimensions", _DEFAULTS, build, special=("dim",)
+)

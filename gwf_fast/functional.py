@@ -1,0 +1,342 @@
+"""Functionals F(P) that a flow descends: what a critic maximises, what a map minimises, what the value is.
+
+Inside a JKO step P = T#P_k is known by samples only. A functional either has a closed form in samples
+(:class:`SquaredMMD`, :class:`Potential`) or a variational form sup_h E_P A(h) - E_Gamma B(h) with a critic h (Fan et
+al., ICML 2022). A critic is a module that maps [N, D] to [N, 1] or [N], its raw output; the functional applies the
+activation that its own variational form needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from gwf_fast.divergences import divergence
+from gwf_fast.potentials import Gaussian
+
+Target = Tensor | Callable[[int], Tensor]
+"""Samples of Q: a tensor [M, D], or a callable n -> [n, D]."""
+
+
+class Functional:
+    """A functional of a distribution. Sums and scalar multiples of functionals are functionals.
+
+    The methods take ``x`` [N, D], samples of P; ``z``, what :meth:`draw` returned for this batch; and ``reference``,
+    what :meth:`reference` returned for the particles of P_k at the beginning of the JKO step.
+    """
+
+    needs_critic: ClassVar[bool] = False
+
+    def build_critic(self, make: Callable[[], nn.Module]) -> nn.Module | None:
+        """The critic of this functional, None where it needs none."""
+        return make() if self.needs_critic else None
+
+    def reference(self, particles: Tensor) -> Any:
+        """What the functional has to know about P_k [N, D]; computed once a JKO step."""
+        return None
+
+    def draw(self, n: int, reference: Any) -> Any:
+        """n samples of Gamma in the variational form, from torch's global generator; None if there is no Gamma."""
+        return None
+
+    def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        """What the critic maximises, up to a constant; a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} has no critic")
+
+    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        """What the map minimises, up to a constant: differentiable in x; a scalar."""
+        raise NotImplementedError
+
+    def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        """An estimate of F(P); with a critic, a lower bound up to sampling error. A scalar."""
+        raise NotImplementedError
+
+    def __add__(self, other: Functional) -> Sum:
+        if not isinstance(other, Functional):
+            return NotImplemented
+        return Sum(_terms(self) + _terms(other))
+
+    def __mul__(self, factor: float) -> Sum:
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+            return NotImplemented
+        return Sum(tuple((factor * c, term) for c, term in _terms(self)))
+
+    __rmul__ = __mul__
+
+
+def _total(values: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, values)
+
+
+def _terms(functional: Functional) -> tuple[tuple[float, Functional], ...]:
+    return functional.terms if isinstance(functional, Sum) else ((1.0, functional),)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Functional):
+    """c_1 F_1 + c_2 F_2 + ...; written with + and *. Each term that needs a critic gets one of its own.
+
+    Args:
+        terms: Pairs (coefficient, functional). A term with a critic is a supremum, so its coefficient must be positive.
+    """
+
+    terms: tuple[tuple[float, Functional], ...]
+
+    def __post_init__(self) -> None:
+        for coefficient, term in self.terms:
+            if not math.isfinite(coefficient):
+                raise ValueError(f"coefficient of {type(term).__name__}: expected a finite number, got {coefficient}")
+            if term.needs_critic and coefficient <= 0:
+                raise ValueError(
+                    f"coefficient of {type(term).__name__}: got {coefficient:g}, expected a positive number "
+                    "(its variational form is a supremum)"
+                )
+
+    @property
+    def needs_critic(self) -> bool:  # type: ignore[override]
+        """Whether a term needs one."""
+        return any(term.needs_critic for _, term in self.terms)
+
+    @override
+    def build_critic(self, make: Callable[[], nn.Module]) -> nn.Module | None:
+        critics = [term.build_critic(make) for _, term in self.terms]
+        wanted = [critic for critic in critics if critic is not None]
+        return nn.ModuleList(wanted) if wanted else None
+
+    @override
+    def reference(self, particles: Tensor) -> Any:
+        return tuple(term.reference(particles) for _, term in self.terms)
+
+    @override
+    def draw(self, n: int, reference: Any) -> Any:
+        return tuple(term.draw(n, r) for (_, term), r in zip(self.terms, reference, strict=True))
+
+    def _each(
+        self, critics: nn.Module | None, z: Any, reference: Any
+    ) -> Iterator[tuple[float, Functional, Any, Any, Any]]:
+        rest = critics.children() if critics is not None else iter(())
+        for (coefficient, term), zi, ri in zip(self.terms, z, reference, strict=True):
+            yield coefficient, term, next(rest) if term.needs_critic else None, zi, ri
+
+    @override
+    def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        each = self._each(critic, z, reference)
+        return _total(c * term.critic_objective(h, x, zi, ri) for c, term, h, zi, ri in each if h is not None)
+
+    @override
+    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        return _total(c * t.map_objective(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
+
+    @override
+    def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        return _total(c * t.value(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
+
+
+@dataclass(frozen=True, eq=False)
+class Potential(Functional):
+    """F(P) = E_P V.
+
+    Args:
+        V: Maps [N, D] to [N], differentiably.
+    """
+
+    V: Callable[[Tensor], Tensor]
+
+    @override
+    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        return _evaluate(self.V, x, "V").mean()
+
+    value = map_objective
+
+
+@dataclass(frozen=True, eq=False)
+class KL(Functional):
+    """KL(P | Q) for a density Q known up to its normalisation; the value is then known up to that constant as well.
+
+    No density of P is needed (Fan et al., corollary 3.3): with mu the Gaussian of the mean and covariance of P_k,
+    KL = 1 + sup_h E_P [log h + log mu - log Q] - E_mu h, attained at h = dP/dmu. Stabilised as in their appendix E.2,
+    h = exp(h_bar) - 1 with h_bar = softplus(v), which is h = e^v: the critic's raw output is log dP/dmu. Above
+    v = 15 the exponential goes on as its tangent, so that a critic that overshoots gives large numbers, not infinity.
+    The critic sees x whitened by mu, so that it need not learn the scale of P_k.
+
+    Args:
+        log_density: log Q up to a constant, maps [N, D] to [N] differentiably; or an object with such a
+            ``log_density`` method, as those of ``gwf.potentials``.
+    """
+
+    log_density: Any
+    needs_critic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.log_density, "log_density", self.log_density)):
+            raise TypeError(
+                "log_density: expected a callable [N, D] -> [N] or an object with a log_density method, "
+                f"got {type(self.log_density).__name__}"
+            )
+
+    @override
+    def reference(self, particles: Tensor) -> Gaussian:
+        return Gaussian.fit(particles)
+
+    @override
+    def draw(self, n: int, reference: Gaussian) -> Tensor:
+        return reference.sample(n)
+
+    def _log_q(self, x: Tensor) -> Tensor:
+        return _evaluate(getattr(self.log_density, "log_density", self.log_density), x, "log_density")
+
+    @override
+    def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        v = _raw(critic, reference.whiten(torch.cat((x, z))))  # one pass of the critic over both batches
+        return v[: len(x)].mean() - _tame_exp(v[len(x) :]).mean()
+
+    @override
+    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        v = _raw(critic, reference.whiten(x))
+        return (v + reference.log_density(x) - self._log_q(x)).mean()
+
+    @override
+    def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        return 1 + self.map_objective(critic, x, z, reference) - _tame_exp(_raw(critic, reference.whiten(z))).mean()
+
+
+@dataclass(frozen=True, eq=False)
+class FDivergence(Functional):
+    """D_f(P | Q) = E_Q f(dP/dQ) = sup_h E_P h - E_Q f*(h), Q given by samples.
+
+    Args:
+        name: A row of ``gwf_fast.divergences.DIVERGENCES``; the model comes first.
+        target: Samples of Q, [M, D] or a callable n -> [n, D].
+        parameter: alpha or m, for the two rows that have one.
+    """
+
+    name: str
+    target: Target
+    parameter: float | None = None
+    needs_critic: ClassVar[bool] = True
+    _row: Any = field(init=False, repr=False, metadata={"derived": True})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_row", divergence(self.name, self.parameter))
+        _check_target(self.target)
+
+    @override
+    def draw(self, n: int, reference: Any) -> Tensor:
+        return _draw(self.target, n)
+
+    @override
+    def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        v = _raw(critic, torch.cat((x, z)))
+        return self._row.activation(v[: len(x)]).mean() - self._row.conjugate_of_activation(v[len(x) :]).mean()
+
+    @override
+    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        return self._row.activation(_raw(critic, x)).mean()
+
+    value = critic_objective
+
+
+@dataclass(frozen=True, eq=False)
+class JensenShannon(FDivergence):
+    """Twice the Jensen-Shannon divergence, KL(P | M) + KL(Q | M) with M = (P + Q)/2; at most log 4.
+
+    With a step size that goes to infinity one JKO step is the GAN of Goodfellow et al. (2014).
+
+    Args:
+        target: Samples of Q, [M, D] or a callable n -> [n, D].
+    """
+
+    name: str = field(init=False, default="js")
+    parameter: float | None = field(init=False, default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class SquaredMMD(Functional):
+    """F(P) = MMD_k(P, Q)^2 / 2. Its critic has a closed form, so that a JKO step is a plain minimisation.
+
+    Minibatches use the unbiased estimate; its value may be slightly negative.
+
+    Args:
+        target: Samples of Q, [M, D] or a callable n -> [n, D].
+        kernel: A kernel of this package, e.g. ``gwf.Riesz()``.
+    """
+
+    target: Target
+    kernel: Any
+
+    def __post_init__(self) -> None:
+        _check_target(self.target)
+
+    @override
+    def draw(self, n: int, reference: Any) -> Tensor:
+        return _draw(self.target, n)
+
+    @override
+    def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        from gwf_fast.discrepancy import mmd2  # here: the other functionals need no pairwise operators
+
+        return 0.5 * mmd2(x, z, kernel=self.kernel, unbiased=True)
+
+    value = map_objective
+
+
+_TAME = 15.0
+
+
+def _tame_exp(v: Tensor) -> Tensor:
+    """e^v up to v = 15, its tangent there from then on."""
+    bounded = v.clamp(max=_TAME).exp()
+    return bounded + math.exp(_TAME) * (v - _TAME).clamp(min=0)
+
+
+def _raw(critic: nn.Module | None, x: Tensor) -> Tensor:
+    if critic is None:
+        raise ValueError("critic: expected a module, got None")
+    v = critic(x)
+    if v.shape == (*x.shape[:-1], 1):
+        return v.squeeze(-1)
+    if v.shape != x.shape[:-1]:
+        n = x.shape[0]
+        raise ValueError(f"critic: expected an output of shape [{n}, 1] or [{n}], got {list(v.shape)}")
+    return v
+
+
+def _evaluate(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:
+    out = function(x)
+    if not isinstance(out, Tensor) or out.shape != x.shape[:-1]:
+        got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"{name}: expected a tensor of shape {list(x.shape[:-1])} for x {list(x.shape)}, got {got}")
+    return out
+
+
+def _check_target(target: Target) -> None:
+    if isinstance(target, Tensor):
+        if target.ndim != 2 or len(target) == 0 or not target.is_floating_point():
+            raise ValueError(
+                f"target: expected floating-point samples [M, D] with M > 0, got {target.dtype} {list(target.shape)}"
+            )
+        if not target.isfinite().all():
+            raise ValueError("target: contains NaN or infinity")
+    elif not callable(target):
+        raise TypeError(f"target: expected a tensor [M, D] or a callable n -> samples, got {type(target).__name__}")
+
+
+def _draw(target: Target, n: int) -> Tensor:
+    if not isinstance(target, Tensor):
+        return target(n)
+    return batch(target, n)
+
+
+def batch(pool: Tensor, n: int) -> Tensor:
+    """n rows of a pool [N, D], drawn with replacement; the pool itself where n is not smaller than it."""
+    if n >= len(pool):
+        return pool
+    return pool[torch.randint(len(pool), (n,), device=pool.device)]

@@ -1,0 +1,321 @@
+"""The parametric JKO loop: P_{k+1} = argmin_P F(P) + W2^2(P, P_k) / (2a), each P_{k+1} = T_k # P_k with a network T_k.
+
+The state is explicit: :meth:`JKOFlow.init` makes one, :meth:`JKOFlow.step` turns one into the next without changing
+it, :meth:`JKOFlow.run` loops, shows progress and writes checkpoints. Step k draws all its randomness from a generator
+seeded by (seed, k), so a state needs no generator bytes, and a resumed run repeats the uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gwf_fast import engine as engines
+from gwf_fast.errors import NonFiniteError
+from gwf_fast.functional import Functional, batch
+from gwf_fast.nn import MLP
+from gwf_fast.state import FlowResult, FlowState, Source, StepRecord, push
+from gwf_fast.training import Training
+
+SCHEMES = ("jko",)
+PARAMETRIZATIONS = ("composition",)
+_VALUE_SAMPLES = 8192  # samples in the estimate of F(P) after a step
+
+
+class JKOFlow:
+    """A parametric Wasserstein gradient flow of a functional.
+
+    Args:
+        functional: F, of ``gwf_fast.functional``.
+        dim: D.
+        step_size: a, the step of the flow in its own time; positive.
+        scheme: "jko".
+        parametrization: "composition": a map a step, samples pass through all of them.
+        map: The transport map: a module [M, D] -> [M, D] that serves as template, or a callable that makes one. None
+            for a residual MLP with widths after Fan et al. (2022), table 4.
+        critic: The same for the critic [M, D] -> [M, 1]; its raw output, see ``gwf_fast.functional``.
+        training: Hyperparameters of the inner problem.
+        seed: Seed of everything random in the flow; torch's global generator is left as it was.
+        engine: Which engine solves a step; None picks.
+
+    Raises:
+        ValueError: If a scheme, parametrisation or engine is not available, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        functional: Functional,
+        dim: int,
+        step_size: float,
+        *,
+        scheme: str = "jko",
+        parametrization: str = "composition",
+        map: nn.Module | Callable[[], nn.Module] | None = None,
+        critic: nn.Module | Callable[[], nn.Module] | None = None,
+        training: Training | None = None,
+        seed: int = 0,
+        engine: str | None = None,
+    ) -> None:
+        if not isinstance(functional, Functional):
+            raise TypeError(f"functional: expected a functional of gwf_fast, got {type(functional).__name__}")
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"dim: expected a positive integer, got {dim!r}")
+        if not (math.isfinite(step_size) and step_size > 0):
+            raise ValueError(f"step_size: expected a positive number, got {step_size!r}")
+        for name, value, known in (
+            ("scheme", scheme, SCHEMES),
+            ("parametrization", parametrization, PARAMETRIZATIONS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: {value!r} is not available, expected one of: {', '.join(known)}")
+        self.functional = functional
+        self.dim = dim
+        self.step_size = float(step_size)
+        self.scheme = scheme
+        self.parametrization = parametrization
+        self.map = default_map(dim) if map is None else map
+        self.critic = default_critic(dim) if critic is None else critic
+        self.training = training or Training()
+        self.seed = int(seed)
+        self.engine = engine
+        with self._randomness(0, torch.device("cpu")):
+            engines.resolve(engine, functional, _make(self.map, "map"), self._new_critic())
+
+    def init(self, x0: Source) -> FlowState:
+        """The state before the first step.
+
+        Args:
+            x0: Samples of P_0 [N, D], or a callable n -> [n, D].
+        """
+        with self._randomness(0, x0.device if isinstance(x0, Tensor) else torch.device("cpu")):
+            particles = x0 if isinstance(x0, Tensor) else x0(self.training.pool_size)
+            self._check_particles(particles)
+            critic = self._new_critic()
+            return FlowState(0, self.seed, particles.detach(), critic=critic.to(particles) if critic else None)
+
+    def step(self, state: FlowState, *, x0: Source | None = None, on_iteration: Any = None) -> FlowState:
+        """Solve one JKO step. ``state`` stays as it was, whatever happens.
+
+        Args:
+            state: Where to start.
+            x0: A callable gives fresh particles of P_k, carried through the maps so far; else the state's are used.
+            on_iteration: See ``StepProblem``.
+
+        Raises:
+            NonFiniteError: If the loss or a particle becomes NaN or infinite; names the step.
+        """
+        start = time.perf_counter()
+        k = state.step + 1
+        with self._randomness(k, state.particles.device):
+            particles = state.particles
+            if callable(x0) and state.step:
+                particles = push(state.maps, x0(self.training.pool_size))
+            transport, carried = self._next_map(state)
+            critic = copy.deepcopy(state.critic)
+            problem = engines.StepProblem(
+                functional=self.functional,
+                step_size=self.step_size,
+                particles=particles,
+                reference=self.functional.reference(particles),
+                map=transport,
+                critic=critic,
+                map_optimizer=self._optimizer(transport, self.training.lr, carried),
+                critic_optimizer=None
+                if critic is None
+                else self._optimizer(critic, self.training.critic_lr or self.training.lr, state.critic_optimizer),
+                training=self.training,
+                on_iteration=on_iteration,
+            )
+            try:
+                engines.resolve(self.engine, self.functional, transport, critic).solve(problem)
+                moved = push((transport,), particles)
+                record = self._record(k, problem, moved, start)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"JKO step {k}: {error}; the state after step {state.step} is kept") from None
+        return replace(
+            state,
+            step=k,
+            particles=moved,
+            maps=(*state.maps, transport),
+            critic=critic,
+            map_optimizer=problem.map_optimizer.state_dict(),
+            critic_optimizer=problem.critic_optimizer.state_dict() if problem.critic_optimizer else None,
+            history=(*state.history, record),
+        )
+
+    def run(
+        self,
+        x0: Source,
+        n_steps: int,
+        *,
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
+        state: FlowState | None = None,
+    ) -> FlowResult:
+        """Run the flow for ``n_steps`` JKO steps.
+
+        Args:
+            x0: Samples of P_0 [N, D], or a callable n -> [n, D]: then every step sees fresh particles.
+            n_steps: Steps in all, those already in ``state`` included.
+            progress: Whether to show a progress bar.
+            checkpoint: A folder that receives the state after every step; see ``gwf_fast.checkpoint``.
+            state: Go on from here instead of from P_0.
+
+        Raises:
+            NonFiniteError: If the loss or a particle becomes NaN or infinite; the last checkpoint is kept.
+            FileExistsError: If the folder holds another run and ``state`` is None.
+        """
+        from gwf_fast import checkpoint as checkpoints  # it imports this module
+
+        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
+            raise ValueError(f"n_steps: expected an integer >= 0, got {n_steps!r}")
+        if checkpoint is not None and state is None:
+            checkpoints.refuse_occupied(checkpoint)
+        state = self.init(x0) if state is None else state
+        if checkpoint is not None:
+            checkpoints.save(checkpoint, self, state, n_steps, x0)
+        from tqdm.auto import tqdm  # a progress bar is no reason to make `import gwf_fast` slower
+
+        with tqdm(total=n_steps, initial=state.step, disable=not progress, desc="JKO steps", unit="step") as bar:
+            while state.step < n_steps:
+                state = self.step(state, x0=x0, on_iteration=_postfix(bar, self.training.iterations))
+                if checkpoint is not None:
+                    checkpoints.save(checkpoint, self, state, n_steps, x0)
+                bar.update()
+        return FlowResult(state, x0)
+
+    @classmethod
+    def resume(
+        cls,
+        checkpoint: str | Path,
+        *,
+        n_steps: int | None = None,
+        progress: bool = True,
+        functional: Functional | None = None,
+        map: nn.Module | Callable[[], nn.Module] | None = None,
+        critic: nn.Module | Callable[[], nn.Module] | None = None,
+        x0: Source | None = None,
+    ) -> FlowResult:
+        """Go on from a checkpoint, bit for bit as if the run had not stopped, and keep writing to it.
+
+        Checkpoints hold tensors and JSON, no code: what the run was given as a Python function or a module of the
+        user's own has to be given again.
+
+        Args:
+            checkpoint: The folder.
+            n_steps: Steps in all; None for as many as the run was started with.
+            progress: Whether to show a progress bar.
+            functional: As the run had it, where it holds a function.
+            map: As the run had it, where it was not a ``gwf_fast.nn`` network.
+            critic: The same.
+            x0: As the run had it, where it was a callable.
+
+        Raises:
+            ValueError: If something is missing, or the checkpoint can't be read.
+        """
+        from gwf_fast import checkpoint as checkpoints
+
+        flow, state, planned, source = checkpoints.load(
+            checkpoint, functional=functional, map=map, critic=critic, x0=x0, flow_class=cls
+        )
+        n_steps = planned if n_steps is None else n_steps
+        return flow.run(source, n_steps, progress=progress, checkpoint=checkpoint, state=state)
+
+    def blank_modules(self, particles: Tensor) -> tuple[nn.Module, nn.Module | None]:
+        """An untrained map and critic on the device and in the precision of the particles: what a checkpoint fills."""
+        with self._randomness(0, particles.device):
+            critic = self._new_critic()
+            return _make(self.map, "map").to(particles), critic.to(particles) if critic is not None else None
+
+    def _next_map(self, state: FlowState) -> tuple[nn.Module, dict[str, Any] | None]:
+        """The map of the next step before training, and the optimiser state it goes on with."""
+        if self.training.warm_start and state.maps:
+            return copy.deepcopy(state.maps[-1]).requires_grad_(True), state.map_optimizer
+        return _make(self.map, "map").to(state.particles), None
+
+    def _new_critic(self) -> nn.Module | None:
+        return self.functional.build_critic(lambda: _make(self.critic, "critic"))
+
+    def _optimizer(self, module: nn.Module, lr: float, carried: dict[str, Any] | None) -> torch.optim.Optimizer:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        # fused: one call for all parameters, CPUs included
+        optimizer = torch.optim.Adam(parameters, lr=lr, betas=self.training.betas, fused=True)
+        if carried is not None:
+            optimizer.load_state_dict(copy.deepcopy(carried))
+        for group in optimizer.param_groups:
+            group["initial_lr"] = lr
+        return optimizer
+
+    def _record(self, k: int, problem: engines.StepProblem, moved: Tensor, start: float) -> StepRecord:
+        if not moved.isfinite().all():
+            raise NonFiniteError(f"{int((~moved.isfinite()).any(-1).sum())} of {len(moved)} particles are not finite")
+        w2 = (moved - problem.particles).square().sum(-1).mean().sqrt().item()
+        if problem.critic is not None:
+            problem.critic.eval()
+        with torch.no_grad():
+            z = self.functional.draw(_VALUE_SAMPLES, problem.reference)
+            x = batch(moved, _VALUE_SAMPLES)
+            value = float(self.functional.value(problem.critic, x, z, problem.reference))
+        loss = w2**2 / (2 * self.step_size) + value
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the value of the functional is {value}")
+        return StepRecord(k, loss, value, w2, time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def _randomness(self, step: int, device: torch.device) -> Iterator[None]:
+        """Torch's global generators, seeded for one step and put back afterwards."""
+        digest = hashlib.blake2b(f"{self.seed}/{step}".encode(), digest_size=7).digest()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int.from_bytes(digest, "little"))
+            yield
+
+    def _check_particles(self, particles: Tensor) -> None:
+        if not isinstance(particles, Tensor) or particles.ndim != 2 or particles.shape[1] != self.dim:
+            got = list(particles.shape) if isinstance(particles, Tensor) else type(particles).__name__
+            raise ValueError(f"x0: expected samples [N, {self.dim}], got {got}")
+        if len(particles) == 0 or not particles.is_floating_point():
+            raise ValueError(f"x0: expected floating-point samples, N > 0; got {particles.dtype}, N = {len(particles)}")
+        if not particles.isfinite().all():
+            raise ValueError("x0: contains NaN or infinity")
+
+
+def default_map(dim: int) -> MLP:
+    """The residual network that a flow in D dimensions uses where none is given."""
+    width = _default_width(dim)
+    return MLP([dim, *[width] * 4, dim], residual=True)
+
+
+def default_critic(dim: int) -> MLP:
+    """The critic that a flow in D dimensions uses where none is given."""
+    width = _default_width(dim)
+    return MLP([dim, *[width] * 3, 1])
+
+
+def _default_width(dim: int) -> int:
+    return next((width for limit, width in ((2, 16), (8, 32), (32, 64)) if dim <= limit), 128)
+
+
+def _make(template: nn.Module | Callable[[], nn.Module], name: str) -> nn.Module:
+    if isinstance(template, MLP):
+        return MLP(**template.config)  # new weights for each, drawn from the flow's own generator
+    module = copy.deepcopy(template) if isinstance(template, nn.Module) else template()
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name}: expected a torch.nn.Module or a callable that makes one, got {type(module).__name__}")
+    return module
+
+
+def _postfix(bar: Any, iterations: int) -> Callable[[int, float], None]:
+    def show(iteration: int, loss: float) -> None:
+        bar.set_postfix_str(f"{iteration}/{iterations}, loss {loss:.4g}")
+
+    return show

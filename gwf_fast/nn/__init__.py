@@ -1,0 +1,5 @@
+"""Networks for maps and critics."""
+
+from gwf_fast.nn.mlp import MLP
+
+__all__ = ["MLP"]

@@ -1,0 +1,93 @@
+"""Objects to JSON and tensors, and back: how a checkpoint remembers functionals and networks without pickle.
+
+Only classes in the registry are written and read, field by field, so that reading a file can't run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from gwf_fast import functional, potentials
+from gwf_fast.nn import MLP
+from gwf_fast.training import Training
+
+_CLASSES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        functional.Sum,
+        functional.Potential,
+        functional.KL,
+        functional.FDivergence,
+        functional.JensenShannon,
+        functional.SquaredMMD,
+        potentials.Gaussian,
+        potentials.GaussianMixture,
+        potentials.BayesianLogisticRegression,
+        Training,
+    )
+}
+
+
+class NotPortableError(TypeError):
+    """The object holds something that is code: a function, or a class of the user's own."""
+
+
+def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """JSON for a value; its tensors go into ``tensors`` under names that begin with ``name``.
+
+    Raises:
+        NotPortableError: If the value holds a function or an unknown class.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().contiguous()
+        return {"tensor": name}
+    if isinstance(value, (tuple, list)):
+        return [pack(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
+    if isinstance(value, MLP):
+        return {"class": "MLP", "arguments": value.config}
+    if _known(type(value).__name__, type(value).__module__) is type(value):
+        arguments = {
+            f.name: pack(getattr(value, f.name), tensors, f"{name}.{f.name}")
+            for f in dataclasses.fields(value)  # type: ignore[arg-type]
+            if f.init
+        }
+        return {"class": type(value).__name__, "module": type(value).__module__, "arguments": arguments}
+    raise NotPortableError(f"{name} ({type(value).__name__}) can't be stored")
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What :func:`pack` was given; lists come back as tuples.
+
+    Raises:
+        ValueError: If the JSON names an unknown class or a missing tensor.
+    """
+    if isinstance(value, list):
+        return tuple(unpack(item, tensors) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        if value["tensor"] not in tensors:
+            raise ValueError(f"the tensor {value['tensor']!r} is missing")
+        return tensors[value["tensor"]]
+    if value.get("class") == "MLP":
+        return MLP(**value["arguments"])
+    cls = _known(value.get("class"), value.get("module"))
+    if cls is None:
+        raise ValueError(f"unknown class {value.get('class')!r}")
+    return cls(**{k: unpack(v, tensors) for k, v in value["arguments"].items()})
+
+
+def _known(name: Any, module: Any) -> type | None:
+    """The class of that name, if it is one that may be written and read."""
+    if module != "gwf_fast.radial":
+        return _CLASSES.get(name)
+    from gwf_fast import radial
+
+    cls = vars(radial).get(name)
+    is_kernel = isinstance(cls, type) and issubclass(cls, radial.Kernel) and dataclasses.is_dataclass(cls)
+    return cls if is_kernel else None

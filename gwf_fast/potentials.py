@@ -1,0 +1,190 @@
+"""Densities with closed forms: targets of flows, usable wherever a ``log_density`` is.
+
+Each has ``log_density(x)`` [*B, N, D] -> [*B, N], ``score(x)`` = grad log density [*B, N, D], and ``sample(n)``
+-> [n, D] from torch's global generator where exact sampling is known. Parameters decide dtype and device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """The normal distribution N(mean, covariance), normalised.
+
+    Args:
+        mean: [D].
+        covariance: [D, D], symmetric positive definite.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    _scale: Tensor = field(init=False, repr=False, metadata={"derived": True})  # Cholesky factor
+    _inverse: Tensor = field(init=False, repr=False, metadata={"derived": True})  # and its inverse
+    _log_norm: float = field(init=False, repr=False, metadata={"derived": True})
+
+    def __post_init__(self) -> None:
+        _floating("mean", self.mean, 1)
+        _floating("covariance", self.covariance, 2)
+        d = len(self.mean)
+        if self.covariance.shape != (d, d):
+            raise ValueError(f"covariance: expected [{d}, {d}] for a mean [{d}], got {list(self.covariance.shape)}")
+        scale, info = torch.linalg.cholesky_ex(self.covariance)
+        if info.item() or not scale.isfinite().all():
+            raise ValueError("covariance: expected a positive definite matrix")
+        inverse = torch.linalg.solve_triangular(scale, torch.eye(d).to(scale), upper=False)
+        object.__setattr__(self, "_scale", scale)
+        object.__setattr__(self, "_inverse", inverse)
+        object.__setattr__(self, "_log_norm", -scale.diagonal().log().sum().item() - d * _LOG_2PI / 2)
+
+    @classmethod
+    def fit(cls, x: Tensor) -> Gaussian:
+        """The Gaussian with the mean and covariance of samples x [N, D].
+
+        A ridge of 1e-6 of the mean variance keeps it positive definite for few or degenerate samples.
+        """
+        mean = x.mean(0)
+        centred = x - mean
+        covariance = centred.T @ centred / max(len(x) - 1, 1)
+        variance = covariance.diagonal().mean().clamp(min=torch.finfo(x.dtype).tiny)
+        covariance.diagonal().add_(1e-6 * variance)
+        return cls(mean, covariance)
+
+    def whiten(self, x: Tensor) -> Tensor:
+        """Coordinates in which this distribution is N(0, I)."""
+        return (x - self.mean) @ self._inverse.T
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log N(x; mean, covariance), [*B, N]."""
+        return self._log_norm - self.whiten(x).square().sum(-1) / 2
+
+    def score(self, x: Tensor) -> Tensor:
+        """-covariance^-1 (x - mean), [*B, N, D]."""
+        return -self.whiten(x) @ self._inverse
+
+    def sample(self, n: int) -> Tensor:
+        """n independent samples, [n, D]."""
+        noise = torch.randn(n, len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
+        return self.mean + noise @ self._scale.T
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """A mixture of spherical Gaussians, normalised.
+
+    Args:
+        means: [K, D].
+        scales: Standard deviations, a float or [K]; positive.
+        weights: [K], positive, normalised here; None for equal weights.
+    """
+
+    means: Tensor
+    scales: Tensor | float = 1.0
+    weights: Tensor | None = None
+    _s: Tensor = field(init=False, repr=False, metadata={"derived": True})
+    _log_w: Tensor = field(init=False, repr=False, metadata={"derived": True})
+
+    def __post_init__(self) -> None:
+        _floating("means", self.means, 2)
+        k, d = self.means.shape
+        s = torch.as_tensor(self.scales).to(self.means)
+        w = (torch.ones(k) if self.weights is None else torch.as_tensor(self.weights)).to(self.means)
+        for name, value in (("scales", s.expand(k) if s.ndim == 0 else s), ("weights", w)):
+            if value.shape != (k,) or not (value > 0).all() or not value.isfinite().all():
+                raise ValueError(f"{name}: expected {k} positive numbers for means [{k}, {d}], got {value.tolist()}")
+        s = s.expand(k)
+        object.__setattr__(self, "_s", s)
+        object.__setattr__(self, "_log_w", w.log() - w.sum().log() - d * (s.log() + _LOG_2PI / 2))
+
+    def _log_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        d = x.unsqueeze(-2) - self.means  # [*B, N, K, D]
+        return d, self._log_w - d.square().sum(-1) / (2 * self._s**2)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log sum_k w_k N(x; m_k, s_k^2 I), [*B, N]."""
+        return self._log_terms(x)[1].logsumexp(-1)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Gradient of :meth:`log_density`, [*B, N, D]."""
+        d, log_terms = self._log_terms(x)
+        return -((log_terms.softmax(-1) / self._s**2).unsqueeze(-1) * d).sum(-2)
+
+    def sample(self, n: int) -> Tensor:
+        """n independent samples, [n, D]."""
+        w = (self._log_w + self.means.shape[1] * self._s.log()).softmax(0)
+        k = torch.multinomial(w, n, replacement=True)
+        noise = torch.randn(n, self.means.shape[1], dtype=self.means.dtype, device=self.means.device)
+        return self.means[k] + self._s[k].unsqueeze(-1) * noise
+
+
+@dataclass(frozen=True, eq=False)
+class BayesianLogisticRegression:
+    """Posterior of logistic regression over x = (w, log a): weights w [D - 1] and the log of their precision a.
+
+    Prior w ~ N(0, I/a) and a ~ Gamma(1, rate), of density rate e^{-rate a} (Gershman et al., 2012, use 0.01). Up to
+    the evidence, log p(x) = -a |w|^2/2 + (n/2) log a - rate a + log a + sum_i log sigmoid(y_i w.f_i) + const: the
+    last log a is the Jacobian of a -> log a.
+
+    Args:
+        features: [S, n].
+        labels: [S], -1 and +1.
+        rate: Rate of the Gamma prior, positive.
+    """
+
+    features: Tensor
+    labels: Tensor
+    rate: float = 0.01
+    _signed: Tensor = field(init=False, repr=False, metadata={"derived": True})
+
+    def __post_init__(self) -> None:
+        _floating("features", self.features, 2)
+        labels = self.labels.to(self.features)
+        if labels.shape != self.features.shape[:1] or not (labels.abs() == 1).all():
+            raise ValueError(
+                f"labels: expected [{len(self.features)}] values -1 or +1, got {list(labels.shape)} with values in "
+                f"{labels.unique()[:5].tolist()}"
+            )
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise ValueError(f"rate: expected a positive number, got {self.rate}")
+        object.__setattr__(self, "_signed", self.features * labels.unsqueeze(-1))
+
+    @property
+    def dim(self) -> int:
+        """Dimension of x: the number of features, and one for log a."""
+        return self.features.shape[1] + 1
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """The log posterior up to the evidence, [*B, N]."""
+        w, log_a = x[..., :-1], x[..., -1]
+        n = w.shape[-1]
+        a = log_a.exp()
+        prior = -a * w.square().sum(-1) / 2 + (n / 2) * (log_a - _LOG_2PI)
+        hyper = math.log(self.rate) - self.rate * a + log_a
+        return prior + hyper + logsigmoid(w @ self._signed.T).sum(-1)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Gradient of :meth:`log_density`, [*B, N, D]."""
+        w, log_a = x[..., :-1], x[..., -1:]
+        a = log_a.exp()
+        gw = -a * w + torch.sigmoid(-(w @ self._signed.T)) @ self._signed
+        ga = -a * w.square().sum(-1, keepdim=True) / 2 + w.shape[-1] / 2 - self.rate * a + 1
+        return torch.cat((gw, ga), -1)
+
+
+def _floating(name: str, value: Tensor, ndim: int) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.ndim != ndim or not value.is_floating_point():
+        raise ValueError(
+            f"{name}: expected {ndim} dimension(s) of floating point, got {value.dtype} {list(value.shape)}"
+        )
+    if not value.isfinite().all():
+        raise ValueError(f"{name}: contains NaN or infinity")

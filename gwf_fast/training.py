@@ -1,0 +1,59 @@
+"""How one JKO step is solved: batch, iterations, rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Hyperparameters of the inner problem of a JKO step; the defaults are those of Fan et al. (2022), appendix F.
+
+    Attributes:
+        batch_size: M, samples of P_k and of Gamma an iteration; a set that is not larger is used whole.
+        iterations: J1, outer iterations of a JKO step.
+        critic_steps: J2, ascents of the critic an iteration, on the same batch.
+        map_steps: J3, descents of the map an iteration, on the same batch.
+        lr: Learning rate of Adam for the map.
+        critic_lr: The same for the critic; None for ``lr``.
+        lr_schedule: Within a JKO step, "constant" or "cosine" (down to zero at its end).
+        betas: Adam's decay rates, for both.
+        gradient_clip: Largest norm of a gradient, for both; None for no clipping.
+        warm_start: Whether a map starts from the map of the step before (Fan), or from a new one, as a residual network
+            the identity. The critic always goes on from the step before.
+        pool_size: Particles that a flow keeps where ``x0`` is a callable.
+    """
+
+    batch_size: int = 100
+    iterations: int = 600
+    critic_steps: int = 3
+    map_steps: int = 1
+    lr: float = 1e-3
+    critic_lr: float | None = None
+    lr_schedule: str = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    gradient_clip: float | None = None
+    warm_start: bool = True
+    pool_size: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "iterations", "critic_steps", "map_steps", "pool_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        for name in ("lr", "critic_lr", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}: expected a positive number, got {value!r}")
+        if self.lr_schedule not in SCHEDULES:
+            raise ValueError(f"lr_schedule: expected one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}")
+        object.__setattr__(self, "betas", tuple(self.betas))  # JSON knows lists only
+
+    def rate(self, iteration: int) -> float:
+        """The factor on the learning rates at an iteration of a JKO step."""
+        if self.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
+        return 1.0
