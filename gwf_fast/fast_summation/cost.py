@@ -47,8 +47,12 @@ def series_seconds(
     channels: int,
     tolerance: float,
     threads: int,
+    crowding: float = 1.0,
 ) -> float:
-    """Of a Fourier series and its near field; no modes, no series. Points are taken to fill their box."""
+    """Of a Fourier series and its near field; no modes, no series.
+
+    Points have ``crowding`` times as many neighbours as if they filled their box.
+    """
     dim = len(extents)
     width = math.log10(1 / tolerance) + 2  # of the spreading kernel, in cells of a grid twice as fine as the modes
     inputs = (channels + 1) // 2
@@ -63,5 +67,5 @@ def series_seconds(
     near = 0.0
     if radius:
         share = math.prod(min(1.0, 2.5 * radius / extent) for extent in extents)
-        near = NEAR * float(targets) * sources * channels * share
+        near = NEAR * float(targets) * sources * channels * min(1.0, share * crowding)
     return FIXED + samples + (transforms + points + check + near) / threads

@@ -79,7 +79,12 @@ def _exact_is_faster(
     if not series:
         return False
     sets = zip(x.detach().reshape(-1, n, dim), y.detach().reshape(-1, m, dim), strict=True)
-    planned = [plan(series, sums.box(u, v)[1], tolerance, order, n, m, channels, threads) for u, v in sets]
+    planned = []
+    for u, v in sets:
+        centre, extents = sums.box(u, v)
+        planned.append(
+            plan(series, extents, tolerance, order, n, m, channels, threads, sums.crowding(u, v, centre, extents))
+        )
     return any(p is None for p in planned) or direct * len(planned) < sum(p[1] for p in planned if p)
 
 

@@ -28,9 +28,10 @@ SMOOTH = ("gaussian", "imq", "rational_quadratic")
 SAMPLES = 8192
 """Points of a slice."""
 
-MARGIN = 30.0
-"""Truncation allowed for, in units of the tolerance. The sum of what is left out is the error where all its waves meet;
-the root mean square, which counts, is hundreds of times less."""
+MARGIN = {True: 1.0, False: 30.0}
+"""Truncation allowed for, in units of the tolerance, of kernels that are smooth and of others. The sum of what is left
+out is the error where all its waves meet, hundreds of times the root mean square that counts; but the modes of a
+smooth kernel fall off so fast that caution is free."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def plan(
     sources: int,
     channels: int,
     threads: int,
+    crowding: float = 1.0,
 ) -> tuple[Series, float] | None:
     """The cheapest series that keeps the tolerance, and its cost in seconds; None if none does within reason.
 
@@ -131,11 +133,12 @@ def plan(
         sources: M.
         channels: C of the weights.
         threads: That will work on it.
+        crowding: How many times more neighbours a point has than if points filled their box.
     """
     best: tuple[Series, float] | None = None
     for candidate in _candidates(spec, extents, tolerance, order):
         seconds = cost.series_seconds(
-            candidate.modes, candidate.radius, extents, order, targets, sources, channels, tolerance, threads
+            candidate.modes, candidate.radius, extents, order, targets, sources, channels, tolerance, threads, crowding
         )
         if best is None or seconds < best[1]:
             best = candidate, seconds
@@ -191,7 +194,7 @@ def _truncate(
         k = (2 * math.pi / length) * torch.arange(c.numel(), dtype=torch.float64)
         tail = (2 * c.abs() * k**order).flip(0).cumsum(0).flip(0)
         scale = max(scale, _mean_size(c, k, order, extent, length, len(extents)))
-        enough = (tail < MARGIN * tolerance * scale).nonzero()
+        enough = (tail < MARGIN[not split(spec)[1]] * tolerance * scale).nonzero()
         if enough.numel() == 0 or int(enough[0]) > SAMPLES // 4:
             return None
         modes.append(max(4, int(enough[0])))

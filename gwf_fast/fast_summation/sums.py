@@ -21,7 +21,7 @@ ATTEMPTS = 3
 ACCEPTED = 0.5
 """Error on the checked rows, in units of the tolerance, that is taken to mean that all rows together keep it."""
 
-SINGLE = 5e-6
+SINGLE = 1e-4
 """The smallest tolerance of a transform in single precision."""
 
 FEW_PAIRS = 1 << 24
@@ -95,16 +95,36 @@ def box(x: Tensor, y: Tensor) -> tuple[Tensor, tuple[float, ...]]:
     return (low.double() + high.double()) / 2, tuple(2 ** (step / 16) for step in steps)
 
 
+def crowding(x: Tensor, y: Tensor, centre: Tensor, extents: tuple[float, ...]) -> float:
+    """How many times more neighbours a target has than if the sources filled their box, rounded to a power of 2.
+
+    Counted in the cells of a coarse grid.
+    """
+    cells = 16
+    number = []
+    for points in (x, y):
+        position = ((points - centre) / torch.tensor(extents, dtype=torch.float64) + 0.5) * cells
+        index = torch.zeros(len(points), dtype=torch.int64)
+        for column in position.long().clamp(0, cells - 1).unbind(1):
+            index = index * cells + column
+        number.append(torch.bincount(index, minlength=cells ** x.shape[1]).double() / len(points))
+    together = float(number[0] @ number[1]) * cells ** x.shape[1]
+    return 2.0 ** round(math.log2(max(together, 2.0**-4)))
+
+
 def _accurate_sum(x: Tensor, y: Tensor, weights: Tensor, rest: Tensor | None, request: Request) -> Tensor:
     """The sum, checked on some rows against direct summation, and repeated with more digits where they disagree."""
     centre, extents = box(x, y)
     u = x.double() - centre  # in double: neighbours may be closer than the rounding of their distance to the centre
     v = u if y is x else y.double() - centre
     pairs, threads = len(u) * len(v), torch.get_num_threads()
+    crowd = crowding(u, v, torch.zeros((), dtype=torch.float64), extents) if split(request.spec)[1] else 1.0
     checked = request.order < 2
     tolerance = request.tolerance if checked else 0.1 * request.tolerance
     for _ in range(ATTEMPTS):
-        planned = plan(request.spec, extents, tolerance, request.order, len(u), len(v), weights.shape[1], threads)
+        planned = plan(
+            request.spec, extents, tolerance, request.order, len(u), len(v), weights.shape[1], threads, crowd
+        )
         if planned is None or math.prod(2 * m + 1 for m in planned[0].modes) > pairs:
             return _direct(
                 u, v, weights, request
