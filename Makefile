@@ -5,6 +5,7 @@
 #   make bench       time this library beside its peers; fills bench/results/
 #   make lint        ruff, clang-format, generated code, types
 #   make format      let ruff and clang-format lay out the sources
+#   make compile-gpu  compile the GPU kernels, without a GPU, and count their registers
 #   make codegen     print the profile table to C++, Triton and KeOps
 # Each makes .venv first, where it is missing or older than its description.
 
@@ -14,7 +15,7 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq --constr
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
 FORMATTED := $(filter-out %_generated.h,$(CSRC))
 
-.PHONY: demo test test-slow bench lint format codegen build clean
+.PHONY: compile-gpu demo test test-slow bench lint format codegen build clean
 .DELETE_ON_ERROR:
 
 # --- the environment, one stamp a set of dependencies ---------------------------------------------------------------
@@ -57,6 +58,11 @@ test: lint build
 
 test-slow: build .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+# Every GPU kernel to machine code, no GPU needed: registers, spills, instructions.
+compile-gpu: build .venv/dev.stamp
+	$(BIN)/python bench/compile_gpu.py --quick
+	$(BIN)/python build_cuda.py
 
 codegen: build .venv/dev.stamp
 	$(BIN)/python -m gwf_fast.kernels.codegen

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+
+sys.path.insert(0, str(Path(__file__).parent))  # pip's isolated builds do not look here
+import build_cuda
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -54,6 +58,8 @@ class BuildExtension(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile what has changed and link it."""
+        if ext.name == "gwf_fast._cuda":
+            return build_cuda.build(ext, self.compiler, self.get_ext_fullpath(ext.name))
         import pybind11
 
         missing = [path for path in ext.sources if not os.path.exists(path)]
@@ -92,6 +98,9 @@ setup(
         + [f"gwf_fast.kernels.{p}" for p in find_packages("kernels")]
     ),
     package_dir={"gwf_fast.kernels": "kernels"},
-    ext_modules=[Extension("gwf_fast._cpu", cpu_sources(), depends=[str(p) for p in Path("csrc").rglob("*.h")])],
+    ext_modules=[
+        Extension("gwf_fast._cpu", cpu_sources(), depends=[str(p) for p in Path("csrc").rglob("*.h")]),
+        *([build_cuda.extension()] if build_cuda.wanted() else []),
+    ],
     cmdclass={"build_ext": BuildExtension},
 )

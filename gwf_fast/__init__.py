@@ -21,6 +21,7 @@ from .radial import (
     RationalQuadratic,
     Riesz,
 )
+from .radial_formula import Radial
 from .training import Training
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "NonFiniteError",
     "Potential",
     "PowerLaw",
+    "Radial",
     "RationalQuadratic",
     "Riesz",
     "SquaredMMD",

@@ -93,6 +93,19 @@ def info() -> None:
             typer.echo(f"  {name:12s} {state}")
 
 
+@app.command()
+def selftest(
+    backend: Annotated[list[str] | None, typer.Option(help="only this one; may be repeated")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default: cuda where there is a device")] = None,
+    match: Annotated[str, typer.Option(help="only cases whose name contains this")] = "",
+) -> None:
+    """Hold every backend present to the float64 reference; exit code 1 where one fails."""
+    with _one_line_errors():
+        from gwf_fast import selftest as cases
+
+        raise typer.Exit(1 if cases.run(backend or None, device, match, typer.echo) else 0)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Run the benchmarks of a source checkout; further arguments are passed on to them."""

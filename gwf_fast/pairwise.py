@@ -264,7 +264,7 @@ def _check(
         check_lengths("x_lengths", x_lengths, x, _readable(x_lengths))
     if y_lengths is not None:
         check_lengths("y_lengths", y_lengths, y, _readable(y_lengths))
-    return ops.resolve(backend, x.device, x.dtype)
+    return ops.resolve(backend, x.device, x.dtype, kernel.has_formula)
 
 
 def _readable(lengths: Tensor) -> bool:

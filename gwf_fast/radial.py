@@ -44,21 +44,25 @@ class Kernel:
         spec: The terms as backends take them, four floats each; None where a bandwidth is a tensor.
         passes: The evaluations the kernel needs. One, unless bandwidths are tensors.
         positive: Whether every term is positive, so that the kernel has a logarithm.
+        has_formula: Whether a term is a formula of the user's own (``Radial``).
     """
 
     terms: tuple[Term, ...]
     spec: tuple[float, ...] | None
     passes: tuple[Pass, ...]
     positive: bool
+    has_formula: bool
 
     def _derive(self, terms: tuple[Term, ...]) -> None:
         # Computed once, here, and stored past the frozen __setattr__: every call of a reduction reads them.
-        from .kernels.profiles import PROFILES
+        from .kernels import formulas
 
         passes = _passes(terms)
         spec = passes[0].spec if len(passes) == 1 and passes[0].bandwidth is None else None
-        positive = all(term.coefficient > 0 and PROFILES[term.profile].positive for term in terms)
-        for name, value in {"terms": terms, "spec": spec, "passes": passes, "positive": positive}.items():
+        positive = all(term.coefficient > 0 and formulas.by_name(term.profile).positive for term in terms)
+        has_formula = any(formulas.is_formula(term.profile) for term in terms)
+        values = {"terms": terms, "spec": spec, "passes": passes, "positive": positive, "has_formula": has_formula}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
     def _components(self) -> tuple[tuple[float, Kernel], ...]:
@@ -109,7 +113,7 @@ class Kernel:
         Returns:
             The matrix [*B, N, M].
         """
-        from .kernels.profiles import profile_id
+        from .kernels.formulas import profile_id
 
         d = x[..., :, None, :] - y[..., None, :, :]  # [*B, N, M, D]
         q = (d * d).sum(-1)
@@ -149,7 +153,7 @@ def _passes(terms: tuple[Term, ...]) -> tuple[Pass, ...]:
     A backend takes bandwidths as floats. Where one is a tensor, the points are divided by it instead, as
     k_h(x, y) = k_1(x / h, y / h): autograd of the division is then its derivative, to every order.
     """
-    from .kernels.profiles import profile_id
+    from .kernels.formulas import profile_id
 
     groups: dict[int | None, tuple[Tensor | None, list[float]]] = {}
     for term in terms:

@@ -213,7 +213,98 @@ def cpp() -> str:
     )
 
 
-TARGETS: dict[str, Callable[[], str]] = {"csrc/profiles_generated.h": cpp}
+class _TritonPrinter(_Printer):
+    """The same lowering in Python syntax; numbers are plain literals, which take the type of the tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda value: value)
+
+
+def _triton_jet(profile: Profile, order: int) -> list[str]:
+    printer = _TritonPrinter()
+    assignments, exponent, prefactors = jet_statements(profile, order)
+    lines = [f"{symbol} = {printer.doprint(value)}" for symbol, value in assignments]
+    if profile.exponent != 0:
+        lines.append(f"e = exp2_minus(shift, {printer.doprint(exponent)})")
+    for k, prefactor in enumerate(prefactors):
+        if profile.exponent == 0:
+            value = f"times_exp2({printer.doprint(prefactor)}, shift)"
+        else:
+            value = printer.doprint(prefactor if prefactor == 1 else sp.Mul(prefactor, sp.Symbol("e"), evaluate=False))
+            value = "e" if prefactor == 1 else value
+        lines.append(f"f{k} = {value}")
+    results = ", ".join(f"f{k}" for k in range(order + 1))
+    return [*lines, f"return ({results},)" if order == 0 else f"return {results}"]
+
+
+def _triton_exponent(profile: Profile) -> list[str]:
+    if profile.exponent == 0:
+        return ["return tl.zeros_like(t)"]
+    lower = Lowering()
+    value = lower(profile.exponent)
+    printer = _TritonPrinter()
+    lines = [f"{symbol} = {printer.doprint(call)}" for symbol, call in lower.definitions]
+    return [*lines, f"return {printer.doprint(value)}"]
+
+
+def triton() -> str:
+    """The Triton module: one jit function a profile and order, which kernels take as constants."""
+    lines = [
+        f'"""{HEADER}',
+        "",
+        "Each function returns phi and its derivatives in t = unit * |x - y|^2 / h^2, times 2**shift (None: no shift);",
+        "p is the profile's own parameter.",
+        '"""',
+        "",
+        "# fmt: off",
+        "# ruff: noqa: D103, I001",
+        "import triton",
+        "import triton.language as tl",
+        "",
+        "from gwf_fast.kernels.triton.primitives import (",
+        "    exp2_minus, inverse, log0, log2_of, pow0, root, rsqrt0, times_exp2, two_rsqrt,",
+        ")",
+        "",
+    ]
+    for profile in PROFILES.values():
+        for order in range(MAX_ORDER + 1):
+            lines += ["", "@triton.jit", f"def {profile.name}_jet{order}(t, p, shift):"]
+            lines += [f"    {line}" for line in _triton_jet(profile, order)] + [""]
+        lines += ["", "@triton.jit", f"def {profile.name}_exponent(t, p):"]
+        lines += [f"    {line}" for line in _triton_exponent(profile)] + [""]
+    table = [
+        f'    "{profile.name}": ({", ".join(f"{profile.name}_jet{order}" for order in range(MAX_ORDER + 1))}),'
+        for profile in PROFILES.values()
+    ]
+    exponents = [f'    "{name}": {name}_exponent,' for name in PROFILES]
+    return "\n".join(
+        [*lines, "", "JETS = {", *table, "}", '"""Functions of order 0..3 by profile."""', ""]
+        + ["EXPONENTS = {", *exponents, "}", '"""X(t) >= 0 such that phi = R(t) 2**-X(t) with R never small."""', ""]
+    )
+
+
+def keops() -> str:
+    """The KeOps module: formula text for the exponent and the prefactors of phi and its derivatives in s."""
+    from gwf_fast.kernels.keops.printer import split_text
+
+    lines = [f'"""{HEADER}"""', "", "# fmt: off"]
+    lines.append("FORMULAS: dict[str, tuple[str | None, tuple[str, ...]]] = {")
+    for profile in PROFILES.values():
+        exponent, prefactors = split_text(profile)
+        lines.append(f'    "{profile.name}": (')
+        lines.append(f"        {exponent if exponent is None else chr(34) + exponent + chr(34)},")
+        lines.append("        (")
+        lines += [f'            "{row}",' for row in prefactors]
+        lines += ["        ),", "    ),"]
+    tail = '"""(X, (R_0, .., R_3)) in s and p, by profile: the k-th derivative in s is R_k exp(-X); X None is 0."""'
+    return "\n".join([*lines, "}", tail, ""])
+
+
+TARGETS: dict[str, Callable[[], str]] = {
+    "csrc/profiles_generated.h": cpp,
+    "kernels/triton/profiles_generated.py": triton,
+    "kernels/keops/profiles_generated.py": keops,
+}
 """Generated files, relative to the project's root."""
 
 

@@ -14,7 +14,7 @@ import sympy as sp
 import torch
 from torch import Tensor
 
-from . import profiles
+from . import formulas, profiles
 
 
 def power(s: Tensor, exponent: float) -> Tensor:
@@ -32,7 +32,8 @@ def log(s: Tensor) -> Tensor:
 def _compile(expression: sp.Expr) -> Callable[[Tensor, float], Tensor]:
     """A function of (s, p) that keeps the conventions at s = 0."""
     named = expression.replace(lambda e: e.is_Pow and e.base.has(profiles.s), lambda e: sp.Function("power")(*e.args))
-    modules = {"power": power, "log": log, "exp": torch.exp}
+    names = ("exp", "sin", "cos", "tan", "sinh", "cosh", "tanh", "erf", "sign", "acos", "asin", "atan")
+    modules = {"power": power, "log": log, "Abs": torch.abs} | {name: getattr(torch, name) for name in names}
     return sp.lambdify((profiles.s, profiles.p), named, modules=[modules, "math"])
 
 
@@ -46,12 +47,11 @@ class _Profile(NamedTuple):
 
 @functools.cache
 def _profile(number: int) -> _Profile:
-    profile = list(profiles.PROFILES.values())[number]
+    profile = formulas.profile(number)
     derivatives = tuple(_compile(d) for d in profile.derivatives)
     if not profile.positive:
         return _Profile(derivatives, None, ())
-    exponent = profile.exponent_in_s
-    prefactor = profile.phi * sp.exp(exponent)
+    prefactor, exponent = profile.split
     ratios = ((sp.expand(d * sp.exp(exponent)) if exponent else d) / prefactor for d in profile.derivatives)
     log_phi = sp.expand_log(sp.log(prefactor), force=True) - exponent
     return _Profile(derivatives, _compile(log_phi), tuple(_compile(r) for r in ratios))

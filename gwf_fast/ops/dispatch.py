@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -25,19 +26,33 @@ class Backend(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
     summary: str
     unbatched: bool = False  # whether its functions do without a batch dimension, and sums without channels
+    formulas: bool = False  # whether it can evaluate a formula of the user's own
+    requires: str = ""  # a module that it needs
+    remedy: str = ""  # what to do where that is missing
 
     @property
     def module(self) -> str:
         """Where its functions are."""
         return "gwf_fast.kernels." + ("reference" if self.name == "torch" else self.name)
 
-    def refusal(self, device: str, dtype: torch.dtype) -> str | None:
-        """Why this backend cannot serve tensors of this kind; None if it can."""
-        if self.devices is not None and device not in self.devices:
+    def refusal(self, device: str, dtype: torch.dtype, formula: bool = False) -> str | None:
+        """Why this backend cannot serve tensors, and a kernel, of this kind; None if it can."""
+        interpreted = self.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+        if self.devices is not None and device not in self.devices and not interpreted:
             return f"serves {' and '.join(self.devices)} tensors, not {device}"
         if dtype not in self.dtypes:
             return f"does not serve {dtype}"
-        return None if importlib.util.find_spec(self.module) else "not part of this version"
+        if formula and not self.formulas:
+            return "does not evaluate formulas of the user's own (gwf_fast.Radial)"
+        return self.absence()
+
+    def absence(self) -> str | None:
+        """Why this backend is not in this installation; None if it is."""
+        if not importlib.util.find_spec(self.module):
+            return "not part of this version"
+        if self.requires and not importlib.util.find_spec(self.requires):
+            return f"needs {self.requires}: {self.remedy}"
+        return None
 
 
 # In order of preference: the first that serves a call gets it.
@@ -45,40 +60,56 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("cpp", ("cpu",), _FLOATS, "compiled C++ for AVX-512, AVX2 or any CPU", unbatched=True),
-        Backend("cuda", ("cuda",), _FLOATS + _HALVES, "compiled CUDA"),
-        Backend("triton", ("cuda",), _FLOATS + _HALVES, "Triton"),
-        Backend("keops", ("cpu", "cuda"), _FLOATS, "KeOps, for user-written formulas"),
-        Backend("torch", None, _FLOATS + _HALVES, "plain PyTorch, chunked: the reference"),
+        Backend(
+            "cuda",
+            ("cuda",),
+            _FLOATS + _HALVES,
+            "compiled CUDA: sums and gradients of at most 4 coordinates",
+            requires="gwf_fast._cuda",
+            remedy="install with GWF_FAST_CUDA=1 in the environment and nvcc on the path",
+        ),
+        Backend("triton", ("cuda",), _FLOATS + _HALVES, "Triton", requires="triton", remedy="pip install triton"),
+        Backend(
+            "keops",
+            ("cpu", "cuda"),
+            _FLOATS,
+            "KeOps, for user-written formulas",
+            formulas=True,
+            requires="pykeops",
+            remedy="pip install pykeops",
+        ),
+        Backend("torch", None, _FLOATS + _HALVES, "plain PyTorch, chunked: the reference", formulas=True),
     )
 }
 
-_AUTOMATIC = ("cpp", "cuda", "triton", "torch")
+_AUTOMATIC = {False: ("cpp", "triton", "torch"), True: ("keops", "torch")}
+"""Who is asked in turn, without and with a formula of the user's own."""
 
 
 # Plain dicts: torch.compile warns of functools.cache.
-_RESOLVED: dict[tuple[str | None, torch.device, torch.dtype], str] = {}
+_RESOLVED: dict[tuple[str | None, torch.device, torch.dtype, bool], str] = {}
 _LOADED: dict[str, ModuleType] = {}
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
-def resolve(requested: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def resolve(requested: str | None, device: torch.device, dtype: torch.dtype, formula: bool = False) -> str:
     """The name of the backend that serves tensors of this kind.
 
     Raises:
         ValueError: If the requested backend does not exist or can't serve; says why.
     """
-    name = _RESOLVED.get((requested, device, dtype))
+    name = _RESOLVED.get((requested, device, dtype, formula))
     if name is None:
-        name = _RESOLVED[requested, device, dtype] = _choose(requested, device.type, dtype)
+        name = _RESOLVED[requested, device, dtype, formula] = _choose(requested, device.type, dtype, formula)
     return name
 
 
-def _choose(requested: str | None, device: str, dtype: torch.dtype) -> str:
+def _choose(requested: str | None, device: str, dtype: torch.dtype, formula: bool) -> str:
     if requested is None:
-        return next(name for name in _AUTOMATIC if BACKENDS[name].refusal(device, dtype) is None)
+        return next(name for name in _AUTOMATIC[formula] if BACKENDS[name].refusal(device, dtype, formula) is None)
     if requested not in BACKENDS:
         raise ValueError(f"backend must be None or one of {', '.join(BACKENDS)}, got {requested!r}")
-    reason = BACKENDS[requested].refusal(device, dtype)
+    reason = BACKENDS[requested].refusal(device, dtype, formula)
     if reason is not None:
         raise ValueError(f"backend={requested!r} can't serve {dtype} tensors on {device}: {reason}")
     return requested
@@ -117,8 +148,9 @@ def backends() -> dict[str, str]:
 
 
 def _state(backend: Backend) -> str:
-    if not importlib.util.find_spec(backend.module):
-        return "not part of this version"
+    absence = backend.absence()
+    if absence is not None:
+        return absence
     if backend.devices == ("cuda",) and not torch.cuda.is_available():
         return "no CUDA device"
     try:
@@ -143,10 +175,12 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     if not tensors:
         raise TypeError(f"explain: no tensor among the arguments of {getattr(fn, '__name__', fn)}")
     device, dtype = tensors[0].device, tensors[0].dtype
-    chosen = resolve(kwargs.get("backend"), device, dtype)
+    formula = getattr(kwargs.get("kernel"), "has_formula", False)
+    chosen = resolve(kwargs.get("backend"), device, dtype, formula)
     asked = "asked for" if kwargs.get("backend") is not None else "first in the order of preference that can serve"
     lines = [f"{fn.__name__} on {device}, {dtype}: {chosen} ({asked})"]
     for name, backend in BACKENDS.items():
         if name != chosen:
-            lines.append(f"  {name}: {backend.refusal(device.type, dtype) or f'could serve, {backend.summary}'}")
+            reason = backend.refusal(device.type, dtype, formula)
+            lines.append(f"  {name}: {reason or f'could serve, {backend.summary}'}")
     return "\n".join(lines)

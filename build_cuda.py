@@ -1,0 +1,101 @@
+"""The extension gwf_fast._cuda, for setup.py: built where GWF_FAST_CUDA=1, never guessed from a visible GPU.
+
+GWF_FAST_CUDA=1 pip install .                                   # nvcc from the path
+GWF_FAST_CUDA=1 GWF_FAST_CUDA_ARCHITECTURES="80;90;100" ...      # the default list
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension
+
+SOURCE = "csrc/gpu/pairwise.cu"
+FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Icsrc"]
+FLAGS += ["-ftz=true", "-prec-div=false", "-prec-sqrt=false"]  # 2**x is then one instruction; not -use_fast_math
+TYPES = ("FLOAT", "DOUBLE")  # one object each, compiled side by side
+
+
+def wanted() -> bool:
+    """Whether the user asked for the CUDA module."""
+    return os.environ.get("GWF_FAST_CUDA") == "1"
+
+
+def architectures() -> list[str]:
+    """Compute capabilities to compile for."""
+    return [name for name in os.environ.get("GWF_FAST_CUDA_ARCHITECTURES", "80;90;100").split(";") if name]
+
+
+def extension() -> Extension:
+    """The extension; its CUDA objects are made by ``compile_objects``."""
+    return Extension("gwf_fast._cuda", ["csrc/gpu/module.cpp"], depends=[SOURCE, *map(str, Path("csrc").rglob("*.h"))])
+
+
+def nvcc() -> str:
+    """The CUDA compiler.
+
+    Raises:
+        FileNotFoundError: GWF_FAST_CUDA=1 but there is none.
+    """
+    found = shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
+    if found is None:
+        raise FileNotFoundError("GWF_FAST_CUDA=1 needs nvcc on the path, which was not found")
+    return found
+
+
+def commands(folder: Path) -> dict[Path, list[str]]:
+    """The nvcc command of each object."""
+    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures()]
+    newest = architectures()[-1]
+    targets.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # for GPUs that come later
+    return {
+        folder / f"pairwise_{name.lower()}.o": [
+            nvcc(), *FLAGS, *targets, "-t", "0", f"-DGWF_ONLY_{name}", "-c", SOURCE,
+            "-o", str(folder / f"pairwise_{name.lower()}.o"),
+        ]
+        for name in TYPES
+    }  # fmt: skip
+
+
+def compile_objects(folder: Path, spawn) -> list[str]:
+    """Compiles the CUDA objects with ``spawn`` (setuptools' runner of commands); those that are newer stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [SOURCE, *Path("csrc").rglob("*.h")]
+    newest = max(os.path.getmtime(path) for path in sources)
+    todo = commands(folder)
+    stale = [command for path, command in todo.items() if not path.exists() or path.stat().st_mtime < newest]
+    with ThreadPoolExecutor(len(TYPES)) as pool:
+        list(pool.map(spawn, stale))
+    return [str(path) for path in todo]
+
+
+def build(ext: Extension, compiler, target: str) -> None:
+    """Builds the module at ``target`` with setuptools' ``compiler``: CUDA objects, the pybind11 file, the link."""
+    import pybind11
+
+    folder = Path("build", "objects", f"{sysconfig.get_platform()}-{ext.name}")
+    objects = compile_objects(folder, compiler.spawn)
+    module = folder / "module.o"
+    includes = [f"-I{path}" for path in ("csrc", pybind11.get_include(), sysconfig.get_path("include"))]
+    cxx = getattr(compiler, "compiler_so_cxx", None) or compiler.compiler_so
+    options = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", *includes]
+    compiler.spawn([*cxx, *options, "-c", ext.sources[0], "-o", str(module)])
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    host = [f"-ccbin={os.environ['CXX']}"] if "CXX" in os.environ else []
+    # nvcc links its static runtime: the module needs the driver only.
+    compiler.spawn([nvcc(), *host, "-shared", "-cudart=static", *objects, str(module), "-o", target])
+
+
+if __name__ == "__main__":  # compiles the objects only: what CI runs where there is no GPU
+    import subprocess
+    import time
+
+    start = time.perf_counter()
+    made = compile_objects(Path("build/objects/cuda"), lambda command: subprocess.run(command, check=True))
+    print(f"{len(made)} objects for sm_{', sm_'.join(architectures())} in {time.perf_counter() - start:.0f} s")
+    sys.exit(0)

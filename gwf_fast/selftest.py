@@ -1,0 +1,271 @@
+"""Every backend present against the float64 reference, on this machine: what ``gwf-fast selftest`` runs.
+
+One list of cases drives every backend, the tests included. A case calls one function of a backend module
+(``gwf_fast.kernels``) and the same function of the reference on the same inputs in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gwf_fast.kernels import reference
+from gwf_fast.kernels.profiles import PROFILES, profile_id
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
+"""Relative error in the 2-norm; half precisions are allowed the rounding of their results."""
+
+DIMENSIONS = (1, 2, 3, 5, 16, 17, 64, 130)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call.
+
+    Attributes:
+        operation: A key of OPERATIONS.
+        profiles: The terms of the kernel.
+        sizes: (B, N, M, D).
+        dtype: Type of the inputs.
+        shift: Added to every coordinate: far clouds.
+        coincident: Whether some sources are targets too.
+        exclude_self: Whether to drop j = i.
+        ragged: Whether to give lengths.
+    """
+
+    operation: str
+    profiles: tuple[str, ...] = ("gaussian",)
+    sizes: tuple[int, int, int, int] = (1, 63, 500, 2)
+    dtype: torch.dtype = torch.float32
+    shift: float = 0.0
+    coincident: bool = False
+    exclude_self: bool = False
+    ragged: bool = False
+
+    def __str__(self) -> str:
+        """A name for tables and test identifiers."""
+        marks = [name for name in ("coincident", "exclude_self", "ragged") if getattr(self, name)]
+        marks += ["far"] if self.shift else []
+        size = "x".join(map(str, self.sizes))
+        return "-".join([self.operation, "+".join(self.profiles), size, str(self.dtype).split(".")[1], *marks])
+
+    @property
+    def spec(self) -> tuple[float, ...]:
+        """The kernel: bandwidths around the typical distance."""
+        numbers: list[float] = []
+        for k, name in enumerate(self.profiles):
+            profile = PROFILES[name]
+            bandwidth = math.sqrt(self.sizes[3]) * (0.8 + 0.7 * k) if profile.scaled else 1.0
+            numbers += [profile_id(name), 0.7 + 0.5 * k, bandwidth, profile.test_parameter or 0.0]
+        return tuple(numbers)
+
+    def inputs(self, device: str) -> dict[str, Any]:
+        """Tensors by name, the same numbers on every device."""
+        batch, n, m, dim = self.sizes
+        generator = torch.Generator().manual_seed(20 * dim + n)
+
+        def normal(*shape: int) -> Tensor:
+            value = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return value.to(device=device, dtype=self.dtype)
+
+        x, y = normal(batch, n, dim) + self.shift, normal(batch, m, dim) + self.shift
+        if self.coincident:
+            shared = min(n, m) // 2
+            y[:, :shared] = x[:, :shared]
+        channels = CHANNELS.get(self.operation, 1)
+        values = {"x": x, "y": y, "a": normal(batch, n, channels), "b": normal(batch, m, channels)}
+        values |= {"beta": normal(batch, m), "alpha": normal(batch, n)}
+        tangents = [
+            (normal(batch, n, dim), normal(batch, m, dim), normal(batch, n, channels), normal(batch, m, channels)),
+            (normal(batch, n, dim), None, normal(batch, n, channels), None),
+        ]
+        options: dict[str, Any] = {"exclude_self": self.exclude_self}
+        if self.ragged:
+            options["x_lengths"] = torch.tensor([n - 5, *[n] * (batch - 1)], device=device)
+            options["y_lengths"] = torch.tensor([0, *[m // 2 + 1] * (batch - 1)], device=device)
+        return values | {"tangents": tangents, "options": options, "spec": self.spec}
+
+
+def _jet(order: int, shifted: bool = True) -> Callable[[ModuleType, dict[str, Any]], Any]:
+    def call(backend: ModuleType, v: dict[str, Any]) -> Any:
+        scales = (v["alpha"], v["beta"]) if shifted else (None, None)
+        tangents = v["tangents"][:order]
+        return backend.pair_jet(v["x"], v["y"], v["a"], v["b"], *scales, tangents, v["spec"], **v["options"])
+
+    return call
+
+
+OPERATIONS: dict[str, Callable[[ModuleType, dict[str, Any]], Any]] = {
+    "sum": lambda k, v: k.pair_sum(v["x"], v["y"], v["b"], v["spec"], **v["options"]),
+    "sum_ones": lambda k, v: k.pair_sum(v["x"], v["y"], None, v["spec"], **v["options"]),
+    "sum_20": lambda k, v: k.pair_sum(v["x"], v["y"], v["b"], v["spec"], **v["options"]),
+    "gradient": lambda k, v: k.pair_gradient(v["x"], v["y"], v["b"][..., 0], v["spec"], **v["options"]),
+    "sum_gradient": lambda k, v: k.pair_sum_gradient(v["x"], v["y"], v["b"][..., 0], v["spec"], **v["options"]),
+    "logsumexp": lambda k, v: k.pair_logsumexp(v["x"], v["y"], v["beta"], v["spec"], **v["options"]),
+    "average": lambda k, v: k.pair_average(v["x"], v["y"], None, None, v["spec"], **v["options"]),
+    "average_20": lambda k, v: k.pair_average(v["x"], v["y"], v["b"], v["beta"], v["spec"], **v["options"]),
+    "jet0": _jet(0),
+    "jet1": _jet(1),
+    "jet2": _jet(2),
+    "jet2_plain": _jet(2, shifted=False),
+}
+"""Functions of (backend module, inputs)."""
+
+CHANNELS = {"sum": 3, "sum_20": 20, "average_20": 20, "jet0": 2, "jet1": 2, "jet2": 2, "jet2_plain": 2}
+
+NEEDS_LOGARITHM = ("logsumexp", "average", "average_20", "jet0", "jet1", "jet2")
+"""Operations that take the logarithm of the kernel, and so need positive profiles."""
+
+
+def cases(half: bool = False) -> Iterator[Case]:
+    """The case list; `half` adds bfloat16 and float16."""
+    for operation in OPERATIONS:
+        for dim in DIMENSIONS:
+            yield Case(operation, sizes=(1, 63, 500, dim) if dim <= 3 else (1, 33, 70, dim))
+        for name, profile in PROFILES.items():
+            if profile.positive or operation not in NEEDS_LOGARITHM:
+                for dim in (3, 17):
+                    yield Case(operation, (name,), (1, 33, 40, dim), torch.float64, coincident=True)
+        several = ("gaussian", "laplace", "rational_quadratic")
+        yield Case(operation, several, (2, 33, 70, 2), torch.float64, exclude_self=True, ragged=True)
+        yield Case(operation, several, (2, 33, 70, 6), torch.float64, exclude_self=True, ragged=True)
+        for dim in (2, 17):
+            yield Case(operation, ("laplace",), (1, 33, 70, dim), shift=1e3, coincident=True)
+            yield Case(operation, ("gaussian", "imq"), (1, 1, 1, dim))
+    if half:
+        for dtype in (torch.bfloat16, torch.float16):
+            for operation in ("sum", "sum_gradient", "logsumexp", "average", "jet1"):
+                yield Case(operation, sizes=(1, 63, 200, 3), dtype=dtype)
+                yield Case(operation, sizes=(1, 63, 200, 17), dtype=dtype)
+
+
+def error(case: Case, backend: ModuleType, device: str) -> float:
+    """The largest relative error, in the 2-norm, of the results of a case; inf for a wrong shape, type or infinity."""
+    inputs = case.inputs(device)
+    results = _as_tuple(OPERATIONS[case.operation](backend, inputs))
+    truths = _as_tuple(OPERATIONS[case.operation](reference, _double(inputs)))
+    worst = 0.0
+    for index, (result, truth) in enumerate(zip(results, truths, strict=True)):
+        if result.shape != truth.shape or result.dtype != case.dtype:
+            return math.inf
+        # an average over no sources is undefined: backends may return anything
+        defined = truth.isfinite() if case.operation.startswith("average") else torch.ones_like(truth, dtype=torch.bool)
+        infinite = truth.isinf() & defined
+        if not torch.equal(result[infinite].double(), truth[infinite]):
+            return math.inf
+        finite = defined & ~infinite
+        difference = (result.double()[finite] - truth[finite]).norm()
+        scale = truth[finite].norm()
+        if index == len(truths) - 1 and case.operation.startswith(("average", "logsumexp")):
+            scale = math.hypot(scale, math.sqrt(finite.sum()))  # a logarithm: an error of 1 is 100 % of the sum
+        relative = float(difference / scale) if scale > 0 else float(difference)
+        worst = max(worst, relative if math.isfinite(relative) else math.inf)
+    return worst
+
+
+def _as_tuple(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _double(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and any(isinstance(item, Tensor | list | tuple) for item in value):
+        return type(value)(_double(item) for item in value)
+    return value
+
+
+def run(
+    backends: list[str] | None = None,
+    device: str | None = None,
+    match: str = "",
+    echo: Callable[[str], None] = print,
+) -> int:
+    """Runs the case list on every backend present and prints a table.
+
+    Args:
+        backends: Names; None is every backend that serves the device. One that is asked for and can't run is a failure.
+        device: "cuda" or "cpu"; None is CUDA where there is a device.
+        match: Only cases whose name contains this.
+        echo: Where lines go.
+
+    Returns:
+        The number of failures: 0 is a success, and the exit code is 1 otherwise.
+    """
+    from gwf_fast.ops.dispatch import BACKENDS
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    failures = 0
+    echo(f"selftest on {_describe(device)}, torch {torch.__version__}")
+    echo(f"{'backend':8} {'cases':>6} {'failed':>6} {'skipped':>7} {'largest error / tolerance':>26} {'seconds':>8}")
+    for name in backends or BACKENDS:
+        if name not in BACKENDS:
+            raise ValueError(f"backends: got {name!r}, expected one of {', '.join(BACKENDS)}")
+        reason = BACKENDS[name].refusal(device, torch.float32)
+        if reason is not None:
+            failures += backends is not None
+            echo(f"{name:8} {'not run: ' + reason if backends is None else 'FAILED: ' + reason}")
+            continue
+        failures += _run_backend(name, device, match, echo)
+    return failures
+
+
+def serves(name: str, case: Case) -> bool:
+    """Whether a backend serves a case: its types, and for the CUDA module its operations and dimensions."""
+    from gwf_fast.ops.dispatch import BACKENDS
+
+    if name == "cuda":
+        return case.operation in ("sum", "sum_ones", "gradient") and case.sizes[3] <= 4
+    if name == "keops":  # each operation, dimension and profile compiles for seconds: a few of them
+        return case.sizes in ((1, 63, 500, 2), (2, 33, 70, 2), (1, 33, 40, 3)) and (
+            case.operation in ("sum", "gradient", "average") or len(case.profiles) > 1
+        )
+    return case.dtype in BACKENDS[name].dtypes
+
+
+def _run_backend(name: str, device: str, match: str, echo: Callable[[str], None]) -> int:
+    start = time.perf_counter()
+    chosen = [case for case in cases(half=device == "cuda") if match in str(case)]
+    served = [case for case in chosen if serves(name, case)]
+    problems: list[str] = []
+    worst = 0.0
+    try:
+        module = importlib.import_module(_module_name(name))
+    except ImportError as missing:
+        echo(f"{name:8} FAILED: does not import: {missing}")
+        return 1
+    for case in served:
+        try:
+            ratio = error(case, module, device) / TOLERANCE[case.dtype]
+        except Exception as problem:  # a self-test reports every failure and goes on
+            problems.append(f"{case}: {type(problem).__name__}: {problem}")
+            continue
+        worst = max(worst, ratio)
+        if not ratio <= 1:
+            problems.append(f"{case}: error {ratio * TOLERANCE[case.dtype]:.1e}, tolerance {TOLERANCE[case.dtype]:.0e}")
+    seconds = time.perf_counter() - start
+    skipped = len(chosen) - len(served)
+    echo(f"{name:8} {len(served):6} {len(problems):6} {skipped:7} {worst:26.2f} {seconds:8.1f}")
+    for line in problems:
+        echo(f"    {line}")
+    return len(problems)
+
+
+def _module_name(name: str) -> str:
+    from gwf_fast.ops.dispatch import BACKENDS
+
+    return BACKENDS[name].module
+
+
+def _describe(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "the CPU"

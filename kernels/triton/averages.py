@@ -1,0 +1,143 @@
+"""Kernel of log sum_j e^beta_j k_ij and of the averages of values under these weights, by an online softmax."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gwf_fast.kernels.triton.tiles import (
+    add_row_sums,
+    load_channels,
+    mixture_exponent,
+    mixture_jet,
+    multiply_add,
+    squared_distance,
+    squared_distance_few,
+    zero_tiles,
+)
+
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def log_bound(q, log_weight, rows, cols, parameters, EXPONENTS: tl.constexpr, EXCLUDE_SELF: tl.constexpr):
+    """An upper bound, up to a moderate factor, of the base-2 logarithm of e^beta_j k_ij."""
+    bound = log_weight[None, :] - mixture_exponent(q, parameters, EXPONENTS)
+    if EXCLUDE_SELF:
+        bound = tl.where(rows[:, None] == cols[None, :], float("-inf"), bound)
+    return bound
+
+
+@triton.jit
+def finite_origin(reference):
+    """The reference where it is finite, so that -inf - origin is not NaN."""
+    return tl.where(reference == float("-inf"), 0.0, reference)
+
+
+@triton.jit
+def scale_all(totals, factor, COUNT: tl.constexpr):
+    """factor * totals_k."""
+    results = ()
+    for k in tl.static_range(COUNT):
+        results = results + (totals[k] * factor,)
+    return results
+
+
+@triton.jit(do_not_specialize=["n", "n_tiles", "m_tiles", "depth", "channels", "chunks"])
+def average_kernel(
+    x, y, v, beta, parameters, x_lengths, y_lengths, near, out, log_out,
+    n, n_tiles, m_tiles, depth, channels, chunks,
+    JETS: tl.constexpr, EXPONENTS: tl.constexpr, D: tl.constexpr, C: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """log_out [B, n] and, for C != 0, out [B, n, channels].
+
+    beta holds base-2 logarithms, -inf in the padding. C > 0 channels are added up in registers, C = -1 takes a tile
+    product of BC channels a program, C = 0 computes the log-sum-exp only. With few coordinates (D > 0) each group of
+    tiles is swept twice, first for its largest weight: that is cheaper than a maximum over rows in every tile.
+    """
+    program = tl.program_id(0)
+    tile = program % n_tiles
+    chunk = (program // n_tiles) % chunks
+    batch = (program // (n_tiles * chunks)).to(tl.int64)
+    x_stride = n_tiles.to(tl.int64) * BM
+    y_stride = m_tiles.to(tl.int64) * BN
+    x += batch * depth * x_stride
+    y += batch * depth * y_stride
+    v += batch * channels * y_stride
+    beta += batch * y_stride
+    rows = tile.to(tl.int64) * BM + tl.arange(0, BM)
+    length = tl.load(x_lengths + batch)
+    tiles = tl.cdiv(tl.load(y_lengths + batch), BN)
+    tiles = tl.where(tile.to(tl.int64) * BM < length, tiles, 0)
+    is_near = tl.load(near + batch) != 0
+    dtype: tl.constexpr = x.dtype.element_ty
+    xs = load_channels(x, x_stride, rows, D)
+    channel = chunk * BC + tl.arange(0, BC)
+
+    reference = tl.full((BM,), float("-inf"), dtype)  # base-2 logarithm of the largest weight so far
+    mass = tl.zeros((BM,), dtype)  # sum of the weights over 2**reference
+    totals = zero_tiles(tl.zeros((BM,), dtype), C)
+    total = tl.zeros((BM, BC), dtype)
+    for first in range(0, tiles, GROUP):
+        last = tl.minimum(first + GROUP, tiles)
+        masses = tl.zeros((BM, BN), dtype)
+        sums = zero_tiles(masses, C)
+        if D > 0:
+            peak = tl.full((BM, BN), float("-inf"), dtype)
+            for j in range(first, last):
+                cols = j * BN + tl.arange(0, BN)
+                q = squared_distance_few(xs, load_channels(y, y_stride, cols, D), D)
+                bound = log_bound(q, tl.load(beta + cols), rows, cols, parameters, EXPONENTS, EXCLUDE_SELF)
+                peak = tl.maximum(peak, bound)
+            largest = tl.maximum(reference, tl.max(peak, 1))
+            shrink = tl.exp2(reference - finite_origin(largest))
+            mass *= shrink
+            totals = scale_all(totals, shrink, C)
+            total *= shrink[:, None]
+            reference = largest
+        for j in range(first, last):
+            cols = j * BN + tl.arange(0, BN)
+            q = squared_distance(xs, x, x_stride, y, y_stride, rows, cols, depth, is_near, D, DOT, PRECISION, BLOCK_K)
+            log_weight = tl.load(beta + cols)
+            if D == 0:
+                bound = log_bound(q, log_weight, rows, cols, parameters, EXPONENTS, EXCLUDE_SELF)
+                largest = tl.maximum(reference, tl.max(bound, 1))
+                shrink = tl.exp2(reference - finite_origin(largest))
+                mass *= shrink
+                masses *= shrink[:, None]
+                totals = scale_all(totals, shrink, C)
+                sums = scale_all(sums, shrink[:, None], C)
+                total *= shrink[:, None]
+                reference = largest
+            shift = log_weight[None, :] - finite_origin(reference)[:, None]
+            weight = mixture_jet(q, shift, parameters, JETS, 0)[0]
+            if EXCLUDE_SELF:
+                weight = tl.where(rows[:, None] == cols[None, :], 0.0, weight)
+            masses += weight
+            if C > 0:
+                sums = multiply_add(sums, weight, load_channels(v, y_stride, cols, C), C)
+            if C < 0:
+                values = tl.load(
+                    v + channel[None, :] * y_stride + cols[:, None], mask=channel[None, :] < channels, other=0.0
+                )
+                total += tl.dot(weight, values, input_precision=PRECISION, out_dtype=dtype)
+        mass += tl.sum(masses, 1)
+        totals = add_row_sums(totals, sums, C)
+
+    inside = rows < n
+    valid = rows < length
+    if chunk == 0:
+        logarithm = (tl.where(mass == 0.0, 0.0, reference) + tl.log2(mass * tl.load(parameters))) * LN2
+        tl.store(log_out + batch * n + rows, tl.where(valid, logarithm, float("-inf")), mask=inside)
+    out += batch * n * channels
+    if C > 0:
+        for c in tl.static_range(C):
+            tl.store(out + rows * channels + c, tl.where(valid, totals[c] / mass, 0.0), mask=inside)
+    if C < 0:
+        tl.store(
+            out + rows[:, None] * channels + channel[None, :],
+            tl.where(valid[:, None], total / mass[:, None], 0.0),
+            mask=inside[:, None] & (channel[None, :] < channels),
+        )

@@ -1,0 +1,147 @@
+"""What every kernel does to a tile of pairs: squared distances, the mixture's jet, sums over columns.
+
+Conventions, in all kernels: coordinates, weights and tangents are channel-major [B, channels, length], the length
+padded to whole tiles with zeros, so that loads need no masks. ``parameters`` holds, in the type of computation,
+[scale of values, scale of gradients, then (coefficient, ratio, p) for each term]: the mixture is
+sum_m coefficient_m phi_m(ratio_m q), with q the squared distance of the scaled coordinates. A single term has its
+coefficient in the scales, and ratio 1.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_channels(pointer, stride, index, COUNT: tl.constexpr):
+    """The first COUNT channels at the given positions, as a tuple."""
+    values = ()
+    for k in tl.static_range(COUNT):
+        values = values + (tl.load(pointer + k * stride + index),)
+    return values
+
+
+@triton.jit
+def zero_tiles(like, COUNT: tl.constexpr):
+    """COUNT zero tiles."""
+    tiles = ()
+    for _ in tl.static_range(COUNT):
+        tiles = tiles + (tl.zeros_like(like),)
+    return tiles
+
+
+@triton.jit
+def multiply_add(totals, weight, values, COUNT: tl.constexpr):
+    """totals_k + weight * values_k, value by column."""
+    results = ()
+    for k in tl.static_range(COUNT):
+        results = results + (totals[k] + weight * values[k][None, :],)
+    return results
+
+
+@triton.jit
+def add_row_sums(totals, tiles, COUNT: tl.constexpr):
+    """totals_k + sum over columns of tile k."""
+    results = ()
+    for k in tl.static_range(COUNT):
+        results = results + (totals[k] + tl.sum(tiles[k], 1),)
+    return results
+
+
+@triton.jit
+def mixture_jet(q, shift, parameters, JETS: tl.constexpr, ORDER: tl.constexpr):
+    """The derivatives 0..ORDER in q of the mixture, times 2**shift (None: no shift)."""
+    if len(JETS) == 1:
+        return JETS[0](q, tl.load(parameters + 4), shift)
+    else:
+        totals = zero_tiles(q, ORDER + 1)
+        for m in tl.static_range(len(JETS)):
+            factor = tl.load(parameters + 2 + 3 * m)
+            ratio = tl.load(parameters + 3 + 3 * m)
+            jet = JETS[m](q * ratio, tl.load(parameters + 4 + 3 * m), shift)
+            updated = ()
+            for k in tl.static_range(ORDER + 1):
+                updated = updated + (totals[k] + factor * jet[k],)
+                factor = factor * ratio
+            totals = updated
+        return totals
+
+
+@triton.jit
+def mixture_exponent(q, parameters, EXPONENTS: tl.constexpr):
+    """The smallest base-2 exponent of the terms: 2**-exponent bounds the mixture up to a moderate factor."""
+    exponent = EXPONENTS[0](q, tl.load(parameters + 4))
+    for m in tl.static_range(1, len(EXPONENTS)):
+        ratio = tl.load(parameters + 3 + 3 * m)
+        other = EXPONENTS[m](q * ratio, tl.load(parameters + 4 + 3 * m))
+        exponent = tl.where(other < exponent, other, exponent)
+    return exponent
+
+
+@triton.jit
+def squared_distance_few(xs, ys, D: tl.constexpr):
+    """|x - y|^2 of a tile from coordinates in registers."""
+    difference = xs[0][:, None] - ys[0][None, :]
+    q = difference * difference
+    for d in tl.static_range(1, D):
+        difference = xs[d][:, None] - ys[d][None, :]
+        q += difference * difference
+    return q
+
+
+@triton.jit
+def pair_product(a, a_stride, b, b_stride, rows, cols, depth):
+    """sum_k a_k b_k of a tile, over a number of channels known at run time."""
+    total = tl.zeros((rows.shape[0], cols.shape[0]), a.dtype.element_ty)
+    for k in range(depth):
+        total += tl.load(a + k * a_stride + rows)[:, None] * tl.load(b + k * b_stride + cols)[None, :]
+    return total
+
+
+@triton.jit
+def squared_distance_many(x, x_stride, y, y_stride, rows, cols, depth):
+    """|x - y|^2 of a tile from differences, coordinates read as they are needed."""
+    q = tl.zeros((rows.shape[0], cols.shape[0]), x.dtype.element_ty)
+    for k in range(depth):
+        difference = tl.load(x + k * x_stride + rows)[:, None] - tl.load(y + k * y_stride + cols)[None, :]
+        q += difference * difference
+    return q
+
+
+@triton.jit
+def squared_distance_dot(x, x_stride, y, y_stride, rows, cols, depth, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):
+    """|x|^2 + |y|^2 - 2 x.y of a tile: loses about 3e-7 max(|x|^2, |y|^2) in float32; depth a multiple of BLOCK_K."""
+    product = tl.zeros((rows.shape[0], cols.shape[0]), x.dtype.element_ty)
+    x_norm = tl.zeros((rows.shape[0],), x.dtype.element_ty)
+    y_norm = tl.zeros((cols.shape[0],), x.dtype.element_ty)
+    for k0 in range(0, depth, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        left = tl.load(x + k[None, :] * x_stride + rows[:, None])  # [BM, BLOCK_K]
+        right = tl.load(y + k[:, None] * y_stride + cols[None, :])  # [BLOCK_K, BN]
+        x_norm += tl.sum(left * left, 1)
+        y_norm += tl.sum(right * right, 0)
+        product += tl.dot(left, right, input_precision=PRECISION, out_dtype=product.dtype)
+    q = x_norm[:, None] + y_norm[None, :] - 2.0 * product
+    return tl.where(q < 0.0, 0.0, q)  # keeps NaN
+
+
+@triton.jit
+def squared_distance(
+    xs, x, x_stride, y, y_stride, rows, cols, depth, near,
+    D: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """|x - y|^2 of a tile: D > 0 says that xs holds the D coordinates; else depth is known at run time.
+
+    DOT allows the product form, which `near` (the cloud is small enough for it) then decides at run time.
+    """
+    if D > 0:
+        return squared_distance_few(xs, load_channels(y, y_stride, cols, D), D)
+    elif DOT:
+        if near:
+            q = squared_distance_dot(x, x_stride, y, y_stride, rows, cols, depth, PRECISION, BLOCK_K)
+        else:
+            q = squared_distance_many(x, x_stride, y, y_stride, rows, cols, depth)
+        return q
+    else:
+        return squared_distance_many(x, x_stride, y, y_stride, rows, cols, depth)

@@ -1,0 +1,154 @@
+"""The Triton backend: on a GPU where there is one, under Triton's interpreter elsewhere."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gwf_fast import selftest
+from gwf_fast.kernels import reference
+
+pytest.importorskip("triton")
+triton_backend = pytest.importorskip("gwf_fast.kernels.triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SPEC = (0.0, 1.0, 0.8, 0.0)
+
+
+@pytest.mark.parametrize("case", list(selftest.cases(half=True)), ids=str)
+def test_matches_reference(case):
+    assert selftest.error(case, triton_backend, DEVICE) <= selftest.TOLERANCE[case.dtype]
+
+
+def test_an_error_would_show():
+    """The comparison has teeth: a relative error of 1e-5 in one function fails its case."""
+
+    class Wrong:
+        @staticmethod
+        def pair_sum(*arguments, **options):
+            return reference.pair_sum(*arguments, **options) * (1 + 1e-5)
+
+    case = selftest.Case("sum")
+    assert selftest.error(case, Wrong, "cpu") > selftest.TOLERANCE[case.dtype]
+    assert selftest.error(case, reference, "cpu") <= selftest.TOLERANCE[case.dtype]
+
+
+def test_product_and_difference_forms_agree(monkeypatch):
+    """D = 17 within and beyond the radius at which the product form is given up."""
+    from gwf_fast.kernels.triton.packing import Pairs
+
+    generator = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(1, n, 17, generator=generator).to(DEVICE) for n in (33, 70))
+    used = []
+    near = Pairs.near
+    monkeypatch.setattr(Pairs, "near", lambda self: used.append(near(self)) or used[-1])
+    for bandwidth in (20.0, 1.0):
+        spec = (0.0, 1.0, bandwidth, 0.0)
+        value = triton_backend.pair_sum(x, y, None, spec).double()
+        truth = reference.pair_sum(x.double(), y.double(), None, spec)
+        assert (value - truth).norm() <= 1e-6 * truth.norm()
+    assert [bool(decision.item()) for decision in used] == [True, False]
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3", "tf32"])
+def test_precisions(precision, monkeypatch):
+    monkeypatch.setenv("GWF_FAST_TRITON_PRECISION", precision)
+    case = selftest.Case("gradient", sizes=(1, 33, 70, 17))
+    assert selftest.error(case, triton_backend, DEVICE) <= (3e-3 if precision == "tf32" else 3e-6)
+
+
+def test_unknown_precision(monkeypatch):
+    monkeypatch.setenv("GWF_FAST_TRITON_PRECISION", "half")
+    x = torch.zeros(1, 3, 17, device=DEVICE)
+    with pytest.raises(ValueError, match="GWF_FAST_TRITON_PRECISION: got 'half', expected one of ieee, tf32x3, tf32"):
+        triton_backend.pair_sum(x, x, None, SPEC)
+
+
+def test_nan_stays_in_its_row():
+    generator = torch.Generator().manual_seed(4)
+    x, y = (torch.randn(1, n, 2, generator=generator).to(DEVICE) for n in (63, 70))
+    x[0, 5, 1] = float("nan")
+    for out in (
+        triton_backend.pair_sum(x, y, None, SPEC)[..., 0],
+        triton_backend.pair_gradient(x, y, None, SPEC)[..., 0],
+    ):
+        assert out.isnan().nonzero().tolist() == [[0, 5]]
+
+
+def test_garbage_beyond_the_lengths_is_not_read():
+    generator = torch.Generator().manual_seed(5)
+    for dim in (3, 17):
+        x, y = (torch.randn(2, n, dim, generator=generator).to(DEVICE) for n in (33, 70))
+        lengths = {
+            "x_lengths": torch.tensor([20, 33], device=DEVICE),
+            "y_lengths": torch.tensor([70, 41], device=DEVICE),
+        }
+        clean = triton_backend.pair_sum_gradient(x, y, None, SPEC, **lengths)
+        x[0, 20:], y[1, 41:] = float("nan"), float("inf")
+        dirty = triton_backend.pair_sum_gradient(x, y, None, SPEC, **lengths)
+        for a, b in zip(clean, dirty, strict=True):
+            assert a.isfinite().all()
+            assert torch.equal(a, b)
+
+
+def test_third_tangent_is_refused():
+    x = torch.zeros(1, 3, 2, device=DEVICE)
+    nothing = (None, None, None, None)
+    with pytest.raises(NotImplementedError, match="tangents: got 3"):
+        triton_backend.pair_jet(x, x, x, x, None, None, [nothing] * 3, SPEC)
+
+
+def test_sizes_and_bandwidths_do_not_recompile():
+    """What may differ between calls is not part of the compiled kernel: neither sizes, 1 and multiples of 16 included,
+    nor bandwidths; profiles are."""
+    script = """
+import torch
+from gwf_fast.kernels.triton import launch, backend
+launch.check_device = lambda x: None
+keys = []
+def record(kernel):
+    class Recorder:
+        def __getitem__(self, grid):
+            def call(*arguments, **constants):
+                from triton.runtime.jit import create_function_from_signature
+                from triton.compiler import make_backend
+                from triton.backends.compiler import GPUTarget
+                binder = create_function_from_signature(
+                    kernel.signature, kernel.params, make_backend(GPUTarget("cuda", 90, 32)))
+                _, specialization, options = binder(*arguments, **constants)
+                keys.append((kernel.__name__, str(specialization)))
+            return call
+    return Recorder()
+for name in ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many"):
+    setattr(backend, name, record(getattr(backend, name)))
+def calls(n, m, bandwidth, profile=0.0):
+    keys.clear()
+    for dim in (2, 20):
+        x, y, spec = torch.zeros(1, n, dim), torch.zeros(1, m, dim), (profile, 1.0, bandwidth, 0.0)
+        backend.pair_sum(x, y, None, spec)
+        backend.pair_gradient(x, y, None, spec)
+        backend.pair_average(x, y, None, None, spec)
+        backend.pair_jet(x, y, x, y, None, None, [], spec)
+    return list(keys)
+base = calls(100, 100, 1.0)
+assert len(base) == 8
+for n, m, bandwidth in ((1, 1, 1.0), (16, 100, 2.0), (4096, 128, 0.3), (33, 70000, 1.0)):
+    assert calls(n, m, bandwidth) == base, (n, m, bandwidth)
+assert calls(100, 100, 1.0, 1.0) != base
+"""
+    environment = {"PATH": "/usr/bin:/bin", "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a process without the interpreter on CPU tensors")
+def test_cpu_tensors_outside_the_interpreter():
+    script = """
+import torch
+from gwf_fast.kernels import triton
+triton.pair_sum(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), None, (0.0, 1.0, 1.0, 0.0))
+"""
+    environment = {"PATH": "/usr/bin:/bin", "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert "ValueError: x: got a tensor on cpu, the triton backend expects a CUDA device" in done.stderr
