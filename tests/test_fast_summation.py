@@ -233,7 +233,7 @@ def test_auto_sums_few_pairs_directly_and_many_by_a_series():
 def test_cost_model_against_this_machine():
     """Within a factor of 8 of the clock either way: enough to choose between methods whose costs differ by more."""
     x = cloud(30_000, 2, 0, torch.float32)
-    kernel, threads = gwf.Gaussian(0.3), torch.get_num_threads()
+    kernel, threads = gwf.IMQ(0.3), torch.get_num_threads()
     planned = series.plan(kernel.spec, sums.box(x, x)[1], 1e-5, 1, 30_000, 30_000, 1, threads)
     assert planned is not None
     expected = {

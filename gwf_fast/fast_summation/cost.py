@@ -1,7 +1,7 @@
 """What a sum costs, in seconds: the model by which ``method="auto"`` chooses, and a series its near field.
 
-The constants are medians measured on one core of a Zen 4 (AVX-512); times on other machines scale alike, and a choice
-needs only their ratios. ``tests/test_fast_summation.py`` holds the model to the times of this machine.
+The constants were measured on one core of a Zen 4 (AVX-512), in processor time; other machines scale alike, and a
+choice needs only ratios. ``tests/test_fast_summation.py`` holds the model to the times of this machine.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-PAIR = 0.35e-9
+PAIR = 1.0e-10
 """A pair of one term summed directly, per (order + 1) and 1 + D / 4."""
 
-SPREAD = 9e-9
-"""A point of a transform, per cell of the spreading kernel in each dimension but the first, and digit."""
+POINT = 4.5e-8
+"""A point of a transform."""
 
-FFT = 1.2e-9
+SPREAD = 4.5e-9
+"""A point of a transform, per cell of a cross section of its spreading kernel."""
+
+FFT = 6.5e-10
 """A point of the transform's grid, per log2 of their number."""
 
-SAMPLE = 15e-9
+SAMPLE = 6.5e-8
 """A sample of the kernel for the coefficients."""
 
-NEAR = 4e-9
+NEAR = 3.7e-9
 """A pair of a near field, those of neighbouring cells beyond the radius included."""
 
 FIXED = 5e-3
@@ -61,7 +64,7 @@ def series_seconds(
     if modes:
         grid = math.prod(4 * m + 2 for m in modes)
         transforms = (inputs + outputs) * FFT * grid * math.log2(grid)
-        points = SPREAD * width ** (dim - 1) * (sources * inputs + targets * outputs)
+        points = (POINT + SPREAD * width ** (dim - 1)) * (sources * inputs + targets * outputs)
         samples = SAMPLE * math.prod(m + 2 for m in modes)
     check = CHECKED_ROWS * float(sources) * PAIR * (1 + dim / 4) * 2
     near = 0.0
