@@ -17,7 +17,6 @@ from .transform import multi_indices, series_sum
 ATTEMPTS = 3
 """Times that a sum is done, each more accurate than the last, before it is given up."""
 
-
 ACCEPTED = 0.5
 """Error on the checked rows, in units of the tolerance, that is taken to mean that all rows together keep it."""
 
@@ -122,13 +121,11 @@ def _accurate_sum(x: Tensor, y: Tensor, weights: Tensor, rest: Tensor | None, re
     checked = request.order < 2
     tolerance = request.tolerance if checked else 0.1 * request.tolerance
     for _ in range(ATTEMPTS):
-        planned = plan(
-            request.spec, extents, tolerance, request.order, len(u), len(v), weights.shape[1], threads, crowd
-        )
+        sizes = (len(u), len(v), weights.shape[1])
+        planned = plan(request.spec, extents, tolerance, request.order, *sizes, threads, crowd)
         if planned is None or math.prod(2 * m + 1 for m in planned[0].modes) > pairs:
-            return _direct(
-                u, v, weights, request
-            )  # a grid that resolves this kernel has more points than there are pairs
+            # A grid that resolves this kernel has more points than there are pairs.
+            return _direct(u, v, weights, request)
         series, _ = planned
         single = x.dtype is torch.float32 and tolerance >= SINGLE
         out = evaluate(u, v, weights, request, series, tolerance, single)
@@ -170,7 +167,7 @@ def _error(
     epsilon: float,
 ) -> float:
     """The relative error on some rows; 0 where it is no more than rounding makes it in any method."""
-    rows = torch.linspace(0, len(u) - 1, min(len(u), cost.CHECKED_ROWS)).long()
+    rows = torch.linspace(0, len(u) - 1, min(len(u), cost.CHECKED_ROWS), dtype=torch.float64).long()
     truth = _direct(u[rows], v, weights, request._replace(spec=request.whole or request.spec))
     total = out[rows] if rest is None else out[rows] + rest[rows]
     difference = float((total - truth).norm())
