@@ -38,7 +38,15 @@ def _address(tensor: Tensor | None) -> int:
 
 def _sizes(x: Tensor, y: Tensor, channels: int) -> tuple[bool, int, int, int, int, int]:
     shape = x.shape
-    return x.dtype is torch.float64, shape[0] if len(shape) == 3 else 1, shape[-2], y.shape[-2], shape[-1], channels
+    if len(shape) == 2:
+        return x.dtype is torch.float64, 1, shape[0], y.shape[0], shape[1], channels
+    return x.dtype is torch.float64, shape[0], shape[1], y.shape[1], shape[2], channels
+
+
+def _per_row(x: Tensor, *channels: int) -> Tensor:
+    """An output of a number, or of some channels, a row. (Slices of a shape would take longer than a small sum.)"""
+    shape = x.shape
+    return x.new_empty(shape[0], *channels) if len(shape) == 2 else x.new_empty(shape[0], shape[1], *channels)
 
 
 def pair_sum(
@@ -53,10 +61,10 @@ def pair_sum(
     """sum_j b_j k_ij, [B, N, C]; or [B, N] where b has no channels."""
     if b is not None and b.ndim == y.ndim:
         channels = b.shape[-1]
-        out = x.new_empty(*x.shape[:-1], channels)
+        out = _per_row(x, channels)
     else:
         channels = 1
-        out = x.new_empty(*x.shape[:-1])
+        out = _per_row(x)
     _cpu.pairwise(
         _kernel(tuple(spec)), _SUM, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
         exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
@@ -93,7 +101,7 @@ def pair_sum_gradient(
     y_lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Both of the above in one pass over the pairs, [B, N] and [B, N, D]."""
-    out, out2 = x.new_empty(*x.shape[:-1]), torch.empty_like(x)
+    out, out2 = _per_row(x), torch.empty_like(x)
     _cpu.pairwise(
         _kernel(tuple(spec)), _SUM_GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(),
         out2.data_ptr(), exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
@@ -111,7 +119,7 @@ def pair_logsumexp(
     y_lengths: Tensor | None = None,
 ) -> Tensor:
     """log sum_j e^beta_j k_ij, [B, N]."""
-    out = x.new_empty(*x.shape[:-1])
+    out = _per_row(x)
     _cpu.pairwise(
         _kernel(tuple(spec)), _LOGSUMEXP, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), 0, out.data_ptr(), 0,
         exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
@@ -131,7 +139,7 @@ def pair_average(
 ) -> tuple[Tensor, Tensor]:
     """sum_j p_ij v_j with p_ij in proportion to e^beta_j k_ij, [B, N, C], and the log-sum-exp, [B, N]."""
     channels = x.shape[-1] if v is None else v.shape[-1]
-    out, out2 = x.new_empty(*x.shape[:-1], channels), x.new_empty(*x.shape[:-1])
+    out, out2 = _per_row(x, channels), _per_row(x)
     _cpu.pairwise(
         _kernel(tuple(spec)), _AVERAGE, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(v),
         out.data_ptr(), out2.data_ptr(), exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
