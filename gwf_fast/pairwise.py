@@ -319,7 +319,7 @@ def _fast(
     channels = weights is not None and weights.ndim == y.ndim
     carried = weights if weights is None or channels else weights.unsqueeze(-1)  # [*B, M, C]
     count = 1 if carried is None else carried.shape[-1]
-    if choose(options, x, y, len(kernel.terms), kernel.spec, order, count) == "exact":
+    if choose(options, x, y, [term.profile for term in kernel.terms], kernel.spec, order, count) == "exact":
         return None
     passes = scaled_passes(x, y, kernel, y_lengths)
     out = fast_reduction(order, passes, carried, options.tolerance, exclude_self, x_lengths, y_lengths)

@@ -6,6 +6,7 @@ import math
 import time
 
 import pytest
+import sympy
 import torch
 
 import gwf_fast as gwf
@@ -220,7 +221,7 @@ def test_auto_sums_few_pairs_directly_and_many_by_a_series():
 
     def chosen(n, dim, kernel, order=1):
         x = cloud(n, dim, 0, torch.float32)
-        return gwf.fast_summation.choose(options, x, x, len(kernel.terms), kernel.spec, order, 1)
+        return gwf.fast_summation.choose(options, x, x, [t.profile for t in kernel.terms], kernel.spec, order, 1)
 
     assert chosen(200, 2, gwf.Gaussian(0.5)) == "exact"
     assert chosen(100_000, 2, gwf.Gaussian(0.5)) == "nufft"
@@ -269,6 +270,14 @@ def test_bad_input(arguments, kind, message):
     call = {"x": torch.zeros(5, 2), "y": torch.zeros(5, 2), "kernel": gwf.Gaussian(1.0), "method": "nufft", **arguments}
     with pytest.raises(kind, match=message):
         gwf.kernel_sum(call.pop("x"), call.pop("y"), **call)
+
+
+def test_user_written_formulas_are_refused_and_summed_exactly_by_auto():
+    x, s = cloud(50, 2, 0), sympy.Symbol("s")
+    kernel = gwf.Radial(sympy.exp(-s))
+    with pytest.raises(ValueError, match="not user-written formulas"):
+        gwf.kernel_sum(x, x, kernel=kernel, method="nufft")
+    assert torch.equal(gwf.kernel_sum(x, x, kernel=kernel, method="auto"), gwf.kernel_sum(x, x, kernel=kernel))
 
 
 def test_transforms_are_refused_and_not_silently_wrong():

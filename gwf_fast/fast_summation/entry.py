@@ -29,7 +29,9 @@ class FastOptions(NamedTuple):
 Pass = tuple[Tensor, Tensor, Tensor | None, Spec]  # x, y, the bandwidth they were divided by, spec
 
 
-def choose(options: FastOptions, x: Tensor, y: Tensor, terms: int, spec: Spec | None, order: int, channels: int) -> str:
+def choose(
+    options: FastOptions, x: Tensor, y: Tensor, profiles: list[str], spec: Spec | None, order: int, channels: int
+) -> str:
     """The method that a call gets: the one asked for, or with "auto" the one that the cost model expects to be faster.
 
     Raises:
@@ -45,16 +47,22 @@ def choose(options: FastOptions, x: Tensor, y: Tensor, terms: int, spec: Spec | 
     finest = FINEST.get(x.dtype)
     if finest is not None and not finest <= tolerance <= 0.1:
         raise ValueError(f"tolerance must lie in {finest:g}..0.1 for {x.dtype}, got {tolerance!r}")
-    refusal = _refusal(x, y, spec)
+    refusal = _refusal(x, y, profiles, spec)
     if method == "auto":
-        return "exact" if refusal or _exact_is_faster(x, y, terms, spec, order, channels, tolerance) else "nufft"
+        return (
+            "exact" if refusal or _exact_is_faster(x, y, len(profiles), spec, order, channels, tolerance) else "nufft"
+        )
     if refusal:
         raise ValueError(f'method="nufft" {refusal}')
     return method
 
 
-def _refusal(x: Tensor, y: Tensor, spec: Spec | None) -> str | None:
+def _refusal(x: Tensor, y: Tensor, profiles: list[str], spec: Spec | None) -> str | None:
     """Why no fast method serves these points; None if one does."""
+    from ..kernels.profiles import PROFILES  # here: SymPy takes a while to import
+
+    if any(name not in PROFILES for name in profiles):
+        return "serves the kernels of this package, not user-written formulas"
     dim = x.shape[-1]
     if dim > 3 and (spec is None or moments.split(spec)[1]):
         return f"needs D <= 3 (any D for even powers of the distance), got D = {dim}"
