@@ -9,6 +9,7 @@
 #include <string>
 
 #include "module_mlp.h"
+#include "near_field.h"
 #include "pairwise.h"
 
 namespace py = pybind11;
@@ -89,6 +90,14 @@ void reduce(const Kernel& kernel, int reduction, std::array<int64_t, 5> sizes, u
     run(call);
 }
 
+void run_near_field(const NearFieldCall& call) {
+#if defined(__x86_64__)
+    if (active == &pairwise_avx512) return near_field_avx512(call);
+    if (active == &pairwise_avx2) return near_field_avx2(call);
+#endif
+    near_field_baseline(call);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -125,6 +134,34 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("out2") = 0, py::arg("exclude_self") = false, py::arg("a") = 0, py::arg("row_shift") = 0,
         py::arg("column_shift") = 0, py::arg("row_lengths") = 0, py::arg("column_lengths") = 0,
         py::arg("tangents") = std::vector<Addresses>{});
+
+    m.def(
+        "near_field",
+        [](const Kernel& kernel, int order, int dim, int degree, double radius, int64_t targets, int64_t stride,
+           uintptr_t x, uintptr_t cell, uintptr_t y, uintptr_t weights, uintptr_t start, std::array<int64_t, 3> grid,
+           int64_t reach, uintptr_t out) {
+            NearFieldCall call{kernel.terms,
+                               order,
+                               dim,
+                               degree,
+                               radius,
+                               targets,
+                               stride,
+                               pointer<double>(x),
+                               pointer<int64_t>(cell),
+                               pointer<double>(y),
+                               pointer<double>(weights),
+                               pointer<int64_t>(start),
+                               {grid[0], grid[1], grid[2]},
+                               reach,
+                               pointer<double>(out)};
+            py::gil_scoped_release release;
+            run_near_field(call);
+        },
+        "Adds the near field of a fast summation to out; addresses of contiguous float64 and int64 arrays.",
+        py::arg("kernel"), py::arg("order"), py::arg("dim"), py::arg("degree"), py::arg("radius"), py::arg("targets"),
+        py::arg("stride"), py::arg("x"), py::arg("cell"), py::arg("y"), py::arg("weights"), py::arg("start"),
+        py::arg("grid"), py::arg("reach"), py::arg("out"));
 
     m.def(
         "instruction_sets",

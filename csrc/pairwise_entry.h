@@ -72,6 +72,7 @@ template <class T> void choose_distances(Problem<T>& p, T largest_norm) {
 template <bool Team, class T>
 void solve_share(Problem<T>& p, SymmetricPlan<T>* plan, Arena<T>* plan_memory, Arena<T>& memory, T& largest_norm) {
     constexpr int64_t pack_block = 512 * PJ;
+    const FlushDenormals flush;
     T largest = 0;
     shared_loop<Team>(p.M, pack_block, [&](int64_t j) {
         largest = std::max(largest, pack_columns(p, j, std::min(p.M, j + pack_block)));

@@ -3,7 +3,9 @@
 from . import nn, potentials
 from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
 from .errors import NonFiniteError
+from .fast_summation import AccuracyError
 from .functional import KL, FDivergence, Functional, JensenShannon, Potential, SquaredMMD
+from .interaction import forward_step, interaction_energy, interaction_velocity
 from .jko import JKOFlow
 from .ops import backends, explain
 from .pairwise import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
@@ -25,6 +27,7 @@ from .training import Training
 __all__ = [
     "IMQ",
     "KL",
+    "AccuracyError",
     "FDivergence",
     "Functional",
     "Gaussian",
@@ -46,6 +49,9 @@ __all__ = [
     "backends",
     "energy_distance",
     "explain",
+    "forward_step",
+    "interaction_energy",
+    "interaction_velocity",
     "kernel_average",
     "kernel_gradient",
     "kernel_logsumexp",

@@ -80,9 +80,10 @@ def pair_gradient(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """sum_j b_j grad_x k_ij, [B, N, D]."""
-    out = torch.empty_like(x)
+    """sum_j b_j grad_x k_ij, [B, N, D]; written to ``out`` where given, contiguous and not x or y."""
+    out = torch.empty_like(x) if out is None else out
     _cpu.pairwise(
         _kernel(tuple(spec)), _GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
         exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
@@ -168,3 +169,29 @@ def pair_jet(
         [tuple(_address(piece) for piece in tangent) for tangent in tangents],
     )  # fmt: skip
     return out, out2
+
+
+def near_field(
+    x: Tensor,  # [N, D], float64
+    cell: Tensor,  # [N], int64
+    y: Tensor,  # [M, D], float64, sorted by cell
+    b: Tensor,  # [M], float64
+    start: Tensor,  # [cells + 1], int64
+    grid: Sequence[int],
+    reach: int,
+    spec: tuple[float, ...],
+    radius: float,
+    degree: int,
+    order: int,
+) -> Tensor:
+    """sum_j b_j d^a (phi(q) - phi(Q(q))) over the cells within reach and the radius (csrc/near_field.h), [N, A]."""
+    (rows, dim), columns = x.shape, y.shape[0]
+    padded = torch.zeros(dim + 1, columns + 8, dtype=torch.float64)  # a vector may read past the last source
+    padded[:dim, :columns], padded[dim, :columns] = y.T, b
+    out = x.new_zeros(rows, (1, dim, dim * (dim + 1) // 2)[order])
+    x = x.contiguous()
+    _cpu.near_field(
+        _kernel(tuple(spec)), order, dim, degree, radius, rows, columns + 8, x.data_ptr(), cell.data_ptr(), padded.data_ptr(),
+        padded[dim].data_ptr(), start.data_ptr(), [1] * (3 - dim) + list(grid), reach, out.data_ptr(),
+    )  # fmt: skip
+    return out

@@ -136,9 +136,12 @@ def pair_gradient(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:  # [B, N, D]
-    """sum_j b_j grad_x k(x_i, y_j)."""
-    return pair_sum_gradient(x, y, b, spec, exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=y_lengths)[1]
+    """sum_j b_j grad_x k(x_i, y_j); written to ``out`` where given, contiguous and not x or y."""
+    options = {"exclude_self": exclude_self, "x_lengths": x_lengths, "y_lengths": y_lengths}
+    gradient = pair_sum_gradient(x, y, b, spec, **options)[1]
+    return gradient if out is None else out.copy_(gradient)
 
 
 def pair_sum_gradient(

@@ -6,7 +6,14 @@ flat specs; ``gwf_fast.pairwise`` is the interface for people.
 
 from .dispatch import BACKENDS, backends, explain, resolve
 from .jet import pair_jet
-from .reductions import pair_average, pair_gradient, pair_logsumexp, pair_sum, pair_sum_gradient
+from .reductions import (
+    pair_average,
+    pair_gradient,
+    pair_gradient_into,
+    pair_logsumexp,
+    pair_sum,
+    pair_sum_gradient,
+)
 
 __all__ = [
     "BACKENDS",
@@ -14,6 +21,7 @@ __all__ = [
     "explain",
     "pair_average",
     "pair_gradient",
+    "pair_gradient_into",
     "pair_jet",
     "pair_logsumexp",
     "pair_sum",

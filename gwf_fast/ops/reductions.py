@@ -170,6 +170,17 @@ pair_sum_gradient = Operator(
 )
 
 
+def pair_gradient_into(out: Tensor, x: Tensor, y: Tensor, spec: Any, backend: str) -> None:
+    """sum_j grad_x k(x_i, y_j) into a contiguous tensor that shares no memory with x or y; never differentiable."""
+    rows = x.contiguous()  # the backend sees by its address that x and y are one set
+    columns = rows if y is x else y.contiguous()
+    gradient = dispatch.load(backend).pair_gradient
+    if backend in ("cpp", "torch"):
+        gradient(rows, columns, None, spec, out=out)
+    else:
+        out.copy_(gradient(rows, columns, None, spec))
+
+
 # ---------------------------------------------------------------------------------------------- log domain
 #
 # With p_ij = exp(beta_j + log k_ij - L_i), both backward passes are E with scales alpha = -L and beta, held

@@ -1,0 +1,157 @@
+"""What the reductions call: validation, the choice of a method, batches, ragged lengths and the diagonal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops.modes import is_concrete
+from . import cost, moments, sums
+from .series import Spec, far_field, plan
+
+METHODS = ("exact", "nufft", "auto")
+
+FINEST = {torch.float32: 1e-6, torch.float64: 1e-12}
+"""The smallest tolerance that each precision allows."""
+
+
+class FastOptions(NamedTuple):
+    """A method and what it needs."""
+
+    method: str
+    tolerance: float
+
+
+Pass = tuple[Tensor, Tensor, Tensor | None, Spec]  # x, y, the bandwidth they were divided by, spec
+
+
+def choose(
+    options: FastOptions, x: Tensor, y: Tensor, profiles: list[str], spec: Spec | None, order: int, channels: int
+) -> str:
+    """The method that a call gets: the one asked for, or with "auto" the one that the cost model expects to be faster.
+
+    Raises:
+        ValueError, TypeError: If the method does not exist or can't serve.
+    """
+    method, tolerance = options
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method == "exact":
+        return method
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
+        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
+    finest = FINEST.get(x.dtype)
+    if finest is not None and not finest <= tolerance <= 0.1:
+        raise ValueError(f"tolerance must lie in {finest:g}..0.1 for {x.dtype}, got {tolerance!r}")
+    refusal = _refusal(x, y, profiles, spec)
+    if method == "auto":
+        return (
+            "exact" if refusal or _exact_is_faster(x, y, len(profiles), spec, order, channels, tolerance) else "nufft"
+        )
+    if refusal:
+        raise ValueError(f'method="nufft" {refusal}')
+    return method
+
+
+def _refusal(x: Tensor, y: Tensor, profiles: list[str], spec: Spec | None) -> str | None:
+    """Why no fast method serves these points; None if one does."""
+    from ..kernels.profiles import PROFILES  # here: SymPy takes a while to import
+
+    if any(name not in PROFILES for name in profiles):
+        return "serves the kernels of this package, not user-written formulas"
+    dim = x.shape[-1]
+    if dim > 3 and (spec is None or moments.split(spec)[1]):
+        return f"needs D <= 3 (any D for even powers of the distance), got D = {dim}"
+    if not is_concrete(x, y):
+        return "runs in plain eager mode only, not under torch.compile or torch.func"
+    if not x.is_cpu or x.dtype not in FINEST:
+        return f"serves float32 and float64 tensors on cpu, got {x.dtype} on {x.device}"
+    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+        return "needs finite points, got inf or nan: a box is fitted to them"
+    return None
+
+
+def _exact_is_faster(
+    x: Tensor, y: Tensor, terms: int, spec: Spec | None, order: int, channels: int, tolerance: float
+) -> bool:
+    n, m, dim = x.shape[-2], y.shape[-2], x.shape[-1]
+    threads = torch.get_num_threads()
+    direct = cost.direct_seconds(n, m, dim, terms, order, channels, threads)
+    if direct < cost.FIXED or spec is None or not x.numel() or not y.numel():
+        return True
+    series = moments.split(spec)[1]
+    if not series:
+        return False
+    sets = zip(x.detach().reshape(-1, n, dim), y.detach().reshape(-1, m, dim), strict=True)
+    planned = []
+    for u, v in sets:
+        centre, extents = sums.box(u, v)
+        planned.append(
+            plan(series, extents, tolerance, order, n, m, channels, threads, sums.crowding(u, v, centre, extents))
+        )
+    return any(p is None for p in planned) or direct * len(planned) < sum(p[1] for p in planned if p)
+
+
+def fast_reduction(
+    order: int,
+    passes: Iterable[Pass],
+    weights: Tensor | None,  # [*B, M, C]; None: ones, C = 1
+    tolerance: float,
+    exclude_self: bool,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+) -> Tensor:  # [*B, N, C] for sums, [*B, N, D] for gradients
+    """kernel_sum (order 0) or kernel_gradient (order 1) by a fast method; differentiable."""
+    total = None
+    for x, y, bandwidth, spec in passes:
+        batch = x.shape[:-2]
+        count = math.prod(batch)
+        w = y.new_ones(*y.shape[:-1], 1) if weights is None else weights
+        points, sources, carried = (value.reshape(count, *value.shape[-2:]) for value in (x, y, w))
+        parts = []
+        for k in range(count):
+            n = points.shape[1] if x_lengths is None else int(x_lengths.flatten()[k])
+            m = sources.shape[1] if y_lengths is None else int(y_lengths.flatten()[k])
+            u = points[k, :n]
+            v = u if x is y and n == m else sources[k, :m]
+            part = _one_set(order, u, v, carried[k, :m], spec, tolerance, exclude_self)
+            parts.append(torch.nn.functional.pad(part, (0, 0, 0, points.shape[1] - n)))
+        width = w.shape[-1] if order == 0 else x.shape[-1]
+        out = torch.stack(parts) if parts else x.new_zeros(0, x.shape[-2], width)
+        out = out.view(*batch, *out.shape[1:])
+        if order == 1 and bandwidth is not None:
+            out = out / bandwidth
+        total = out if total is None else total + out
+    assert total is not None  # a kernel has terms
+    return total
+
+
+def _one_set(
+    order: int, x: Tensor, y: Tensor, weights: Tensor, spec: Spec, tolerance: float, exclude_self: bool
+) -> Tensor:  # [N, C] or [N, D]
+    """One set of targets against one set of sources."""
+    if not x.shape[0] or not y.shape[0]:
+        return x.new_zeros(x.shape[0], weights.shape[1] if order == 0 else x.shape[1])
+    even, series = moments.split(spec)
+    centre = y.detach().mean(0)
+    out = None
+    if even:
+        out = moments.moment_sum(x - centre, y - centre, weights, even, order)
+    own = 0.0  # what a point adds to its own sum
+    if exclude_self and order == 0:
+        own = float(far_field(torch.zeros((), dtype=torch.float64), spec, 0.0, 0))
+    if series:
+        request = sums.Request(series, order, tolerance, spec, own)
+        fast = sums.derivative_sums(x, y, weights, request, out)
+        out = fast if out is None else fast + out
+    assert out is not None  # a kernel has terms
+    out = out.to(x.dtype)
+    out = out[..., 0] if order == 0 else out[:, 0]
+    if not exclude_self or order:
+        return out
+    n = min(len(x), len(y))  # ragged sets: rows without a source of their own lose nothing
+    return out - own * torch.nn.functional.pad(weights[:n], (0, 0, 0, len(x) - n))
