@@ -101,6 +101,23 @@ def pairwise(
     column_lengths: int = 0,
     tangents: Sequence[Sequence[int]] = ...,
 ) -> None: ...
+def near_field(
+    kernel: Kernel,
+    order: int,
+    dim: int,
+    degree: int,
+    radius: float,
+    targets: int,
+    stride: int,
+    x: int,
+    cell: int,
+    y: int,
+    weights: int,
+    start: int,
+    grid: Sequence[int],
+    reach: int,
+    out: int,
+) -> None: ...
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...

@@ -139,8 +139,7 @@ def pair_gradient(
     out: Tensor | None = None,
 ) -> Tensor:  # [B, N, D]
     """sum_j b_j grad_x k(x_i, y_j); written to ``out`` where given, contiguous and not x or y."""
-    options = {"exclude_self": exclude_self, "x_lengths": x_lengths, "y_lengths": y_lengths}
-    gradient = pair_sum_gradient(x, y, b, spec, **options)[1]
+    _, gradient = pair_sum_gradient(x, y, b, spec, exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=y_lengths)
     return gradient if out is None else out.copy_(gradient)
 
 
