@@ -192,6 +192,7 @@ def near_field(
     x = x.contiguous()
     _cpu.near_field(
         _kernel(tuple(spec)), order, dim, degree, radius, rows, columns + 8, x.data_ptr(), cell.data_ptr(),
-        padded.data_ptr(), padded[dim].data_ptr(), start.data_ptr(), [1] * (3 - dim) + list(grid), reach, out.data_ptr(),
+        padded.data_ptr(), padded[dim].data_ptr(), start.data_ptr(), [1] * (3 - dim) + list(grid), reach,
+        out.data_ptr(),
     )  # fmt: skip
     return out
