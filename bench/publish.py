@@ -119,7 +119,8 @@ def memory_sentence(data: dict) -> str:
         if record["family"] == "memory":
             n = max(run["N"] for run in record["runs"])
             return (
-                f"`kernel_sum` with {n:,} points needs {record['extra_mib']:.0f} MiB beside its inputs and its output."
+                f"`kernel_sum` with {n:,} points needs {record['extra_mib']:.0f} MiB beside its inputs and its output"
+                " (many rows and many sources measured in turn, and added)."
             )
     return ""
 
