@@ -62,12 +62,6 @@ template <bool Team, class F> void shared_loop(int64_t count, int64_t step, F f)
     }
 }
 
-template <class T> void choose_distances(Problem<T>& p, T largest_norm) {
-    if (!p.panelled()) return;
-    const bool self = p.x == p.y;
-    p.dot = dot_form_is_accurate(p, self ? largest_norm : std::max(largest_norm, largest_row_norm(p)));
-}
-
 // What every thread of a team does, or the caller alone.
 template <bool Team, class T>
 void solve_share(Problem<T>& p, SymmetricPlan<T>* plan, Arena<T>* plan_memory, Arena<T>& memory, T& largest_norm) {
@@ -77,8 +71,12 @@ void solve_share(Problem<T>& p, SymmetricPlan<T>* plan, Arena<T>* plan_memory, A
     shared_loop<Team>(p.M, pack_block, [&](int64_t j) {
         largest = std::max(largest, pack_columns(p, j, std::min(p.M, j + pack_block)));
     });
+    if (p.panelled() && p.x != p.y)
+        shared_loop<Team>(p.N, 1024, [&](int64_t i) {
+            largest = std::max(largest, largest_row_norm(p, i, std::min(p.N, i + 1024)));
+        });
     auto after_packing = [&] {
-        choose_distances(p, largest_norm);
+        p.dot = p.panelled() && dot_form_is_accurate(p, largest_norm);
         if (plan) plan->take_arena(*plan_memory, p);
     };
     if constexpr (Team) {
@@ -117,6 +115,8 @@ template <class T> void solve(Problem<T>& p, int threads) {
         plan_memory.emplace(plan->arena_size(p));
         scratch_size = SymmetricScratch<T>::size(p);
     }
+    const bool values = p.reduction == Reduction::average && p.b;
+    p.reads_rows = plan || !(values || p.reduction == Reduction::sum || p.reduction == Reduction::logsumexp);
     T largest_norm = 0;
     SymmetricPlan<T>* plan_pointer = plan ? &*plan : nullptr;
     Arena<T>* plan_memory_pointer = plan_memory ? &*plan_memory : nullptr;

@@ -115,6 +115,7 @@ template <class T> struct Problem {
     T* weight;   // [M] of a single channel
     T* shift;    // [M] base 2
     bool dot = false;
+    bool reads_rows;  // columns are read point by point, not only through panels
 
     bool jet() const { return reduction == Reduction::jet; }
     bool in_log_domain() const { return reduction == Reduction::logsumexp || reduction == Reduction::average; }
@@ -161,33 +162,42 @@ template <class T> void find_centre(Problem<T>& p) {
     }
 }
 
+// A column's coordinates to its place among the rows and in its panel; what is not read later is not written.
+template <class T> void pack_coordinates(Problem<T>& p, int64_t j) {
+    T* const panel = p.panels ? p.panels + j / PJ * PJ * p.D + j % PJ : nullptr;
+    const bool rows = !p.panels || p.reads_rows;
+    for (int64_t d = 0; d < p.D; d++) {
+        const T value = j < p.M ? p.coordinate(p.y[j * p.D + d], d) : T(0);
+        if (rows && j < p.M) p.y_rows[j * p.stride + d] = value;
+        if (panel) panel[d * PJ] = value;
+    }
+}
+
 // Packs columns j0 .. j1 - 1; j0 is a multiple of PJ. Returns the largest squared norm.
 template <class T> T pack_columns(Problem<T>& p, int64_t j0, int64_t j1) {
     T largest = 0;
     const int64_t end = j1 == p.M ? p.padded() : j1;
     for (int64_t j = j0; j < end; j++) {
         const bool real = j < p.M;
-        for (int64_t d = 0; d < p.D; d++) {
-            const T value = real ? p.coordinate(p.y[j * p.D + d], d) : T(0);
-            if (real) p.y_rows[j * p.stride + d] = value;
-            if (p.panels) p.panels[j / PJ * PJ * p.D + d * PJ + j % PJ] = value;
-        }
-        const T norm =
-            real ? chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return p.y_rows[j * p.stride + d]; }) : T(0);
-        p.y_norm[j] = norm;
-        largest = std::max(largest, norm);
+        pack_coordinates(p, j);
         p.weight[j] = !real ? T(0) : p.b && p.C == 1 ? p.b[j] : T(1);
         const T shift = p.column_shift && real ? p.column_shift[j] * T(log2_e) : T(0);
         p.shift[j] = shift < masked<T> ? masked<T> : shift;
         if (real && p.stride > p.D) p.y_rows[j * p.stride + p.D] = p.in_log_domain() ? p.shift[j] : p.weight[j];
     }
+    if (!p.panels) return largest;
+    for (int64_t j = j0; j < end; j += PJ) {
+        chunked_sums_of_squares<PJ>(p.panels + j * p.D, p.D, p.y_norm + j);
+        for (int q = 0; q < PJ; q++) largest = std::max(largest, p.y_norm[j + q]);
+    }
     return largest;
 }
 
-template <class T> T largest_row_norm(const Problem<T>& p) {
+template <class T> T largest_row_norm(const Problem<T>& p, int64_t i0, int64_t i1) {
     T largest = 0;
-    for (int64_t i = 0; i < p.N; i++) {
+    for (int64_t i = i0; i < i1; i++) {
         T norm = 0;
+#pragma omp simd reduction(+ : norm)
         for (int64_t d = 0; d < p.D; d++) {
             const T value = p.coordinate(p.x[i * p.D + d], d);
             norm += value * value;
@@ -218,8 +228,7 @@ template <class T, class F> void gather_rows(int64_t i0, int64_t N, int64_t widt
 template <class T> void gather_positions(const Problem<T>& p, int64_t i0, T* x, T* x_norm) {
     gather_rows<T>(i0, p.N, p.D, [&](int64_t i, int64_t d) { return p.coordinate(p.x[i * p.D + d], d); }, x);
     if (!p.dot) return;
-    for (int l = 0; l < R<T>; l++)
-        x_norm[l] = chunked_sum_of_squares<T>(p.D, [&](int64_t d) { return x[d * R<T> + l]; });
+    chunked_sums_of_squares<R<T>>(x, p.D, x_norm);
 }
 
 // t [n][R] for columns j0 .. j0 + n - 1 (up to the next multiple of PJ where there are panels)

@@ -36,7 +36,7 @@ template <class T> struct SymmetricPlan {
         for (int64_t i = 0; i < padded; i++) {
             const int64_t own = std::min(i, p.N - 1);
             for (int64_t d = 0; d < p.D; d++) positions[d * padded + i] = p.y_rows[own * p.stride + d];
-            norms[i] = p.y_norm[own];
+            norms[i] = p.panels ? p.y_norm[own] : T(0);
             weight[i] = i < p.N ? p.weight[i] : T(0);
         }
     }

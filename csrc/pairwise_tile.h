@@ -44,14 +44,16 @@ template <int D, class T> void distances_small(const T* x, const T* y, int strid
 // Coordinates are summed in chunks, so that rounding does not grow with D. Whoever sums squares for the dot form below
 // does it in this order.
 inline constexpr int64_t coordinate_chunk = 64;
-template <class T, class F> T chunked_sum_of_squares(int64_t D, F value) {
-    T total = 0;
+// points [D][Count] -> sums [Count]
+template <int Count, class T> void chunked_sums_of_squares(const T* points, int64_t D, T* sums) {
+    T total[Count] = {};
     for (int64_t d0 = 0; d0 < D; d0 += coordinate_chunk) {
-        T sum = 0;
-        for (int64_t d = d0; d < std::min(D, d0 + coordinate_chunk); d++) sum = multiply_add(value(d), value(d), sum);
-        total += sum;
+        T sum[Count] = {};
+        for (int64_t d = d0; d < std::min(D, d0 + coordinate_chunk); d++)
+            for (int q = 0; q < Count; q++) sum[q] = multiply_add(points[d * Count + q], points[d * Count + q], sum[q]);
+        for (int q = 0; q < Count; q++) total[q] += sum[q];
     }
-    return total;
+    std::copy(total, total + Count, sums);
 }
 
 // x [D][R], panels [n / PJ][D][PJ]. Dot form: |x|^2 + |y|^2 - 2 x.y, one operation a coordinate instead of two; the
@@ -247,7 +249,7 @@ template <int NC, class T> void sum_channels(const T* f, const T* v, int64_t str
     for (int j = 0; j < n; j++, f += R<T>, v += stride) {
         vec<T> fv[NB<T>];
         GWF_LANES fv[k] = load(f + k * lanes<T>);
-        __builtin_prefetch(v + PJ);
+        if constexpr (NC == PJ) __builtin_prefetch(v + stride + PJ);
 #pragma GCC unroll 8
         for (int c = 0; c < NC; c++) {
             const vec<T> vc = pinned(v[c]);
