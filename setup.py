@@ -35,6 +35,7 @@ def cpu_sources() -> list[str]:
     sources = [
         "csrc/module.cpp",
         "csrc/module_mlp.cpp",
+        "csrc/module_primal_dual.cpp",
         *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
     ]
     return [path for path in sources if X86 or not Path(path).stem.endswith(("_avx512", "_avx2"))]

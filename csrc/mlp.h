@@ -5,7 +5,7 @@
 
 namespace gwf {
 
-// What follows a linear layer, elementwise; p is the layer's constant. The last seven close the objective of a critic
+// What follows a linear layer, elementwise; p is the layer's constant. The last eight close the objective of a critic
 // (they are the conjugates f* of an f-divergence composed with its output activation) and have no second derivative
 // here.
 enum class Function {
@@ -21,6 +21,7 @@ enum class Function {
     square,         // v^2
     expm1,          // e^v - 1
     exp_shifted,    // e^(v - p)
+    exp_tamed,      // e^v for v < p, its tangent at p beyond
     parabola,       // t^2 / 4 + t with t = max(v, -2)
     exp_half,       // 2 - 2 e^(-v/2)
     alpha_power,    // ([(p - 1) v + 1]_+^(p / (p - 1)) - 1) / p, p > 1

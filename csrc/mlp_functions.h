@@ -117,6 +117,9 @@ template <Function f, class V> GWF_INLINE Jet<V> evaluate(V v, scalar_t<V> p) {
     } else if constexpr (f == Function::exp_shifted) {
         const V e = exponential(V(v - p)).value();
         return {e, e, e};
+    } else if constexpr (f == Function::exp_tamed) {
+        const V e = exponential(smaller(splat(p), v)).value();
+        return {e + e * larger(zero, V(v - p)), e, zero};
     } else if constexpr (f == Function::parabola) {
         const V t = larger(splat(T(-2)), v);
         return {t * t * T(0.25) + t, t * T(0.5) + T(1), zero};
@@ -163,6 +166,7 @@ template <bool objectives = true, class Body> GWF_INLINE void with_function(Func
     if constexpr (objectives) {
         switch (f) {
             GWF_CASE(exp_shifted);
+            GWF_CASE(exp_tamed);
             GWF_CASE(parabola);
             GWF_CASE(exp_half);
             GWF_CASE(alpha_power);

@@ -4,11 +4,28 @@
 
 namespace gwf::GWF_ISA {
 
+// What becomes of a block of the product while it is in registers; i, j: its first row and column.
+template <class T> struct StoreBlock {
+    T* c;
+    int64_t ldc;
+    bool accumulate;  // adds to what was there: a sum of sums has less rounding
+
+    template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) const {
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; r++)
+#pragma GCC unroll 16
+            for (int n = 0; n < NV; n++) {
+                T* target = c + (i + r) * ldc + j + n * lanes<T>;
+                store(target, accumulate ? vec<T>(load(target) + sum[r][n]) : sum[r][n]);
+            }
+    }
+};
+
 // MR x NV vectors of C stay in registers. A is read by broadcasts: A(i, k) = a[i * lda + k], or a[k * lda + i] where
 // transposed, as a weight gradient needs.
-template <bool transposed, int MR, int NV, class T>
-GWF_INLINE void multiply_block(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t K, T* c, int64_t ldc,
-                               const T* bias, bool accumulate) {
+template <bool transposed, int MR, int NV, class T, class Epilogue>
+GWF_INLINE void multiply_block(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t K, const T* bias,
+                               int64_t first, int64_t column, Epilogue& epilogue) {
     constexpr int L = lanes<T>;
     vec<T> sum[MR][NV];
 #pragma GCC unroll 16
@@ -28,49 +45,47 @@ GWF_INLINE void multiply_block(const T* a, int64_t lda, const T* b, int64_t ldb,
         a += transposed ? lda : 1;
         b += ldb;
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; i++)
-#pragma GCC unroll 16
-        for (int j = 0; j < NV; j++) {
-            T* target = c + i * ldc + j * L;
-            store(target, accumulate ? vec<T>(load(target) + sum[i][j]) : sum[i][j]);  // a sum of sums: less rounding
-        }
+    epilogue.template finish<MR, NV>(sum, first, column);
 }
 
-template <bool transposed, int MR, int NV, class T>
-void multiply_rows(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t K, T* c, int64_t ldc, int64_t rows,
-                   const T* bias, bool accumulate) {
+// The same for any epilogue; columns a multiple of the lanes.
+template <bool transposed, class T, class Epilogue>
+void multiply_into(Epilogue& epilogue, const T* a, int64_t lda, const T* b, int64_t ldb, int64_t K, int64_t rows,
+                   int64_t columns, const std::type_identity_t<T>* bias = nullptr) {
+    constexpr int L = lanes<T>;
     const int64_t step = transposed ? 1 : lda;
-    int64_t i = 0;
-    auto run = [&]<int M>(std::integral_constant<int, M>) {
-        for (; i + M <= rows; i += M)
-            multiply_block<transposed, M, NV>(a + i * step, lda, b, ldb, K, c + i * ldc, ldc, bias, accumulate);
+    int64_t j = 0;
+    auto run = [&]<int MR, int NV>(std::integral_constant<int, MR>, std::integral_constant<int, NV>) {
+        for (; j + NV * L <= columns; j += NV * L) {
+            int64_t i = 0;
+            auto some_rows = [&]<int M>(std::integral_constant<int, M>) {
+                for (; i + M <= rows; i += M)
+                    multiply_block<transposed, M, NV>(a + i * step, lda, b + j, ldb, K, bias ? bias + j : nullptr, i, j,
+                                                      epilogue);
+            };
+            some_rows(std::integral_constant<int, MR>{});
+            some_rows(std::integral_constant<int, 4>{});
+            some_rows(std::integral_constant<int, 2>{});
+            some_rows(std::integral_constant<int, 1>{});
+        }
     };
-    run(std::integral_constant<int, MR>{});
-    run(std::integral_constant<int, 4>{});
-    run(std::integral_constant<int, 2>{});
-    run(std::integral_constant<int, 1>{});
+    // as many accumulators as the registers hold: 32 with AVX-512, else 16
+    if constexpr (vector_bytes == 64) {
+        run(std::integral_constant<int, 6>{}, std::integral_constant<int, 4>{});
+        run(std::integral_constant<int, 12>{}, std::integral_constant<int, 2>{});
+        run(std::integral_constant<int, 16>{}, std::integral_constant<int, 1>{});
+    } else {
+        run(std::integral_constant<int, 6>{}, std::integral_constant<int, 2>{});
+        run(std::integral_constant<int, 8>{}, std::integral_constant<int, 1>{});
+    }
 }
 
 // C [rows, columns], columns a multiple of the lanes: A B, plus a row of biases, plus what was there.
 template <bool transposed, class T>
 void multiply(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t K, T* c, int64_t ldc, int64_t rows,
               int64_t columns, const std::type_identity_t<T>* bias = nullptr, bool accumulate = false) {
-    constexpr int L = lanes<T>;
-    int64_t j = 0;
-    auto run = [&]<int MR, int NV>(std::integral_constant<int, MR>, std::integral_constant<int, NV>) {
-        for (; j + NV * L <= columns; j += NV * L)
-            multiply_rows<transposed, MR, NV>(a, lda, b + j, ldb, K, c + j, ldc, rows, bias ? bias + j : nullptr,
-                                              accumulate);
-    };
-    // as many accumulators as the registers hold: 32 with AVX-512, else 16
-    if constexpr (vector_bytes == 64) {
-        run(std::integral_constant<int, 6>{}, std::integral_constant<int, 4>{});
-        run(std::integral_constant<int, 12>{}, std::integral_constant<int, 2>{});
-    } else {
-        run(std::integral_constant<int, 6>{}, std::integral_constant<int, 2>{});
-    }
-    run(std::integral_constant<int, 8>{}, std::integral_constant<int, 1>{});
+    StoreBlock<T> epilogue{c, ldc, accumulate};
+    multiply_into<transposed>(epilogue, a, lda, b, ldb, K, rows, columns, bias);
 }
 
 }  // namespace gwf::GWF_ISA

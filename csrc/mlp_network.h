@@ -43,21 +43,28 @@ template <class T> struct PackedLayer {
     }
 };
 
+// Sizes and strides; no weights yet.
+template <class T> PackedLayer<T> packed_shape(const MlpLayer& shape, bool learned_slope) {
+    PackedLayer<T> layer{};
+    layer.in = shape.in;
+    layer.out = shape.out;
+    layer.in_padded = padded_to_lanes<T>(shape.in);
+    layer.out_padded = padded_to_lanes<T>(shape.out);
+    layer.in_stride = row_stride<T>(shape.in);
+    layer.out_stride = row_stride<T>(shape.out);
+    layer.function = shape.function;
+    layer.constant = T(shape.constant);
+    layer.learned_slope = learned_slope;
+    layer.lanes_are_outputs = layer.in * layer.out_padded <= layer.out * layer.in_padded;
+    return layer;
+}
+
 template <class T> class Network {
   public:
     explicit Network(const MlpCall<T>& call) : arena_(size_of(call)) {
         for (size_t l = 0; l < call.layers.size(); l++) {
             const MlpLayer& shape = call.layers[l];
-            PackedLayer<T> layer{};
-            layer.in = shape.in;
-            layer.out = shape.out;
-            layer.in_padded = padded_to_lanes<T>(shape.in);
-            layer.out_padded = padded_to_lanes<T>(shape.out);
-            layer.in_stride = row_stride<T>(shape.in);
-            layer.out_stride = row_stride<T>(shape.out);
-            layer.function = shape.function;
-            layer.learned_slope = call.parameters[l].slope != nullptr;
-            layer.lanes_are_outputs = layer.in * layer.out_padded <= layer.out * layer.in_padded;
+            PackedLayer<T> layer = packed_shape<T>(shape, call.parameters[l].slope != nullptr);
             layer.parameters = pack(layer, call.parameters[l], call.pass != MlpPass::forward);
             layer.constant = layer.learned_slope ? layer.parameters.slope : T(shape.constant);
             if (call.pass == MlpPass::second) layer.tangents = pack(layer, call.tangents[l], true);

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "module_mlp.h"
+#include "module_primal_dual.h"
 #include "near_field.h"
 #include "pairwise.h"
 
@@ -179,6 +180,7 @@ PYBIND11_MODULE(_cpu, m) {
         "Switches to another instruction set, for tests and benchmarks.");
     m.def("threads", [] { return omp_get_max_threads(); }, "Threads of the pool, which is torch's own.");
     bind_mlp(m, [] { return active->name; });
+    bind_primal_dual(m, [] { return active->name; });
     m.def("fma_peak", [] { return active->fma_peak(); }, "Measured float32 operations per second of one thread.");
 }
 

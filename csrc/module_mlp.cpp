@@ -169,6 +169,7 @@ void bind_mlp(py::module_& m, const char* (*instruction_set)()) {
         .value("square", Function::square)
         .value("expm1", Function::expm1)
         .value("exp_shifted", Function::exp_shifted)
+        .value("exp_tamed", Function::exp_tamed)
         .value("parabola", Function::parabola)
         .value("exp_half", Function::exp_half)
         .value("alpha_power", Function::alpha_power)

@@ -1,7 +1,7 @@
 """Engines: what solves the inner problem of one JKO step.
 
-An engine turns a :class:`StepProblem` into trained modules. There is one, "torch", which takes any ``nn.Module`` and
-any functional; another registers itself in ``ENGINES`` and says in ``refuses`` what it can't take.
+An engine turns a :class:`StepProblem` into trained modules, and says in ``refuses`` what it can't take. "torch" takes
+any ``nn.Module`` and any functional; "fused" is in ``fused_engine.py``. They draw the same minibatches.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from gwf_fast.draws import Draws
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import Functional, batch
-from gwf_fast.training import Training
-
-CHECK_EVERY = 50
-"""Iterations between two looks at the loss: each look waits for the device."""
+from gwf_fast.training import CHECK_EVERY, Training
 
 
 @dataclass
 class StepProblem:
     """One JKO step: inf_T sup_h E_{P_k} |x - T x|^2 / (2a) + F(T#P_k).
 
-    The engine updates map, critic and both optimisers in place. Random draws come from torch's global generator, which
-    the caller has seeded for this step.
+    The engine updates map, critic and both optimisers in place. Minibatches come from ``Draws.from_torch()``, all other
+    random draws from torch's global generator, which the caller has seeded for this step.
 
     Attributes:
         functional: F.
@@ -52,6 +50,36 @@ class StepProblem:
     critic_optimizer: torch.optim.Optimizer | None
     training: Training
     on_iteration: Callable[[int, float], None] | None = None
+
+
+class Watch:
+    """What an engine does with the losses of each ``CHECK_EVERY`` iterations: checks them, shows them, may stop."""
+
+    def __init__(self, problem: StepProblem) -> None:
+        self._on_iteration = problem.on_iteration
+        self._patience = problem.training.patience
+        self._lowest, self._lowest_at = math.inf, 0
+
+    def stops(self, iteration: int, loss: float, mean: float, critic_loss: float | None) -> bool:
+        """Whether the step is to end.
+
+        Args:
+            iteration: Iterations done.
+            loss: The map's last.
+            mean: The map's mean since the look before.
+            critic_loss: The critic's last; None without a critic.
+
+        Raises:
+            NonFiniteError: If a loss is NaN or infinite.
+        """
+        for name, value in (("critic", critic_loss), ("map", loss)):
+            if value is not None and not math.isfinite(value):
+                raise NonFiniteError(f"iteration {iteration}: the loss of the {name} is {value}")
+        if self._on_iteration is not None:
+            self._on_iteration(iteration, loss)
+        if mean < self._lowest:
+            self._lowest, self._lowest_at = mean, iteration
+        return self._patience is not None and iteration - self._lowest_at >= self._patience
 
 
 class Engine(Protocol):
@@ -84,32 +112,41 @@ class TorchEngine(Engine):
         training, functional, reference = problem.training, problem.functional, problem.reference
         map_parameters = [p for p in problem.map.parameters() if p.requires_grad]
         critic_parameters = [p for p in problem.critic.parameters() if p.requires_grad] if problem.critic else []
+        average = [p.detach().clone() for p in map_parameters] if training.ema is not None else []
         inverse_2a = 0.5 / problem.step_size
+        draws, watch = Draws.from_torch(), Watch(problem)
+        critic_loss, total, last_look = None, torch.zeros(()), 0
         problem.map.train()
         if problem.critic is not None:
             problem.critic.train()
         for j in range(training.iterations):
+            draws.begin(j)
             rate = training.rate(j)
-            x = batch(problem.particles, training.batch_size)
-            z = functional.draw(training.batch_size, reference)
+            x = batch(problem.particles, training.batch_size, draws)
+            z = functional.draw(training.batch_size, reference, draws)
             tx = problem.map(x)
             if problem.critic is not None:
                 still = tx.detach()
                 for _ in range(training.critic_steps):
-                    loss = -functional.critic_objective(problem.critic, still, z, reference)
-                    _descend(problem.critic_optimizer, loss, critic_parameters, rate, training.gradient_clip)
+                    critic_loss = -functional.critic_objective(problem.critic, still, z, reference)
+                    _descend(problem.critic_optimizer, critic_loss, critic_parameters, rate, training.gradient_clip)
             for i in range(training.map_steps):
                 if i:
                     tx = problem.map(x)
                 loss = (tx - x).square().sum() * (inverse_2a / len(x))
                 loss = loss + functional.map_objective(problem.critic, tx, z, reference)
                 _descend(problem.map_optimizer, loss, map_parameters, rate, training.gradient_clip)
+                if average:
+                    torch._foreach_lerp_(average, [p.detach() for p in map_parameters], 1 - training.ema)
+            total = total + loss.detach()
             if (j + 1) % CHECK_EVERY == 0 or j + 1 == training.iterations:
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise NonFiniteError(f"iteration {j + 1}: the loss of the map is {value}")
-                if problem.on_iteration is not None:
-                    problem.on_iteration(j + 1, value)
+                mean = total.item() / (j + 1 - last_look)
+                if watch.stops(j + 1, loss.item(), mean, None if critic_loss is None else critic_loss.item()):
+                    break
+                total, last_look = torch.zeros(()), j + 1
+        with torch.no_grad():
+            for parameter, value in zip(map_parameters, average):
+                parameter.copy_(value)
 
 
 def _descend(
@@ -127,7 +164,7 @@ def _descend(
 
 
 ENGINES: dict[str, Engine] = {"torch": TorchEngine()}
-"""Engines by name, the preferred one first."""
+"""Engines by name, the preferred one first. ``fused_engine.py`` enters itself."""
 
 
 def resolve(name: str | None, functional: Functional, map: nn.Module, critic: nn.Module | None) -> Engine:

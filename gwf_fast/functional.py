@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gwf_fast.divergences import divergence
+from gwf_fast.draws import Draws
 from gwf_fast.potentials import Gaussian
 
 Target = Tensor | Callable[[int], Tensor]
@@ -43,8 +44,11 @@ class Functional:
         """What the functional has to know about P_k [N, D]; computed once a JKO step."""
         return None
 
-    def draw(self, n: int, reference: Any) -> Any:
-        """n samples of Gamma in the variational form, from torch's global generator; None if there is no Gamma."""
+    def draw(self, n: int, reference: Any, draws: Draws | None = None) -> Any:
+        """n samples of Gamma in the variational form, by ``draws``, or torch's global generator where there is none.
+
+        None if there is no Gamma. A target that is a callable uses torch's global generator in any case.
+        """
         return None
 
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -116,8 +120,8 @@ class Sum(Functional):
         return tuple(term.reference(particles) for _, term in self.terms)
 
     @override
-    def draw(self, n: int, reference: Any) -> Any:
-        return tuple(term.draw(n, r) for (_, term), r in zip(self.terms, reference, strict=True))
+    def draw(self, n: int, reference: Any, draws: Draws | None = None) -> Any:
+        return tuple(term.draw(n, r, draws) for (_, term), r in zip(self.terms, reference, strict=True))
 
     def _each(
         self, critics: nn.Module | None, z: Any, reference: Any
@@ -187,10 +191,11 @@ class KL(Functional):
         return Gaussian.fit(particles)
 
     @override
-    def draw(self, n: int, reference: Gaussian) -> Tensor:
-        return reference.sample(n)
+    def draw(self, n: int, reference: Gaussian, draws: Draws | None = None) -> Tensor:
+        return reference.sample(n) if draws is None else reference.colour(draws.normals(n, reference.mean))
 
-    def _log_q(self, x: Tensor) -> Tensor:
+    def log_q(self, x: Tensor) -> Tensor:
+        """log Q at x [N, D] up to a constant, [N]."""
         return _evaluate(getattr(self.log_density, "log_density", self.log_density), x, "log_density")
 
     @override
@@ -201,7 +206,7 @@ class KL(Functional):
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         v = _raw(critic, reference.whiten(x))
-        return (v + reference.log_density(x) - self._log_q(x)).mean()
+        return (v + reference.log_density(x) - self.log_q(x)).mean()
 
     @override
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -229,8 +234,8 @@ class FDivergence(Functional):
         _check_target(self.target)
 
     @override
-    def draw(self, n: int, reference: Any) -> Tensor:
-        return _draw(self.target, n)
+    def draw(self, n: int, reference: Any, draws: Draws | None = None) -> Tensor:
+        return _draw(self.target, n, draws)
 
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -276,8 +281,8 @@ class SquaredMMD(Functional):
         _check_target(self.target)
 
     @override
-    def draw(self, n: int, reference: Any) -> Tensor:
-        return _draw(self.target, n)
+    def draw(self, n: int, reference: Any, draws: Draws | None = None) -> Tensor:
+        return _draw(self.target, n, draws)
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -288,13 +293,13 @@ class SquaredMMD(Functional):
     value = map_objective
 
 
-_TAME = 15.0
+TAME = 15.0
 
 
 def _tame_exp(v: Tensor) -> Tensor:
     """e^v up to v = 15, its tangent there from then on."""
-    bounded = v.clamp(max=_TAME).exp()
-    return bounded + math.exp(_TAME) * (v - _TAME).clamp(min=0)
+    bounded = v.clamp(max=TAME).exp()
+    return bounded + math.exp(TAME) * (v - TAME).clamp(min=0)
 
 
 def _raw(critic: nn.Module | None, x: Tensor) -> Tensor:
@@ -329,14 +334,16 @@ def _check_target(target: Target) -> None:
         raise TypeError(f"target: expected a tensor [M, D] or a callable n -> samples, got {type(target).__name__}")
 
 
-def _draw(target: Target, n: int) -> Tensor:
+def _draw(target: Target, n: int, draws: Draws | None = None) -> Tensor:
     if not isinstance(target, Tensor):
         return target(n)
-    return batch(target, n)
+    return batch(target, n, draws)
 
 
-def batch(pool: Tensor, n: int) -> Tensor:
+def batch(pool: Tensor, n: int, draws: Draws | None = None) -> Tensor:
     """n rows of a pool [N, D], drawn with replacement; the pool itself where n is not smaller than it."""
     if n >= len(pool):
         return pool
+    if draws is not None:
+        return pool[draws.indices(n, len(pool), pool.device)]
     return pool[torch.randint(len(pool), (n,), device=pool.device)]

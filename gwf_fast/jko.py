@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gwf_fast import engine as engines
+from gwf_fast import fused_engine  # noqa: F401 - enters itself among the engines
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import Functional, batch
 from gwf_fast.nn import MLP
@@ -46,7 +47,8 @@ class JKOFlow:
         critic: The same for the critic [M, D] -> [M, 1]; its raw output, see ``gwf_fast.functional``.
         training: Hyperparameters of the inner problem.
         seed: Seed of everything random in the flow; torch's global generator is left as it was.
-        engine: Which engine solves a step; None picks.
+        engine: What solves a step: "fused", compiled loops for ``gwf_fast.nn.MLP`` networks and KL or f-divergences on
+            the CPU; "torch", which takes everything; None for the first that can. Both draw the same minibatches.
 
     Raises:
         ValueError: If a scheme, parametrisation or engine is not available, or an argument is out of range.
@@ -249,7 +251,8 @@ class JKOFlow:
     def _optimizer(self, module: nn.Module, lr: float, carried: dict[str, Any] | None) -> torch.optim.Optimizer:
         parameters = [p for p in module.parameters() if p.requires_grad]
         # fused: one call for all parameters, CPUs included
-        optimizer = torch.optim.Adam(parameters, lr=lr, betas=self.training.betas, fused=True)
+        decay = self.training.weight_decay
+        optimizer = torch.optim.AdamW(parameters, lr=lr, betas=self.training.betas, weight_decay=decay, fused=True)
         if carried is not None:
             optimizer.load_state_dict(copy.deepcopy(carried))
         for group in optimizer.param_groups:
@@ -287,6 +290,10 @@ class JKOFlow:
             raise ValueError(f"x0: expected floating-point samples, N > 0; got {particles.dtype}, N = {len(particles)}")
         if not particles.isfinite().all():
             raise ValueError("x0: contains NaN or infinity")
+        if self.training.batch_size > len(particles):
+            raise ValueError(
+                f"batch_size: {self.training.batch_size} is larger than the pool of {len(particles)} particles"
+            )
 
 
 def default_map(dim: int) -> MLP:

@@ -73,7 +73,11 @@ class Gaussian:
     def sample(self, n: int) -> Tensor:
         """n independent samples, [n, D]."""
         noise = torch.randn(n, len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
-        return self.mean + noise @ self._scale.T
+        return self.colour(noise)
+
+    def colour(self, w: Tensor) -> Tensor:
+        """The inverse of :meth:`whiten`."""
+        return self.mean + w @ self._scale.T
 
 
 @dataclass(frozen=True, eq=False)

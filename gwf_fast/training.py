@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 
 SCHEDULES = ("constant", "cosine")
+CHECK_EVERY = 50
+"""Iterations between two looks at the loss, which each wait for the device."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class Training:
         lr_schedule: Within a JKO step, "constant" or "cosine" (down to zero at its end).
         betas: Adam's decay rates, for both.
         gradient_clip: Largest norm of a gradient, for both; None for no clipping.
+        weight_decay: Of AdamW (Loshchilov and Hutter, 2019), for both.
+        ema: Decay of a moving average of the map's parameters over its descents, which becomes the map of the step;
+            None for the parameters themselves.
+        patience: A step ends early when the mean loss of the map over ``CHECK_EVERY`` iterations has not fallen for
+            this many iterations; None for never.
         warm_start: Whether a map starts from the map of the step before (Fan), or from a new one, as a residual network
             the identity. The critic always goes on from the step before.
         pool_size: Particles that a flow keeps where ``x0`` is a callable.
@@ -36,20 +43,31 @@ class Training:
     lr_schedule: str = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float | None = None
+    weight_decay: float = 0.0
+    ema: float | None = None
+    patience: int | None = None
     warm_start: bool = True
     pool_size: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "iterations", "critic_steps", "map_steps", "pool_size"):
+        for name in ("batch_size", "iterations", "critic_steps", "map_steps", "pool_size", "patience"):
             value = getattr(self, name)
+            if value is None and name == "patience":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}")
         for name in ("lr", "critic_lr", "gradient_clip"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema: expected a number in (0, 1), got {self.ema!r}")
         if self.lr_schedule not in SCHEDULES:
             raise ValueError(f"lr_schedule: expected one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas!r}")
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON knows lists only
 
     def rate(self, iteration: int) -> float:

@@ -156,9 +156,9 @@ def test_a_diverging_run_keeps_its_last_checkpoint(tmp_path):
 
 
 def test_an_occupied_folder_is_refused(tmp_path):
-    make_flow().run(torch.randn(9, 2), 1, progress=False, checkpoint=tmp_path)
+    make_flow().run(torch.randn(20, 2), 1, progress=False, checkpoint=tmp_path)
     with pytest.raises(FileExistsError, match="holds another run"):
-        make_flow().run(torch.randn(9, 2), 1, progress=False, checkpoint=tmp_path)
+        make_flow().run(torch.randn(20, 2), 1, progress=False, checkpoint=tmp_path)
 
 
 def test_what_is_code_must_be_given_again(tmp_path):
@@ -177,7 +177,7 @@ def test_what_is_code_must_be_given_again(tmp_path):
 def test_unreadable_checkpoints(tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint\.json"):
         JKOFlow.resume(tmp_path)
-    make_flow().run(torch.randn(9, 2), 1, progress=False, checkpoint=tmp_path)
+    make_flow().run(torch.randn(20, 2), 1, progress=False, checkpoint=tmp_path)
     (state,) = tmp_path.glob("state-*")
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(ValueError, match="can't read"):

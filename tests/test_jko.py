@@ -75,7 +75,9 @@ def exact_mean(a: float, k: int) -> torch.Tensor:
 def test_potential_flow_is_the_proximal_map():
     """F = E |x - eta|^2 / 2: every particle moves to (x + a eta) / (1 + a)."""
     a, x0 = 0.5, standard_cloud(512)
-    flow = spherical_flow(Potential(lambda x: (x - ETA).square().sum(-1) / 2), a, iterations=400, lr=0.1)
+    flow = spherical_flow(
+        Potential(lambda x: (x - ETA).square().sum(-1) / 2), a, iterations=400, lr=0.1, batch_size=512
+    )
     result = flow.run(x0, 2, progress=False)
     exact = x0
     for _ in range(2):
@@ -177,7 +179,7 @@ def test_push_trajectory_and_sample():
 def test_float64_and_template_modules():
     template = nn.Sequential(nn.Linear(2, 2))
     flow = JKOFlow(Potential(lambda x: x.square().sum(-1)), 2, 0.5, map=template, training=QUICK)
-    result = flow.run(torch.randn(20, 2, dtype=torch.float64), 2, progress=False)
+    result = flow.run(torch.randn(70, 2, dtype=torch.float64), 2, progress=False)
     assert result.particles.dtype == torch.float64
     assert not torch.equal(result.maps[0][0].weight.float(), template[0].weight)
     assert all(isinstance(m, nn.Sequential) for m in result.maps)
@@ -240,7 +242,7 @@ def test_mlp_is_its_sequential_twin():
     [
         (lambda f: JKOFlow(f, 2, 0.5, scheme="crank_nicolson"), "scheme: 'crank_nicolson' is not available.*: jko"),
         (lambda f: JKOFlow(f, 2, 0.5, parametrization="generator"), "parametrization: 'generator'.*: composition"),
-        (lambda f: JKOFlow(f, 2, 0.5, engine="fused"), "engine: unknown 'fused', available: torch"),
+        (lambda f: JKOFlow(f, 2, 0.5, engine="swift"), "engine: unknown 'swift', available: fused, torch"),
         (lambda f: JKOFlow(f, 0, 0.5), "dim: "),
         (lambda f: JKOFlow(f, 2, -0.5), "step_size: "),
         (lambda f: JKOFlow(f, 2, math.nan), "step_size: "),
@@ -283,4 +285,4 @@ def test_an_engine_that_refuses_gives_its_reason(monkeypatch):
     functional = Potential(lambda x: x.square().sum(-1))
     with pytest.raises(ValueError, match="picky: takes no Potential"):
         JKOFlow(functional, 2, 0.5, engine="picky")
-    JKOFlow(functional, 2, 0.5, engine="torch", training=QUICK).run(torch.randn(8, 2), 1, progress=False)
+    JKOFlow(functional, 2, 0.5, engine="torch", training=QUICK).run(torch.randn(64, 2), 1, progress=False)

@@ -1,0 +1,11 @@
+#define GWF_ISA avx512
+#include "../primal_dual_entry.h"
+
+namespace gwf {
+extern const PrimalDualBackend primal_dual_avx512 = {"avx512",
+                                                     avx512::make_primal_dual<float>,
+                                                     avx512::make_primal_dual<double>,
+                                                     avx512::philox_indices,
+                                                     avx512::philox_normals<float>,
+                                                     avx512::philox_normals<double>};
+}

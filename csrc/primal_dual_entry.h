@@ -1,0 +1,301 @@
+// The loop itself: minibatches, critic ascents, map descents. Nothing is allocated once it has begun.
+#pragma once
+#include <omp.h>
+
+#include "philox.h"
+#include "primal_dual_density.h"
+
+namespace gwf::GWF_ISA {
+
+inline constexpr int64_t tile_budget = 384 * 1024;  // bytes of activations, which stay in the L2 cache
+inline constexpr int64_t chunks_at_most = 8;        // of rows, each with gradient sums of its own
+inline constexpr uint32_t particle_stream = 0, target_stream = 1;
+
+template <class T> class PrimalDualLoop final : public PrimalDual {
+  public:
+    explicit PrimalDualLoop(const PrimalDualProblem<T>& problem)
+        : p_(problem),
+          stride_(row_stride<T>(problem.dim)),
+          map_(problem.map),
+          critic_(problem.critic),
+          density_(problem.density, problem.dim),
+          x_(problem.batch * stride_),
+          y_(problem.batch * stride_),
+          z_(problem.target_batch * stride_),
+          flat_(std::max(problem.batch, problem.target_batch) * problem.dim),
+          scores_(problem.density.kind == DensityKind::callback ? problem.batch * problem.dim : 0),
+          indices_(std::max(problem.batch, problem.target_batch)) {
+        if (p_.mean) whitening_ = std::make_unique<Whitening<T>>(p_.mean, p_.whitening, p_.dim);
+        plan();
+    }
+
+    PrimalDualReport run(int64_t first, int64_t count, int threads, const std::function<bool()>& interrupted) override {
+        PrimalDualReport report;
+        threads_ = std::max(1, std::min<int>(threads, int(chunks_at_most)));
+        reserve_threads();
+        const FlushDenormals flush;
+        for (int64_t iteration = first; iteration < first + count; iteration++) {
+            draw(iteration);
+            const double rate = p_.schedule[iteration];
+            if (p_.critic_steps) map_batch();
+            for (int64_t i = 0; i < p_.critic_steps; i++) {
+                report.critic_loss = critic_gradient();
+                critic_.update(critic_sums_, critic_.rate() * rate, critic_adam());
+            }
+            for (int64_t i = 0; i < p_.map_steps; i++) {
+                report.map_loss = map_gradient();
+                map_.update(map_sums_, map_.rate() * rate, p_.adam);
+            }
+            report.iterations++;
+            report.mean_map_loss += (report.map_loss - report.mean_map_loss) / double(report.iterations);
+            if (!std::isfinite(report.map_loss) || !std::isfinite(report.critic_loss) || interrupted()) break;
+        }
+        return report;
+    }
+
+    void write_back() override {
+        map_.write_back(p_.adam.average > 0);
+        critic_.write_back(false);
+    }
+
+  private:
+    struct Chunk {
+        bool of_target;
+        int64_t begin, end;
+    };
+
+    struct Worker {  // buffers of one thread
+        AlignedArray<T> memory;
+        NetworkBuffers<T> map, critic;
+        T *y, *w, *u, *g, *values, *cotangents, *scratch;
+    };
+
+    AdamSettings critic_adam() const {
+        AdamSettings settings = p_.adam;
+        settings.average = 0;
+        return settings;
+    }
+
+    static int64_t row_bytes(const TrainedNetwork<T>& net) {
+        int64_t sum = 0;
+        for (const auto& layer : net.layers) sum += 2 * layer.out_stride;
+        return sum * int64_t(sizeof(T));
+    }
+
+    // Tiles and chunks follow from the sizes alone, so that the sums do not depend on the threads.
+    void plan() {
+        const int64_t bytes = row_bytes(map_) + row_bytes(critic_);
+        const int64_t largest = std::clamp<int64_t>(tile_budget / bytes / 12 * 12, 48, 144);
+        auto split = [&](int64_t rows, bool of_target, std::vector<Chunk>& chunks) {
+            const int64_t tiles = (rows + largest - 1) / largest;
+            const int64_t tile = ((rows + tiles - 1) / tiles + 3) / 4 * 4;
+            tile_rows_ = std::max(tile_rows_, tile);
+            const int64_t parts = std::clamp<int64_t>(tiles / 2, 1, chunks_at_most / 2);
+            const int64_t size = (tiles + parts - 1) / parts * tile;
+            for (int64_t r = 0; r < rows; r += size) chunks.push_back({of_target, r, std::min(rows, r + size)});
+        };
+        split(p_.batch, false, map_chunks_);
+        critic_chunks_ = map_chunks_;
+        split(p_.target_batch, true, critic_chunks_);
+        sums_memory_ =
+            AlignedArray<T>(int64_t(map_chunks_.size()) * map_.size + int64_t(critic_chunks_.size()) * critic_.size);
+        T* next = sums_memory_.data();
+        for (size_t c = 0; c < map_chunks_.size(); c++) map_sums_.push_back(std::exchange(next, next + map_.size));
+        for (size_t c = 0; c < critic_chunks_.size(); c++)
+            critic_sums_.push_back(std::exchange(next, next + critic_.size));
+        totals_.resize(critic_chunks_.size());
+    }
+
+    void reserve_threads() {
+        while (int(workers_.size()) < threads_) {
+            auto worker = std::make_unique<Worker>();
+            const int64_t rows = tile_rows_, row = Arena<T>::rounded(rows * stride_),
+                          line = padded_to_lanes<T>(rows) + 16;
+            worker->memory =
+                AlignedArray<T>(NetworkBuffers<T>::size(map_, rows) + NetworkBuffers<T>::size(critic_, rows) + 4 * row +
+                                2 * Arena<T>::rounded(line) + density_.scratch(rows) + 64);
+            T* next = worker->memory.data();
+            worker->map.take(map_, rows, next);
+            worker->critic.take(critic_, rows, next);
+            for (T** buffer : {&worker->y, &worker->w, &worker->u, &worker->g})
+                *buffer = std::exchange(next, next + row);
+            worker->values = std::exchange(next, next + Arena<T>::rounded(line));
+            worker->cotangents = std::exchange(next, next + Arena<T>::rounded(line));
+            worker->scratch = next;
+            workers_.push_back(std::move(worker));
+        }
+    }
+
+    // body(worker, chunk, its number) for all chunks
+    template <class Body> void each_chunk(const std::vector<Chunk>& chunks, Body&& body) {
+        const int64_t count = int64_t(chunks.size());
+        if (threads_ == 1) {
+            for (int64_t c = 0; c < count; c++) body(*workers_[0], chunks[size_t(c)], size_t(c));
+            return;
+        }
+#pragma omp parallel num_threads(threads_)
+        {
+            const FlushDenormals flush;
+            Worker& worker = *workers_[size_t(omp_get_thread_num())];
+#pragma omp for schedule(dynamic)
+            for (int64_t c = 0; c < count; c++) body(worker, chunks[size_t(c)], size_t(c));
+        }
+    }
+
+    template <class Body> void each_tile(const Chunk& chunk, Body&& body) const {
+        for (int64_t r = chunk.begin; r < chunk.end; r += tile_rows_) body(r, std::min(tile_rows_, chunk.end - r));
+    }
+
+    void spread(const T* from, int64_t rows, T* to) const {
+        for (int64_t r = 0; r < rows; r++) std::copy_n(from + r * p_.dim, p_.dim, to + r * stride_);
+    }
+
+    void gather(const T* pool, int64_t rows, T* to) const {
+        for (int64_t r = 0; r < rows; r++) std::copy_n(pool + indices_[size_t(r)] * p_.dim, p_.dim, to + r * stride_);
+    }
+
+    void draw(int64_t iteration) {
+        const auto i = uint32_t(iteration);
+        if (p_.whole_pool) {
+            spread(p_.pool, p_.batch, x_.data());
+        } else {
+            philox_indices(p_.seed, i, particle_stream, p_.batch, p_.pool_size, indices_.data());
+            gather(p_.pool, p_.batch, x_.data());
+        }
+        if (p_.target_kind == TargetKind::samples) {
+            philox_indices(p_.seed, i, target_stream, p_.target_batch, p_.target_size, indices_.data());
+            gather(p_.target, p_.target_batch, z_.data());
+            return;
+        }
+        if (p_.target_kind == TargetKind::normal)
+            philox_normals(p_.seed, i, target_stream, p_.target_batch * p_.dim, flat_.data());
+        if (p_.target_kind == TargetKind::callback) p_.draw_target(iteration, flat_.data());
+        spread(p_.target_kind == TargetKind::whole ? p_.target : flat_.data(), p_.target_batch, z_.data());
+    }
+
+    // y_: what the critic sees of T(x)
+    void map_batch() {
+        each_chunk(map_chunks_, [&](Worker& worker, const Chunk& chunk, size_t) {
+            each_tile(chunk, [&](int64_t r, int64_t rows) {
+                T* y = y_.data() + r * stride_;
+                MapPass<T>{map_, worker.map}.forward(x_.data() + r * stride_, rows, whitening_ ? worker.y : y);
+                if (whitening_) whitening_->apply(worker.y, rows, y);
+            });
+        });
+    }
+
+    // Minus the critic's objective; its gradient goes to the sums.
+    double critic_gradient() {
+        each_chunk(critic_chunks_, [&](Worker& worker, const Chunk& chunk, size_t c) {
+            T* sums = critic_sums_[c];
+            std::fill_n(sums, critic_.size, T(0));
+            const double weight = chunk.of_target ? 1.0 / double(p_.target_batch) : -1.0 / double(p_.batch);
+            const T* from = chunk.of_target ? z_.data() : y_.data();
+            double total = 0;
+            const CriticPass<T> critic{critic_, worker.critic, worker.values, worker.cotangents};
+            each_tile(chunk, [&](int64_t r, int64_t rows) {
+                const T* x = from + r * stride_;
+                total += critic.forward(x, rows, chunk.of_target ? p_.of_target : p_.of_model, weight);
+                critic.template backward<true>(x, rows, sums, nullptr);
+            });
+            totals_[c] = weight * total;
+        });
+        return sum_of_totals(critic_chunks_.size());
+    }
+
+    double map_gradient() {
+        if (p_.density.kind == DensityKind::callback) ask_density();
+        each_chunk(map_chunks_, [&](Worker& worker, const Chunk& chunk, size_t c) {
+            std::fill_n(map_sums_[c], map_.size, T(0));
+            double total = 0;
+            each_tile(chunk, [&](int64_t r, int64_t rows) { total += map_tile(worker, r, rows, map_sums_[c]); });
+            totals_[c] = total;
+        });
+        return sum_of_totals(map_chunks_.size()) + (whitening_ ? p_.log_norm : 0) - callback_value_;
+    }
+
+    // Its share of the map's loss, up to what is added above.
+    double map_tile(Worker& worker, int64_t first, int64_t rows, T* sums) {
+        const MapPass<T> map{map_, worker.map};
+        const CriticPass<T> critic{critic_, worker.critic, worker.values, worker.cotangents};
+        const double weight = 1.0 / double(p_.batch);
+        const int64_t count = rows * stride_;
+        const T* x = x_.data() + first * stride_;
+        T *y = worker.y, *g = worker.g, *u = worker.u;
+        map.forward(x, rows, y);
+        const T* seen = y;
+        if (whitening_) {
+            whitening_->apply(y, rows, worker.w);
+            seen = worker.w;
+        }
+        double total = weight * critic.forward(seen, rows, p_.of_model, weight);
+        critic.template backward<false>(seen, rows, nullptr, whitening_ ? u : g);
+        if (whitening_) {  // and log mu, a constant less half the square of w
+            double squares = 0;
+            for (int64_t i = 0; i < count; i += lanes<T>) {
+                const vec<T> w = load(worker.w + i);
+                squares += double(tree_sum<T>(w * w));
+                store(u + i, vec<T>(load(u + i) - w * T(weight)));
+            }
+            total -= weight * squares / 2;
+            std::fill_n(g, count, T(0));
+            whitening_->add_pullback(u, rows, g);
+        }
+        total -= weight * density_.add(y, rows, T(-weight), g, worker.scratch);
+        if (p_.density.kind == DensityKind::callback)
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t d = 0; d < p_.dim; d++)
+                    g[r * stride_ + d] -= T(weight) * scores_.data()[(first + r) * p_.dim + d];
+        const T pull = T(weight / p_.step_size);
+        double moved = 0;
+        for (int64_t r = 0; r < rows; r++) {
+            vec<T> squares{};
+            for (int64_t i = r * stride_; i < (r + 1) * stride_; i += lanes<T>) {
+                const vec<T> step = load(y + i) - load(x + i);
+                squares += step * step;
+                store(g + i, vec<T>(load(g + i) + step * pull));
+            }
+            moved += double(tree_sum<T>(squares));
+        }
+        map.backward(x, g, rows, sums);
+        return total + moved * weight / (2 * p_.step_size);
+    }
+
+    // The user's density sees the whole batch at once.
+    void ask_density() {
+        each_chunk(map_chunks_, [&](Worker& worker, const Chunk& chunk, size_t) {
+            each_tile(chunk, [&](int64_t r, int64_t rows) {
+                MapPass<T>{map_, worker.map}.forward(x_.data() + r * stride_, rows, worker.y);
+                for (int64_t i = 0; i < rows; i++)
+                    std::copy_n(worker.y + i * stride_, p_.dim, flat_.data() + (r + i) * p_.dim);
+            });
+        });
+        callback_value_ = p_.callback_density(flat_.data(), scores_.data()) / double(p_.batch);
+    }
+
+    double sum_of_totals(size_t count) const {
+        double sum = 0;
+        for (size_t c = 0; c < count; c++) sum += totals_[c];
+        return sum;
+    }
+
+    PrimalDualProblem<T> p_;
+    int64_t stride_, tile_rows_ = 0;
+    TrainedNetwork<T> map_, critic_;
+    TileDensity<T> density_;
+    std::unique_ptr<Whitening<T>> whitening_;
+    AlignedArray<T> x_, y_, z_, flat_, scores_, sums_memory_;
+    std::vector<int64_t> indices_;
+    std::vector<Chunk> map_chunks_, critic_chunks_;
+    std::vector<T*> map_sums_, critic_sums_;
+    std::vector<double> totals_;
+    std::vector<std::unique_ptr<Worker>> workers_;
+    int threads_ = 1;
+    double callback_value_ = 0;
+};
+
+template <class T> std::unique_ptr<PrimalDual> make_primal_dual(const PrimalDualProblem<T>& problem) {
+    return std::make_unique<PrimalDualLoop<T>>(problem);
+}
+
+}  // namespace gwf::GWF_ISA

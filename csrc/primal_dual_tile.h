@@ -1,0 +1,212 @@
+// One tile of rows through a network in training and back. Between the passes, buffers.z[l] holds the layer's product,
+// then its cotangent.
+#pragma once
+#include "primal_dual_network.h"
+
+namespace gwf::GWF_ISA {
+
+template <class T> struct NetworkBuffers {  // of one thread; [rows][out_stride] a layer
+    std::vector<T*> z, a;
+
+    static int64_t size(const TrainedNetwork<T>& net, int64_t rows) {
+        int64_t sum = 0;
+        for (const auto& layer : net.layers) sum += 2 * Arena<T>::rounded(rows * layer.out_stride);
+        return sum;
+    }
+    void take(const TrainedNetwork<T>& net, int64_t rows, T*& memory) {
+        auto piece = [&](int64_t count) { return std::exchange(memory, memory + Arena<T>::rounded(count)); };
+        for (const auto& layer : net.layers) {
+            z.push_back(piece(rows * layer.out_stride));
+            a.push_back(piece(rows * layer.out_stride));
+        }
+    }
+};
+
+template <Function f, class T> void apply_function(const T* z, T* a, int64_t count, T p) {
+    for (int64_t i = 0; i < count; i += lanes<T>) store(a + i, evaluate<f>(load(z + i), p).value);
+}
+
+// All layers but the last; x [rows][in_stride]. Returns what the last one is given.
+template <class T>
+const T* forward_hidden(const TrainedNetwork<T>& net, const T* x, int64_t rows, const NetworkBuffers<T>& buffers) {
+    for (size_t l = 0; l + 1 < net.layers.size(); l++) {
+        const auto& layer = net.layers[l];
+        T *z = buffers.z[l], *a = buffers.a[l];
+        const int64_t P = layer.out_stride;
+        if (layer.function == Function::leaky) {
+            LeakyForward<T> epilogue{z, a, P, splat(layer.constant)};
+            multiply_into<false>(epilogue, x, layer.in_stride, layer.parameters.forward, P, layer.in, rows,
+                                 layer.out_padded, layer.parameters.bias);
+        } else {
+            multiply<false>(x, layer.in_stride, layer.parameters.forward, P, layer.in, z, P, rows, layer.out_padded,
+                            layer.parameters.bias);
+            with_function<false>(layer.function, [&](auto f) { apply_function<f()>(z, a, rows * P, layer.constant); });
+        }
+        x = a;
+    }
+    return x;
+}
+
+template <class T>
+void add_weight_gradient(const PackedLayer<T>& layer, const T* a, const T* d, int64_t rows, T* sums) {
+    const int64_t P = layer.out_stride, Q = layer.in_stride;
+    if (layer.lanes_are_outputs)
+        multiply<true>(a, Q, d, P, rows, sums, P, layer.in, layer.out_padded, nullptr, true);
+    else
+        multiply<true>(d, P, a, Q, rows, sums, Q, layer.out, layer.in_padded, nullptr, true);
+}
+
+// z becomes u f'(z), the cotangent of the product; u(r, c) gives that of its function's value.
+template <Function f, bool gradients, class T, class Cotangent>
+void differentiate(const PackedLayer<T>& layer, T* z, int64_t rows, T* sums, Cotangent&& u) {
+    const bool slope = f == Function::leaky && gradients && layer.learned_slope;
+    const T p = layer.constant;
+    for (int64_t c = 0; c < layer.out_padded; c += lanes<T>) {
+        vec<T> bias_sum{}, slope_sum{};
+        for (int64_t r = 0; r < rows; r++) {
+            T* at = z + r * layer.out_stride + c;
+            const vec<T> v = load(at), g = u(r, c), d = g * evaluate<f>(v, p).first;
+            if (slope) slope_sum += v > vec<T>{} ? vec<T>{} : vec<T>(g * v);
+            bias_sum += d;
+            store(at, d);
+        }
+        if (!gradients) continue;
+        const GradientSums<T> to = layer.sums(sums);
+        store(to.bias + c, vec<T>(load(to.bias + c) + bias_sum));
+        if (slope) store(to.slope, vec<T>(load(to.slope) + slope_sum));
+    }
+}
+
+// From the cotangent d of layer l's product down to the first layer; dx [rows][in_stride] where it is wanted.
+template <bool gradients, class T>
+void backward_from(const TrainedNetwork<T>& net, size_t top, const T* d, const T* x, int64_t rows,
+                   const NetworkBuffers<T>& buffers, T* sums, std::type_identity_t<T>* dx) {
+    for (size_t l = top + 1; l-- > 0;) {
+        const auto& layer = net.layers[l];
+        const int64_t P = layer.out_stride, Q = layer.in_stride;
+        if (gradients) add_weight_gradient(layer, l ? buffers.a[l - 1] : x, d, rows, layer.sums(sums).weight);
+        if (l == 0) {
+            if (dx) multiply<false>(d, P, layer.parameters.backward, Q, layer.out, dx, Q, rows, layer.in_padded);
+            return;
+        }
+        const auto& below = net.layers[l - 1];
+        T *z = buffers.z[l - 1], *u = buffers.a[l - 1];  // u: the activations are not needed again
+        if (below.function == Function::leaky) {
+            const GradientSums<T> to = gradients ? below.sums(sums) : GradientSums<T>{};
+            LeakyBackward<T, gradients> epilogue{z, Q, splat(below.constant), to.bias, vec<T>{}};
+            multiply_into<false>(epilogue, d, P, layer.parameters.backward, Q, layer.out, rows, layer.in_padded);
+            if (gradients && below.learned_slope) store(to.slope, vec<T>(load(to.slope) + epilogue.slope_sum));
+        } else {
+            multiply<false>(d, P, layer.parameters.backward, Q, layer.out, u, Q, rows, layer.in_padded);
+            with_function<false>(below.function, [&](auto f) {
+                differentiate<f(), gradients>(below, z, rows, sums,
+                                              [&](int64_t r, int64_t c) { return load(u + r * Q + c); });
+            });
+        }
+        d = z;
+    }
+}
+
+template <class T> GWF_INLINE T tree_sum(vec<T> v) {  // in registers
+#pragma GCC unroll 4
+    for (int width = lanes<T> / 2; width > 0; width /= 2) {
+        bits<T> order;
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes<T>; i++) order[i] = (i + width) % lanes<T>;
+        v += __builtin_shuffle(v, order);
+    }
+    return v[0];
+}
+
+// A critic: one output a row.
+template <class T> struct CriticPass {
+    const TrainedNetwork<T>& net;
+    const NetworkBuffers<T>& buffers;
+    T *values, *cotangents;  // [rows, to whole vectors]
+
+    // Sum of f over the outputs; the cotangents become weight f'.
+    double forward(const T* x, int64_t rows, Elementwise f, double weight) const {
+        const auto& layer = net.layers.back();
+        const T *a = forward_hidden(net, x, rows, buffers), *w = layer.parameters.backward;  // [1][in_stride]
+        for (int64_t r = 0; r < rows; r++) {
+            vec<T> sum{};
+            for (int64_t c = 0; c < layer.in_padded; c += lanes<T>)
+                sum += load(a + r * layer.in_stride + c) * load(w + c);
+            values[r] = tree_sum<T>(sum) + layer.parameters.bias[0];
+        }
+        std::fill(values + rows, values + padded_to_lanes<T>(rows), T(0));
+        double total = 0;
+        with_function(f.function, [&](auto function) {
+            for (int64_t r = 0; r < rows; r += lanes<T>) {
+                const auto jet = evaluate<function()>(load(values + r), T(f.constant));
+                store(values + r, jet.value);
+                store(cotangents + r, vec<T>(jet.first * T(weight)));
+            }
+        });
+        for (int64_t r = 0; r < rows; r++) total += double(values[r]);
+        return total;
+    }
+
+    template <bool gradients> void backward(const T* x, int64_t rows, T* sums, T* dx) const {
+        const size_t last = net.layers.size() - 1;
+        const auto& layer = net.layers[last];
+        const T *w = layer.parameters.backward, *d = cotangents;
+        const int64_t Q = layer.in_stride;
+        if (gradients) {
+            const GradientSums<T> to = layer.sums(sums);
+            const T* a = last ? buffers.a[last - 1] : x;
+            for (int64_t c = 0; c < layer.in_padded; c += lanes<T>) {
+                vec<T> sum{};
+                for (int64_t r = 0; r < rows; r++) sum += splat(d[r]) * load(a + r * Q + c);
+                store(to.weight + c, vec<T>(load(to.weight + c) + sum));
+            }
+            T sum = 0;
+            for (int64_t r = 0; r < rows; r++) sum += d[r];
+            to.bias[0] += sum;
+        }
+        auto cotangent = [&](int64_t r, int64_t c) { return vec<T>(splat(d[r]) * load(w + c)); };
+        if (last) {
+            with_function<false>(net.layers[last - 1].function, [&](auto f) {
+                differentiate<f(), gradients>(net.layers[last - 1], buffers.z[last - 1], rows, sums, cotangent);
+            });
+            backward_from<gradients>(net, last - 1, buffers.z[last - 1], x, rows, buffers, sums, dx);
+        } else if (dx) {
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t c = 0; c < layer.in_padded; c += lanes<T>) store(dx + r * Q + c, cotangent(r, c));
+        }
+    }
+};
+
+// A map: as many outputs as inputs.
+template <class T> struct MapPass {
+    const TrainedNetwork<T>& net;
+    const NetworkBuffers<T>& buffers;
+
+    // y [rows][in_stride] = T(x)
+    void forward(const T* x, int64_t rows, T* y) const {
+        const auto& layer = net.layers.back();
+        const int64_t P = layer.out_stride;
+        const T* a = forward_hidden(net, x, rows, buffers);
+        T* z = buffers.z.back();
+        multiply<false>(a, layer.in_stride, layer.parameters.forward, P, layer.in, z, P, rows, layer.out_padded,
+                        layer.parameters.bias);
+        with_function<false>(layer.function, [&](auto f) { apply_function<f()>(z, y, rows * P, layer.constant); });
+        // f(0) may be anything, and the padding must stay zero
+        for (int64_t r = 0; r < rows; r++) std::fill(y + r * P + layer.out, y + (r + 1) * P, T(0));
+        if (net.residual())
+            for (int64_t i = 0; i < rows * P; i += lanes<T>) store(y + i, vec<T>(load(y + i) + load(x + i)));
+    }
+
+    // g: the cotangent of T(x)
+    void backward(const T* x, const T* g, int64_t rows, T* sums) const {
+        const auto& layer = net.layers.back();
+        T* z = buffers.z.back();
+        with_function<false>(layer.function, [&](auto f) {
+            differentiate<f(), true>(layer, z, rows, sums,
+                                     [&](int64_t r, int64_t c) { return load(g + r * layer.out_stride + c); });
+        });
+        backward_from<true>(net, net.layers.size() - 1, z, x, rows, buffers, sums, nullptr);
+    }
+};
+
+}  // namespace gwf::GWF_ISA

@@ -1,0 +1,222 @@
+"""The fused inner loop of a JKO step on the CPU, and the counter-based draws that it shares with the other engines.
+
+No checks: contiguous tensors of one dtype, float32 or float64. The loop keeps them alive, and works on copies of its
+own until :meth:`PrimalDual.write_back`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cpp import _cpu
+from .mlp import MLPSpec
+from .mlp_cpp import _address, _addresses, _function
+
+Elementwise = tuple[str, float]
+
+TARGET_KINDS = ("whole", "samples", "normal", "callback")
+DENSITY_KINDS = ("none", "gaussian", "mixture", "logistic", "callback")
+
+
+def philox_indices(seed: int, iteration: int, stream: int, n: int, bound: int) -> Tensor:
+    """n integers in 0 .. bound - 1, [n] int64."""
+    out = torch.empty(n, dtype=torch.int64)
+    _cpu.philox_indices(seed, iteration, stream, n, bound, out.data_ptr())
+    return out
+
+
+def philox_normals(seed: int, iteration: int, stream: int, n: int, d: int, dtype: torch.dtype) -> Tensor:
+    """Standard normals [n, d]; from 32 bits each, in either precision."""
+    out = torch.empty((n, d), dtype=dtype)
+    _cpu.philox_normals(dtype is torch.float64, seed, iteration, stream, n * d, out.data_ptr())
+    return out
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in training.
+
+    Attributes:
+        spec: Its shape.
+        parameters: Weight, bias and, where learned, slope of each layer.
+        first_moments, second_moments: Of Adam, likewise.
+        steps: That Adam has done.
+        rate: Learning rate.
+    """
+
+    spec: MLPSpec
+    parameters: Sequence[Tensor]
+    first_moments: Sequence[Tensor]
+    second_moments: Sequence[Tensor]
+    steps: int
+    rate: float
+
+    def problem(self) -> dict[str, Any]:
+        """As the compiled module takes it."""
+        return {
+            "sizes": self.spec.sizes,
+            "functions": [_function(name) for name in self.spec.functions],
+            "constants": self.spec.constants,
+            "learned": self.spec.learned,
+            "residual": self.spec.residual,
+            "parameters": _addresses(self.parameters),
+            "first_moments": _addresses(self.first_moments),
+            "second_moments": _addresses(self.second_moments),
+            "steps": self.steps,
+            "rate": self.rate,
+        }
+
+
+@dataclass(frozen=True)
+class Density:
+    """log Q up to a constant.
+
+    Attributes:
+        kind: One of ``DENSITY_KINDS``.
+        points: gaussian: mean [D]; mixture: means [K, D]; logistic: labels times features [S, D - 1].
+        matrix: gaussian: inverse of the Cholesky factor, [D, D].
+        precision: mixture: 1 / s^2, [K].
+        log_weights: mixture: log of weight over normalisation, [K].
+        rate: gaussian: log of its normalisation; logistic: of the Gamma prior.
+        evaluate: callback: x [N, D] to log Q [N] and its gradient [N, D].
+    """
+
+    kind: str = "none"
+    points: Tensor | None = None
+    matrix: Tensor | None = None
+    precision: Tensor | None = None
+    log_weights: Tensor | None = None
+    rate: float = 0.0
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def problem(self) -> dict[str, Any]:
+        """As the compiled module takes it."""
+        return {
+            "kind": DENSITY_KINDS.index(self.kind),
+            "count": 0 if self.points is None else len(self.points),
+            "points": _address(self.points),
+            "matrix": _address(self.matrix),
+            "precision": _address(self.precision),
+            "log_weights": _address(self.log_weights),
+            "rate": self.rate,
+        }
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What ``csrc/primal_dual.h`` is told; see there.
+
+    Attributes:
+        pool: Samples of P_k, [N, D].
+        batch_size: M, at most N; the pool itself where equal.
+        target_kind: One of ``TARGET_KINDS``.
+        target: Samples of Q, for "whole" and "samples".
+        target_batch: Samples of Gamma an iteration.
+        draw_target: callback: the samples of an iteration.
+        of_model, of_target: A and B, names of ``csrc/mlp.h`` with their constants.
+        whitening: Mean [D], inverse of the Cholesky factor [D, D], log of the normalisation of mu; None without mu.
+        density: log Q where it enters.
+        map, critic: The networks.
+        step_size: a.
+        critic_steps, map_steps: J2, J3.
+        schedule: Factor on the rates, [J1] float64.
+        adam: beta_1, beta_2, epsilon, weight decay, clip, average.
+        seed: Of the draws.
+    """
+
+    pool: Tensor
+    batch_size: int
+    target_kind: str
+    target: Tensor | None
+    target_batch: int
+    draw_target: Callable[[], Tensor] | None
+    of_model: Elementwise
+    of_target: Elementwise
+    whitening: tuple[Tensor, Tensor, float] | None
+    density: Density
+    map: Trained
+    critic: Trained
+    step_size: float
+    critic_steps: int
+    map_steps: int
+    schedule: Tensor
+    adam: tuple[float, float, float, float, float, float]
+    seed: int
+
+
+class PrimalDual:
+    """The loop.
+
+    Args:
+        problem: What to solve. Its tensors are kept alive.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        p = problem
+        mean, whitening, log_norm = p.whitening or (None, None, 0.0)
+        self._loop = _cpu.PrimalDual(
+            p.pool.dtype is torch.float64,
+            {
+                "dim": p.pool.shape[1],
+                "batch": p.batch_size,
+                "critic_steps": p.critic_steps,
+                "map_steps": p.map_steps,
+                "step_size": p.step_size,
+                "pool": p.pool.data_ptr(),
+                "pool_size": len(p.pool),
+                "whole_pool": p.batch_size == len(p.pool),
+                "target_kind": TARGET_KINDS.index(p.target_kind),
+                "target": _address(p.target),
+                "target_size": 0 if p.target is None else len(p.target),
+                "target_batch": p.target_batch,
+                "of_model": (_function(p.of_model[0]), p.of_model[1]),
+                "of_target": (_function(p.of_target[0]), p.of_target[1]),
+                "mean": _address(mean),
+                "whitening": _address(whitening),
+                "log_norm": log_norm,
+                "density": p.density.problem(),
+                "map": p.map.problem(),
+                "critic": p.critic.problem(),
+                "adam": p.adam,
+                "schedule": p.schedule.data_ptr(),
+                "seed": p.seed,
+                "draw_target": None if p.draw_target is None else self._draw_target,
+                "log_density": None if p.density.evaluate is None else self._log_density,
+            },
+        )
+
+    def run(self, first: int, count: int, threads: int) -> dict[str, float]:
+        """Iterations first .. first + count - 1; fewer where a loss is not finite.
+
+        Returns:
+            ``iterations`` done, ``map_loss`` and ``critic_loss`` of the last update, ``mean_map_loss`` over them.
+        """
+        return self._loop.run(first, count, threads)
+
+    def write_back(self) -> None:
+        """Write parameters and moments to the tensors they came from."""
+        self._loop.write_back()
+
+    def _view(self, address: int, rows: int) -> Tensor:
+        pool = self._problem.pool
+        shape = (rows, pool.shape[1])
+        memory = (ctypes.c_char * (rows * pool.shape[1] * pool.element_size())).from_address(address)
+        return torch.frombuffer(memory, dtype=pool.dtype).view(shape)
+
+    def _draw_target(self, iteration: int, address: int) -> None:
+        assert self._problem.draw_target is not None
+        self._view(address, self._problem.target_batch).copy_(self._problem.draw_target())
+
+    def _log_density(self, x: int, gradient: int) -> float:
+        assert self._problem.density.evaluate is not None
+        rows = self._problem.batch_size
+        value, slope = self._problem.density.evaluate(self._view(x, rows).clone())
+        self._view(gradient, rows).copy_(slope)
+        return value.double().sum().item()

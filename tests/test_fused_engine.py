@@ -1,0 +1,224 @@
+"""The fused engine against the torch one on the same draws, and against closed forms."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gwf_fast.draws import Draws
+from gwf_fast.engine import ENGINES, StepProblem
+from gwf_fast.errors import NonFiniteError
+from gwf_fast.functional import KL, FDivergence, JensenShannon, Potential
+from gwf_fast.jko import JKOFlow
+from gwf_fast.nn import MLP
+from gwf_fast.potentials import BayesianLogisticRegression, Gaussian, GaussianMixture
+from gwf_fast.training import Training
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def solved(engine, functional, dtype, dim=3, training=None, activation="prelu", widths=(16, 16), pool=500):
+    """Parameters and Adam's states of map and critic after one inner problem."""
+    training = training or Training(batch_size=64, iterations=20, critic_steps=3, map_steps=2)
+    torch.manual_seed(0)
+    transport = MLP([dim, *widths, dim], activation, residual=True)
+    critic = MLP([dim, *widths, 1], activation)
+    with torch.no_grad():
+        for p in transport.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    transport, critic = transport.to(dtype), critic.to(dtype)
+    particles = 1.5 * torch.randn(pool, dim, dtype=torch.float64, generator=generator()).to(dtype) + 0.3
+    flow = JKOFlow(functional, dim, 0.5, map=transport, critic=critic, training=training)
+    problem = StepProblem(
+        functional=functional,
+        step_size=0.5,
+        particles=particles,
+        reference=functional.reference(particles),
+        map=transport,
+        critic=critic,
+        map_optimizer=flow._optimizer(transport, training.lr, None),
+        critic_optimizer=flow._optimizer(critic, training.critic_lr or training.lr, None),
+        training=training,
+    )
+    torch.manual_seed(5)
+    ENGINES[engine].solve(problem)
+    state = [
+        optimizer.state[p][slot]
+        for optimizer in (problem.map_optimizer, problem.critic_optimizer)
+        for group in optimizer.param_groups
+        for p in group["params"]
+        for slot in ("step", "exp_avg", "exp_avg_sq")
+    ]
+    return [p.detach() for p in (*transport.parameters(), *critic.parameters())], state
+
+
+def assert_same_path(functional, dtype=torch.float64, bound=1e-9, **options):
+    fused, torch_path = (solved(engine, functional, dtype, **options) for engine in ("fused", "torch"))
+    idle = Training(iterations=1, batch_size=64, lr=1e-30)
+    untrained = solved("torch", functional, dtype, **{**options, "training": idle})
+    assert any(not torch.allclose(a, b, atol=1e-3) for a, b in zip(fused[0], untrained[0], strict=True))
+    for ours, theirs in zip(fused, torch_path, strict=True):
+        ours, theirs = (torch.cat([t.flatten().double() for t in part]) for part in (ours, theirs))
+        assert (ours - theirs).norm() <= bound * theirs.norm()
+
+
+def samples(dim=3, n=300, dtype=torch.float64):
+    return 0.7 * torch.randn(n, dim, dtype=torch.float64, generator=generator(1)).to(dtype) + 0.5
+
+
+DIVERGENCES = [
+    ("kl", None), ("reverse_kl", None), ("js", None), ("pearson", None), ("neyman", None), ("squared_hellinger", None),
+    ("total_variation", None), ("alpha", 1.5), ("alpha", 0.5), ("generalized_entropy", 2.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "parameter"), DIVERGENCES)
+def test_every_divergence_against_the_torch_path(name, parameter):
+    assert_same_path(FDivergence(name, samples(), parameter))
+
+
+def densities():
+    def normals(seed, *shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator(seed))
+
+    mixture = GaussianMixture(normals(2, 5, 3), 0.8, torch.tensor([1.0, 2, 3, 4, 5]))
+    root = normals(3, 3, 3)
+    gaussian = Gaussian(normals(6, 3), root @ root.T + torch.eye(3))
+    logistic = BayesianLogisticRegression(normals(4, 300, 2), normals(5, 300).sign())
+    return {"gaussian": gaussian, "mixture": mixture, "logistic": logistic, "method": mixture.log_density,
+            "function": lambda x: -x.square().sum(-1) / 2}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gaussian", "mixture", "logistic", "method", "function"])
+def test_every_density_against_the_torch_path(name):
+    assert_same_path(KL(densities()[name]))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+@pytest.mark.parametrize("kind", ["samples", "density"])
+def test_the_paths_stay_together_for_200_iterations(dtype, bound, kind):
+    """The size of Fan et al. in two dimensions: M = 100, J2 = 3, J3 = 2."""
+    training = Training(batch_size=100, iterations=200, critic_steps=3, map_steps=2)
+    mixture = GaussianMixture(torch.tensor([[2.0, 0.0], [-2.0, 1.0]], dtype=dtype), 0.7)
+    functional = JensenShannon(samples(2, dtype=dtype)) if kind == "samples" else KL(mixture)
+    assert_same_path(functional, dtype, bound, dim=2, training=training, widths=(16,) * 4)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "silu", "softplus", "tanh", "sigmoid"])
+def test_every_activation_against_the_torch_path(activation):
+    assert_same_path(JensenShannon(samples()), activation=activation, widths=(20, 7))
+
+
+OPTIONS = {
+    "rates": {"critic_lr": 5e-3, "lr_schedule": "cosine", "betas": (0.5, 0.9)},
+    "clip": {"gradient_clip": 0.1},
+    "decay": {"weight_decay": 0.3},
+    "average": {"ema": 0.8},
+    "steps": {"critic_steps": 1, "map_steps": 3},
+    "whole": {"batch_size": 500},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_against_the_torch_path(option):
+    training = Training(**{"batch_size": 64, "iterations": 20, "critic_steps": 2, "map_steps": 2, **OPTIONS[option]})
+    assert_same_path(JensenShannon(samples()), training=training, widths=(20, 7))
+
+
+@pytest.mark.parametrize(("dim", "widths"), [(1, ()), (1, (3,)), (17, (64, 33)), (64, (128, 256))])
+def test_shapes_against_the_torch_path(dim, widths):
+    training = Training(batch_size=301, iterations=4, critic_steps=2, map_steps=2)
+    assert_same_path(KL(Gaussian(torch.ones(dim).double(), torch.eye(dim).double())), dim=dim, widths=widths,
+                     training=training)  # fmt: skip
+
+
+def test_a_target_that_is_a_callable():
+    assert_same_path(JensenShannon(lambda n: torch.randn(n, 3, dtype=torch.float64) + 1))
+
+
+def test_draws_are_uniform_and_normal():
+    draws = Draws(7)
+    counts = torch.bincount(draws.indices(100_000, 10, torch.device("cpu")), minlength=10)
+    assert ((counts - 10_000).abs() < 5 * 10_000**0.5).all()
+    draws.begin(1)
+    x = draws.normals(100_000, torch.zeros(2, dtype=torch.float64))
+    assert x.mean().abs() < 0.01 and (x.T.cov() - torch.eye(2)).abs().max() < 0.02
+    assert abs(x.pow(4).mean().item() - 3) < 0.1
+    draws.begin(1)
+    single = draws.normals(100_000, torch.zeros(2))
+    torch.testing.assert_close(single.double(), x, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(draws.normals(100_000, torch.zeros(2)), single)  # another draw of the iteration
+    assert draws.indices(5, 10_000_019, torch.device("cpu")).max() > 100_000  # not only the first
+
+
+def test_philox_is_the_published_one():
+    """Known answer of Random123 for zero counters and keys: 6627e8d5 e169c58d bc57ac4c 9b00dbd8."""
+    words = (0x6627E8D5, 0xE169C58D)
+    expected = ((words[0] << 32 | words[1]) * (1 << 31)) >> 64
+    assert Draws(0).indices(1, 1 << 31, torch.device("cpu")).item() == expected
+
+
+def flow(functional, **options):
+    training = Training(**{"batch_size": 64, "iterations": 30, **options.pop("training", {})})
+    return JKOFlow(functional, 2, 0.5, engine="fused", training=training, **options)
+
+
+def test_a_critic_that_diverges_is_named_and_the_state_kept():
+    diverging = flow(FDivergence("pearson", samples(2, dtype=torch.float32)), training={"lr": 1e-3, "critic_lr": 1e8})
+    state = diverging.init(torch.randn(100, 2))
+    before = copy.deepcopy(state)
+    with pytest.raises(
+        NonFiniteError, match=r"JKO step 1: iteration \d+: the loss of the critic is .*state after step 0"
+    ):
+        diverging.step(state)
+    for a, b in zip(state.critic.parameters(), before.critic.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bad_densities_are_named():
+    x0 = torch.randn(100, 2)
+    with pytest.raises(NonFiniteError, match=r"JKO step 1: .*log_density gave NaN or infinity at 64 of 64 points"):
+        flow(KL(lambda x: x.sum(-1) * math.nan)).run(x0, 1, progress=False)
+    with pytest.raises(ValueError, match=r"log_density: expected a tensor of shape \[64\]"):
+        flow(KL(lambda x: x)).run(x0, 1, progress=False)
+    with pytest.raises(ValueError, match=r"target: expected samples \[64, 2\] for n = 64, got \[64, 3\]"):
+        flow(JensenShannon(lambda n: torch.randn(n, 3))).run(x0, 1, progress=False)
+    with pytest.raises(ValueError, match="batch_size: 64 is larger than the pool of 63 particles"):
+        flow(KL(lambda x: x.sum(-1))).run(x0[:63], 1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("functional", "options", "reason"),
+    [
+        (Potential(lambda x: x.sum(-1)), {}, "it takes KL and f-divergences, not Potential"),
+        (JensenShannon(torch.ones(9, 2)), {"map": nn.Linear(2, 2)}, "the map is a Linear, not a gwf_fast.nn.MLP"),
+        (JensenShannon(torch.ones(9, 2)), {"critic": MLP([2, 600, 1])}, "the critic is wider than 512"),
+        (
+            JensenShannon(torch.ones(9, 2)),
+            {"critic": MLP([2, 1], output="tanh")},
+            "the critic must have one raw output",
+        ),
+        (JensenShannon(torch.ones(9, 2)), {"map": lambda: MLP([2, 2]).requires_grad_(False)}, "the map has frozen"),
+    ],
+)
+def test_what_it_refuses(functional, options, reason):
+    with pytest.raises(ValueError, match=f"engine: none can take this flow .fused: {reason}"):
+        flow(functional, **options)
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    x0, functional = torch.randn(200, 2), KL(GaussianMixture(torch.tensor([[2.0, 0.0], [-2.0, 1.0]])))
+    whole = flow(functional).run(x0, 3, progress=False)
+    flow(functional).run(x0, 1, progress=False, checkpoint=tmp_path)
+    assert torch.equal(JKOFlow.resume(tmp_path, n_steps=3, progress=False).particles, whole.particles)
+
+
+def test_patience_ends_a_step_early():
+    seen = []
+    patient = flow(KL(lambda x: -x.square().sum(-1) / 2), training={"iterations": 1000, "patience": 50, "lr": 1e-9})
+    patient.step(patient.init(torch.randn(64, 2)), on_iteration=lambda i, loss: seen.append(i))
+    assert seen[-1] < 1000
