@@ -98,14 +98,19 @@ def test_every_density_against_the_torch_path(name):
     assert_same_path(KL(densities()[name]))
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+# In float32 a smooth activation: where a PReLU's input is 0 to rounding, the two paths may fall on either side of its
+# kink, and differ by a derivative from then on (torch's own float32 path differs from its float64 path by 6e-3 here).
+@pytest.mark.parametrize(
+    ("dtype", "bound", "activation"),
+    [(torch.float64, 1e-9, "prelu"), (torch.float64, 1e-9, "silu"), (torch.float32, 1e-3, "silu")],
+)
 @pytest.mark.parametrize("kind", ["samples", "density"])
-def test_the_paths_stay_together_for_200_iterations(dtype, bound, kind):
+def test_the_paths_stay_together_for_200_iterations(dtype, bound, activation, kind):
     """The size of Fan et al. in two dimensions: M = 100, J2 = 3, J3 = 2."""
     training = Training(batch_size=100, iterations=200, critic_steps=3, map_steps=2)
     mixture = GaussianMixture(torch.tensor([[2.0, 0.0], [-2.0, 1.0]], dtype=dtype), 0.7)
     functional = JensenShannon(samples(2, dtype=dtype)) if kind == "samples" else KL(mixture)
-    assert_same_path(functional, dtype, bound, dim=2, training=training, widths=(16,) * 4)
+    assert_same_path(functional, dtype, bound, dim=2, training=training, activation=activation, widths=(16,) * 4)
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "silu", "softplus", "tanh", "sigmoid"])
