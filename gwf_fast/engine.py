@@ -136,7 +136,7 @@ class TorchEngine(Engine):
                 loss = (tx - x).square().sum() * (inverse_2a / len(x))
                 loss = loss + functional.map_objective(problem.critic, tx, z, reference)
                 _descend(problem.map_optimizer, loss, map_parameters, rate, training.gradient_clip)
-                if average:
+                if training.ema is not None:
                     torch._foreach_lerp_(average, [p.detach() for p in map_parameters], 1 - training.ema)
             total = total + loss.detach()
             if (j + 1) % CHECK_EVERY == 0 or j + 1 == training.iterations:
