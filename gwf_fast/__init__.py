@@ -1,6 +1,6 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
 
-from . import nn, potentials
+from . import drift, nn, potentials
 from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
 from .errors import NonFiniteError
 from .fast_summation import AccuracyError
@@ -47,6 +47,7 @@ __all__ = [
     "SquaredMMD",
     "Training",
     "backends",
+    "drift",
     "energy_distance",
     "explain",
     "forward_step",

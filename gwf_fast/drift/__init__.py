@@ -1,0 +1,20 @@
+"""Drifts: velocities of particle flows at x towards samples y; ``x + step * v`` moves towards y.
+
+Each is minus the gradient of a discrepancy's first variation, or what a published method uses in its place
+(MMD flow, Parzen KL, drifting, critics). Shapes: x [*B, N, D], y [*B, M, D], result [*B, N, D].
+"""
+
+from .critics import critic, critic_step
+from .drifting import gmd
+from .kernels import energy, mmd
+from .parzen import f_divergence, parzen_kl
+
+__all__ = [
+    "critic",
+    "critic_step",
+    "energy",
+    "f_divergence",
+    "gmd",
+    "mmd",
+    "parzen_kl",
+]

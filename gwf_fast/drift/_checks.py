@@ -1,0 +1,58 @@
+"""What all drifts ask of their arguments."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import torch
+from torch import Tensor
+
+from .._validation import check_lengths, check_pair
+from ..ops.modes import is_concrete
+
+
+def check_positive(name: str, value: float) -> float:
+    """A positive, finite number."""
+    if isinstance(value, Tensor) and value.ndim == 0:
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    value = float(value)
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return value
+
+
+def check_sets(x: Tensor, y: Tensor, exclude_self: bool, name: str = "y") -> None:
+    """Particles and targets, of which there are some; a particle other than itself where it does not count."""
+    check_pair(x, y, name)
+    if y.shape[-2] == 0 and x.shape[-2]:
+        raise ValueError(f"{name} must have at least one sample, got shape {list(y.shape)}")
+    if exclude_self and x.shape[-2] == 1:
+        raise ValueError(
+            "x must have at least two particles where the pair of a particle with itself is excluded, got shape"
+            f" {list(x.shape)}"
+        )
+
+
+def check_counts(name: str, lengths: Tensor | None, points: Tensor, least: int) -> None:
+    """Ragged lengths in their range, each set with ``least`` members or, where that is allowed, none at all."""
+    if lengths is None:
+        return
+    readable = isinstance(lengths, Tensor) and is_concrete(lengths) and lengths.is_cpu
+    check_lengths(name, lengths, points, readable)
+    if readable and (lengths < least).any():
+        raise ValueError(f"{name} must be at least {least}, got {lengths.tolist()}")
+
+
+def inverse_counts(points: Tensor, lengths: Tensor | None, excluded: int = 0) -> Tensor | float:
+    """1 / (number of points - excluded), a number or [*B, 1, 1]."""
+    if lengths is None:
+        return 1.0 / max(points.shape[-2] - excluded, 1)
+    return (1.0 / (lengths - excluded).clamp(min=1)).to(points.dtype)[..., None, None]
+
+
+def require_grad(*tensors: Tensor | None) -> bool:
+    """Whether a derivative in any of these may be asked for."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

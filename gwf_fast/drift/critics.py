@@ -1,0 +1,101 @@
+"""Flows along the gradient of a critic: of WGAN, MonoFlow (Yi et al. 2023) and VGrow (Gao et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._validation import check_points
+
+# What multiplies grad d. MonoFlow: h'(d), h increasing; VGrow: s(d), of the divergence named, d = log p/q.
+_TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "wgan": lambda d, c: torch.ones_like(d),
+    "log_sigmoid": lambda d, c: (-d).sigmoid(),  # h = log sigma(d): the non-saturating GAN
+    "minimax": lambda d, c: (d + c).sigmoid(),  # h = -log(1 - sigma(d + C))
+    "identity": lambda d, c: torch.ones_like(d),
+    "arcsinh": lambda d, c: (1 + d * d).rsqrt(),
+    "kl": lambda d, c: torch.ones_like(d),
+    "js": lambda d, c: d.sigmoid(),
+    "log_d": lambda d, c: (-d).sigmoid(),
+    "jeffreys": lambda d, c: 1 + d.exp(),
+}
+TRANSFORMS = tuple(_TRANSFORMS)
+"""What ``critic`` knows."""
+
+
+def critic(x: Tensor, critic: Callable[[Tensor], Tensor], *, transform: str = "wgan", shift: float = 0.0) -> Tensor:
+    """h'(d(x)) grad d(x), the flow along a critic d.
+
+    Args:
+        x: Particles [*B, N, D].
+        critic: d, any function [*B, N, D] -> [*B, N] or [*B, N, 1] that torch differentiates, such as a ``nn.MLP``;
+            row i depends on x_i alone. For "wgan" the potential phi, else a logit, log p/q at its best.
+        transform: "wgan" or "identity": 1. MonoFlow's "log_sigmoid": sigma(-d); "minimax": sigma(d + C); "arcsinh":
+            1 / sqrt(1 + d^2). VGrow's "kl": 1; "js": sigma(d); "log_d": sigma(-d); "jeffreys": 1 + e^d.
+        shift: C of "minimax".
+
+    Returns:
+        [*B, N, D], a constant to autograd.
+
+    Raises:
+        ValueError, TypeError: For an unknown transform, or a critic of another shape or without derivative.
+    """
+    weight, gradient = _weight_and_gradient(x, critic, transform, shift)
+    return gradient if weight is None else weight * gradient
+
+
+def critic_step(
+    x: Tensor,
+    critic: Callable[[Tensor], Tensor],
+    step_size: float,
+    *,
+    transform: str = "kl",
+    shift: float = 0.0,
+    bounds: tuple[float, float] | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """clamp(x + eta s(d) grad d): a step of VGrow, with one temporary of the size of x, the gradient itself.
+
+    Args:
+        x: Particles [*B, N, D].
+        critic: d, as in ``critic``.
+        step_size: eta.
+        transform: s, as in ``critic``.
+        shift: C of "minimax".
+        bounds: What coordinates are clamped to; None for no clamping.
+        out: Where to write; ``out=x`` moves the particles in place.
+
+    Returns:
+        [*B, N, D].
+    """
+    if bounds is not None and not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must be (low, high) with low < high, got {bounds}")
+    weight, gradient = _weight_and_gradient(x, critic, transform, shift)
+    with torch.no_grad():
+        if weight is None:
+            moved = torch.add(x.detach(), gradient, alpha=step_size, out=out)
+        else:
+            moved = torch.addcmul(x.detach(), gradient, weight, value=step_size, out=out)
+        return moved if bounds is None else moved.clamp_(*bounds)
+
+
+def _weight_and_gradient(
+    x: Tensor, critic: Callable[[Tensor], Tensor], transform: str, shift: float
+) -> tuple[Tensor | None, Tensor]:  # [*B, N, 1], None for ones; [*B, N, D]
+    if transform not in _TRANSFORMS:
+        raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
+    check_points("x", x)
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        d = critic(at)
+        if not isinstance(d, Tensor) or d.shape not in (x.shape[:-1], (*x.shape[:-1], 1)):
+            got = list(d.shape) if isinstance(d, Tensor) else type(d).__name__
+            raise ValueError(f"critic must give [*B, N] or [*B, N, 1] for x {list(x.shape)}, got {got}")
+        if not d.requires_grad:
+            raise ValueError("critic must depend on x in a way that torch can differentiate")
+        (gradient,) = torch.autograd.grad(d.sum(), at)
+    if transform in ("wgan", "identity", "kl"):
+        return None, gradient
+    return _TRANSFORMS[transform](d.detach().reshape(*x.shape[:-1], 1), shift), gradient

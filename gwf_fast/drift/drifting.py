@@ -1,0 +1,92 @@
+"""Drifting (Deng et al. 2026): Algorithm 2 as published, without the N x M matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..radial import Laplace
+from ._checks import check_counts, check_positive, check_sets
+
+
+def gmd(
+    x: Tensor,
+    y: Tensor,
+    *,
+    temperature: float,
+    negatives: Tensor | None = None,
+    exclude_self: bool | None = None,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    negatives_lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The drift of Algorithm 2 (Deng et al. 2026): affinities normalised over rows and over columns.
+
+    With L = -[|x - y_pos|, |x - y_neg|] / T on the joint set of targets, A = sqrt(softmax_rows(L) softmax_columns(L)):
+    V_i = (sum_neg A_i) (sum_pos A_ij y_j) - (sum_pos A_i) (sum_neg A_ij y_j).
+
+    Nothing of size N x M is stored: a first pass takes the logarithms of the columns' sums, c_j, a second those of
+    the rows, r_i, and the averages with weights e^(L_ij - c_j / 2).
+
+    Args:
+        x: Particles [*B, N, D].
+        y: Positives [*B, P, D].
+        temperature: T > 0, in units of distance.
+        negatives: [*B, Nn, D]; None means the particles themselves.
+        exclude_self: Drop the pair of a particle with itself; None means where the negatives are x itself.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to P.
+        negatives_lengths: Sizes [*B], int64, of ragged negatives; those of x where the negatives are x.
+        backend: None picks; a name asks for one (see ``gwf_fast.backends()``).
+
+    Returns:
+        [*B, N, D].
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other, T is not positive, or no negative is left.
+    """
+    same = negatives is None or negatives is x
+    if negatives is None:
+        negatives = x
+    exclude_self = same if exclude_self is None else bool(exclude_self)
+    if same and negatives_lengths is None:
+        negatives_lengths = x_lengths
+    check_sets(x, y, exclude_self)
+    check_sets(x, negatives, exclude_self, "negatives")
+    kernel = Laplace(check_positive("temperature", temperature))
+    check_counts("x_lengths", x_lengths, x, 1 + exclude_self)
+    check_counts("y_lengths", y_lengths, y, 1)
+    check_counts("negatives_lengths", negatives_lengths, negatives, 1 + exclude_self)
+    if exclude_self and negatives.shape != x.shape:
+        raise ValueError(
+            f"exclude_self=True needs as many negatives as particles, got x {list(x.shape)} and negatives"
+            f" {list(negatives.shape)}"
+        )
+    backend = ops.resolve(backend, x.device, x.dtype)
+    centre = y.detach()[..., :1, :]  # differences of means do not mind where the origin is
+    u, positive = _fold(x - centre), _fold(y - centre)
+    negative = u if negatives is x else _fold(negatives - centre)
+    n, p, m = (None if lengths is None else lengths.flatten() for lengths in (x_lengths, y_lengths, negatives_lengths))
+    rows, logs, means = [], [], []
+    for points, lengths, excluded in ((positive, p, False), (negative, m, exclude_self)):
+        columns = ops.pair_logsumexp(points, u, None, kernel.spec, excluded, lengths, n, backend)  # c_j
+        symmetric = points is u and lengths is n
+        rows.append(
+            columns if symmetric else ops.pair_logsumexp(u, points, None, kernel.spec, excluded, n, lengths, backend)
+        )
+        log_weights = torch.where(columns == -torch.inf, 0.0, -0.5 * columns)  # a column beyond the lengths
+        mean, log = ops.pair_average(u, points, None, log_weights, kernel.spec, excluded, n, lengths, backend)
+        means.append(mean)
+        logs.append(log)
+    strength = (logs[0] + logs[1] - torch.logaddexp(rows[0], rows[1])).exp()  # e^-r_i P Nn
+    velocity = strength[..., None] * (means[0] - means[1])
+    if n is not None:
+        exists = torch.arange(x.shape[-2], device=x.device) < n[:, None]
+        velocity = torch.where(exists[..., None], velocity, 0.0)
+    return velocity.view(x.shape)
+
+
+def _fold(points: Tensor) -> Tensor:  # [*B, N, D] -> [B?, N, D]
+    return points if points.ndim <= 3 else points.flatten(0, -3)

@@ -1,0 +1,86 @@
+"""Flows of kernel discrepancies: squared MMD, energy distance."""
+
+from __future__ import annotations
+
+import numbers
+
+import torch
+from torch import Tensor
+
+from ..pairwise import kernel_gradient
+from ..radial import Kernel, Riesz
+from ._checks import check_counts, check_sets, inverse_counts
+
+
+def mmd(
+    x: Tensor,
+    y: Tensor,
+    *,
+    kernel: Kernel,
+    noise: float = 0.0,
+    exclude_self: bool = False,
+    generator: torch.Generator | None = None,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Minus the gradient of the witness E_q k - E_p k: the Wasserstein flow of MMD^2 / 2 (Arbel et al. 2019).
+
+    Args:
+        x: Particles [*B, N, D], samples of q.
+        y: Targets [*B, M, D], samples of p.
+        kernel: k.
+        noise: Standard deviation b >= 0 of the noise injected (Arbel et al. 2019, section 4): the gradient is taken
+            at x + b u, u ~ N(0, I), while the particles of the witness stay where they are.
+        exclude_self: Average the repulsion over the other N - 1 particles, as the U-statistic does.
+        generator: Source of the noise; None means torch's global one.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+        backend: None picks; a name asks for one (see ``gwf_fast.backends()``).
+
+    Returns:
+        [*B, N, D].
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other, a set is empty, or noise is negative.
+    """
+    check_sets(x, y, exclude_self)
+    check_counts("x_lengths", x_lengths, x, 1 + exclude_self)
+    check_counts("y_lengths", y_lengths, y, 1)
+    if isinstance(noise, bool) or not isinstance(noise, numbers.Real) or not 0 <= noise < float("inf"):
+        raise ValueError(f"noise must be a finite number of at least 0, got {noise!r}")
+    at = x
+    if noise:
+        at = x + noise * torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    options = {"kernel": kernel, "x_lengths": x_lengths, "backend": backend}
+    attraction = kernel_gradient(at, y, y_lengths=y_lengths, **options)
+    repulsion = kernel_gradient(at, x, y_lengths=x_lengths, exclude_self=exclude_self, **options)
+    return attraction * inverse_counts(y, y_lengths) - repulsion * inverse_counts(x, x_lengths, int(exclude_self))
+
+
+def energy(
+    x: Tensor,
+    y: Tensor,
+    *,
+    exponent: float = 1.0,
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The flow of half the (generalised) energy distance, 2 E|x - y|^e - E|x - x'|^e - E|y - y'|^e (Szekely 2003).
+
+    Args:
+        x: Particles [*B, N, D].
+        y: Targets [*B, M, D].
+        exponent: e, 0 < e < 2; 1 is the energy distance. Coincident points exert no force.
+        exclude_self: Average the repulsion over the other N - 1 particles.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+        backend: None picks; a name asks for one (see ``gwf_fast.backends()``).
+
+    Returns:
+        [*B, N, D].
+    """
+    options = {"exclude_self": exclude_self, "x_lengths": x_lengths, "y_lengths": y_lengths, "backend": backend}
+    return mmd(x, y, kernel=Riesz(exponent), **options)  # type: ignore[arg-type]

@@ -1,0 +1,111 @@
+"""Flows of f-divergences between Parzen (Gaussian kernel) estimates of both densities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..discrepancy import parzen_log_density
+from ..pairwise import kernel_average
+from ..radial import Gaussian
+from ._checks import check_counts, check_positive, check_sets
+
+# r f''(r) as a function of log r, r = q_h / p_h: what multiplies the difference of the scores.
+_SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl": torch.ones_like,  # KL(q|p)
+    "reverse_kl": lambda t: (-t).exp(),  # KL(p|q)
+    "pearson": lambda t: 2 * t.exp(),
+    "neyman": lambda t: 2 * (-2 * t).exp(),
+    "js": lambda t: (-t).sigmoid(),
+    "jeffreys": lambda t: 1 + (-t).exp(),
+    "log_d": torch.sigmoid,
+    "squared_hellinger": lambda t: 0.5 * (-0.5 * t).exp(),
+}
+DIVERGENCES = tuple(_SLOPES)
+"""What ``f_divergence`` knows. Convention: the model q first, D_f(q|p) = E_p f(q/p)."""
+
+
+def parzen_kl(
+    x: Tensor,
+    y: Tensor,
+    bandwidth: float,
+    *,
+    exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """grad log p_h - grad log q_h, the flow of KL(q|p) between Parzen estimates: (m_p - m_q) / h^2, m mean shifts.
+
+    Where h is small beside the distances between particles, the particle's own kernel is all of q_h and the
+    repulsion dies; ``exclude_self=True`` leaves it out.
+
+    Args:
+        x: Particles [*B, N, D], samples of q.
+        y: Targets [*B, M, D], samples of p.
+        bandwidth: h > 0.
+        exclude_self: Estimate q_h at x_i from the other particles.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+        backend: None picks; a name asks for one (see ``gwf_fast.backends()``).
+
+    Returns:
+        [*B, N, D].
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other, a set is too small, or h is not positive.
+    """
+    check_sets(x, y, exclude_self)
+    check_counts("x_lengths", x_lengths, x, 1 + exclude_self)
+    check_counts("y_lengths", y_lengths, y, 1)
+    h = check_positive("bandwidth", bandwidth)
+    kernel = Gaussian(h)
+    # Both means are near x; what is left of their difference does not mind where the origin is.
+    centre = y.detach()[..., :1, :]
+    u, v = x - centre, y - centre
+    towards = kernel_average(u, v, kernel=kernel, x_lengths=x_lengths, y_lengths=y_lengths, backend=backend)
+    away = kernel_average(
+        u, u, kernel=kernel, exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=x_lengths, backend=backend
+    )
+    return (towards - away) / h**2
+
+
+def f_divergence(
+    x: Tensor,
+    y: Tensor,
+    bandwidth: float,
+    *,
+    divergence: str,
+    exclude_self: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """-grad f'(q_h / p_h) = r f''(r) (grad log p_h - grad log q_h), r = q_h / p_h, of Parzen estimates.
+
+    The flow of D_f(q|p) = E_p f(q/p) with the densities replaced by their estimates; it is the gradient of the first
+    variation, without the second convolution that the exact flow of D_f(k*q|k*p) has.
+
+    Args:
+        x: Particles [*B, N, D], samples of q.
+        y: Targets [*B, M, D], samples of p.
+        bandwidth: h > 0.
+        divergence: "kl" (of q from p), "reverse_kl", "pearson" (chi-squared), "neyman", "js", "jeffreys" (the sum of
+            both KL), "log_d" (Gao et al. 2019) or "squared_hellinger".
+        exclude_self: Estimate q_h at x_i from the other particles.
+        backend: None picks; a name asks for one (see ``gwf_fast.backends()``).
+
+    Returns:
+        [*B, N, D]; infinite where a factor such as 1/r overflows, far from all targets.
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other, or for an unknown divergence.
+    """
+    if divergence not in _SLOPES:
+        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+    velocity = parzen_kl(x, y, bandwidth, exclude_self=exclude_self, backend=backend)
+    if divergence == "kl":
+        return velocity
+    log_q = parzen_log_density(x, x, bandwidth, exclude_self=exclude_self, backend=backend)
+    log_p = parzen_log_density(x, y, bandwidth, backend=backend)
+    return _SLOPES[divergence](log_q - log_p)[..., None] * velocity
