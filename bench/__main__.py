@@ -39,7 +39,9 @@ def line(record: dict) -> str:
             parts.append(f"{name} {result['ratio']['median']:.3g}x{missed}")
         elif "median" in result:
             spread = f"{result['p20'] * 1e3:.4g} to {result['p80'] * 1e3:.4g}"
-            parts.append(f"{result['median'] * 1e3:9.4g} ms ({spread}), error {result['error']:.1e}")
+            error = "" if result["error"] is None else f", error {result['error']:.1e}"
+            late = " (above limit)" if result["median"] > record.get("limit", float("inf")) else ""
+            parts.append(f"{result['median'] * 1e3:9.4g} ms ({spread}){late}{error}")
     if "pairs_per_second" in record:
         share = f", {record['share_of_floor']:.0%} of the floor" if "share_of_floor" in record else ""
         parts.insert(1, f"{record['pairs_per_second'] / 1e9:.3g} G pairs/s{share}")
@@ -57,7 +59,7 @@ def main() -> None:
         os.environ["GWF_FAST_ISA"] = options.isa  # before gwf_fast._cpu is loaded
     import torch
 
-    from bench import discrepancies, memory, networks, overhead, reductions  # noqa: F401  (they register their cases)
+    from bench import discrepancies, memory, networks, overhead, primal_dual, reductions  # noqa: F401  (they register their cases)
     from bench.environment import environment
     from bench.measure import run
     from bench.plot import time_against_n

@@ -129,9 +129,9 @@ def kl_objective(critic: Callable[[Tensor], Tensor], x: Tensor, z: Tensor) -> Te
     return critic(x).mean() - (critic(z) - 1).exp().mean()
 
 
-def updating(size: Size, moved: Callable, objective: Callable) -> Contender:
+def updating(size: Size, moved: Callable, objective: Callable, nets: Networks | None = None) -> Contender:
     """T forward, objective, gradients, Adam; the result is the gradients."""
-    nets = networks(size)
+    nets = nets or networks(size)
     parameters = list(nets.critic.parameters())
     optimizer = torch.optim.Adam(parameters, lr=RATE, betas=BETAS, fused=True)  # its fastest form on the CPU
 
@@ -152,12 +152,12 @@ def ours_update(size: Size) -> Contender:
     return updating(size, lambda net, y: net(y), objective)
 
 
-def eager_update(size: Size) -> Contender:
-    return updating(size, plain, lambda net, x, z: kl_objective(functools.partial(plain, net), x, z))
+def eager_update(size: Size, nets: Networks | None = None) -> Contender:
+    return updating(size, plain, lambda net, x, z: kl_objective(functools.partial(plain, net), x, z), nets)
 
 
-def compiled_update(size: Size) -> Contender:
-    """The whole update as one functional graph: its best form."""
+def compiled_update(size: Size, state: list[list[Tensor]] | None = None) -> Contender:
+    """The whole update as one functional graph: its best form. ``state`` receives parameters and moments."""
     nets = networks(size)
 
     def loss(values: list[Tensor], x: Tensor) -> Tensor:
@@ -173,7 +173,8 @@ def compiled_update(size: Size) -> Contender:
         return values, first, second, gradients
 
     values = [p.detach().clone() for p in nets.critic.parameters()]
-    state = [values, *([torch.zeros_like(p) for p in values] for _ in range(2))]
+    state = [] if state is None else state
+    state[:] = [values, *([torch.zeros_like(p) for p in values] for _ in range(2))]
     count = torch.zeros(())
 
     def contender() -> Result:

@@ -23,10 +23,12 @@ template <class T> struct StoreBlock {
 
 // MR x NV vectors of C stay in registers. A is read by broadcasts: A(i, k) = a[i * lda + k], or a[k * lda + i] where
 // transposed, as a weight gradient needs.
-template <bool transposed, int MR, int NV, class T, class Epilogue>
+// lda_known: where it is not 0, lda; many rows of unknown distance would need more registers than there are.
+template <bool transposed, int MR, int NV, int lda_known = 0, class T, class Epilogue>
 GWF_INLINE void multiply_block(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t K, const T* bias,
                                int64_t first, int64_t column, Epilogue& epilogue) {
     constexpr int L = lanes<T>;
+    if constexpr (lda_known > 0) lda = lda_known;
     vec<T> sum[MR][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++)
@@ -55,13 +57,14 @@ void multiply_into(Epilogue& epilogue, const T* a, int64_t lda, const T* b, int6
     constexpr int L = lanes<T>;
     const int64_t step = transposed ? 1 : lda;
     int64_t j = 0;
-    auto run = [&]<int MR, int NV>(std::integral_constant<int, MR>, std::integral_constant<int, NV>) {
+    auto run = [&]<int MR, int NV, int known = 0>(std::integral_constant<int, MR>, std::integral_constant<int, NV>,
+                                                  std::integral_constant<int, known> = {}) {
         for (; j + NV * L <= columns; j += NV * L) {
             int64_t i = 0;
             auto some_rows = [&]<int M>(std::integral_constant<int, M>) {
                 for (; i + M <= rows; i += M)
-                    multiply_block<transposed, M, NV>(a + i * step, lda, b + j, ldb, K, bias ? bias + j : nullptr, i, j,
-                                                      epilogue);
+                    multiply_block<transposed, M, NV, known>(a + i * step, lda, b + j, ldb, K,
+                                                             bias ? bias + j : nullptr, i, j, epilogue);
             };
             some_rows(std::integral_constant<int, MR>{});
             some_rows(std::integral_constant<int, 4>{});
@@ -73,7 +76,10 @@ void multiply_into(Epilogue& epilogue, const T* a, int64_t lda, const T* b, int6
     if constexpr (vector_bytes == 64) {
         run(std::integral_constant<int, 6>{}, std::integral_constant<int, 4>{});
         run(std::integral_constant<int, 12>{}, std::integral_constant<int, 2>{});
-        run(std::integral_constant<int, 16>{}, std::integral_constant<int, 1>{});
+        if (transposed) run(std::integral_constant<int, 16>{}, std::integral_constant<int, 1>{});
+        if (!transposed && lda == L)
+            run(std::integral_constant<int, 16>{}, std::integral_constant<int, 1>{}, std::integral_constant<int, L>{});
+        run(std::integral_constant<int, 8>{}, std::integral_constant<int, 1>{});
     } else {
         run(std::integral_constant<int, 6>{}, std::integral_constant<int, 2>{});
         run(std::integral_constant<int, 8>{}, std::integral_constant<int, 1>{});

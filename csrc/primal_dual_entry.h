@@ -147,11 +147,17 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     }
 
     void spread(const T* from, int64_t rows, T* to) const {
-        for (int64_t r = 0; r < rows; r++) std::copy_n(from + r * p_.dim, p_.dim, to + r * stride_);
+        for (int64_t r = 0; r < rows; r++) copy_row(from + r * p_.dim, to + r * stride_);
+    }
+
+    // a call for each of a few numbers would cost more than they do
+    void copy_row(const T* from, T* to) const {
+        if (p_.dim > 16) return void(std::copy_n(from, p_.dim, to));
+        for (int64_t d = 0; d < p_.dim; d++) to[d] = from[d];
     }
 
     void gather(const T* pool, int64_t rows, T* to) const {
-        for (int64_t r = 0; r < rows; r++) std::copy_n(pool + indices_[size_t(r)] * p_.dim, p_.dim, to + r * stride_);
+        for (int64_t r = 0; r < rows; r++) copy_row(pool + indices_[size_t(r)] * p_.dim, to + r * stride_);
     }
 
     void draw(int64_t iteration) {

@@ -107,15 +107,16 @@ void backward_from(const TrainedNetwork<T>& net, size_t top, const T* d, const T
     }
 }
 
+template <int width, class V, int... i> GWF_INLINE V plus_rotated(V v, std::integer_sequence<int, i...>) {
+    return v + __builtin_shufflevector(v, v, ((i + width) % int(sizeof...(i)))...);
+}
+
 template <class T> GWF_INLINE T tree_sum(vec<T> v) {  // in registers
-#pragma GCC unroll 4
-    for (int width = lanes<T> / 2; width > 0; width /= 2) {
-        bits<T> order;
-#pragma GCC unroll 16
-        for (int i = 0; i < lanes<T>; i++) order[i] = (i + width) % lanes<T>;
-        v += __builtin_shuffle(v, order);
-    }
-    return v[0];
+    constexpr std::make_integer_sequence<int, lanes<T>> all;
+    if constexpr (lanes<T> >= 16) v = plus_rotated<8>(v, all);
+    if constexpr (lanes<T> >= 8) v = plus_rotated<4>(v, all);
+    if constexpr (lanes<T> >= 4) v = plus_rotated<2>(v, all);
+    return plus_rotated<1>(v, all)[0];
 }
 
 // A critic: one output a row.
@@ -135,7 +136,6 @@ template <class T> struct CriticPass {
             values[r] = tree_sum<T>(sum) + layer.parameters.bias[0];
         }
         std::fill(values + rows, values + padded_to_lanes<T>(rows), T(0));
-        double total = 0;
         with_function(f.function, [&](auto function) {
             for (int64_t r = 0; r < rows; r += lanes<T>) {
                 const auto jet = evaluate<function()>(load(values + r), T(f.constant));
@@ -143,8 +143,9 @@ template <class T> struct CriticPass {
                 store(cotangents + r, vec<T>(jet.first * T(weight)));
             }
         });
-        for (int64_t r = 0; r < rows; r++) total += double(values[r]);
-        return total;
+        double totals[4] = {};  // the latency of one sum would show
+        for (int64_t r = 0; r < rows; r++) totals[r % 4] += double(values[r]);
+        return (totals[0] + totals[1]) + (totals[2] + totals[3]);
     }
 
     template <bool gradients> void backward(const T* x, int64_t rows, T* sums, T* dx) const {

@@ -64,7 +64,7 @@ class FusedEngine(Engine):
         assert isinstance(problem.critic, MLP)
         assert problem.critic_optimizer is not None
         with torch.no_grad():
-            loop = _kernels().PrimalDual(_compiled_problem(problem))
+            loop = _kernels().PrimalDual(compiled_problem(problem))
         training, watch, threads = problem.training, Watch(problem), Threads()
         done = 0
         while done < training.iterations:
@@ -104,7 +104,7 @@ def _refuses_network(module: nn.Module | None) -> str | None:
     return None
 
 
-def _compiled_problem(problem: StepProblem) -> Any:
+def compiled_problem(problem: StepProblem) -> Any:
     """The step as the compiled loop takes it. Creates the optimisers' states where there are none."""
     training, functional, particles = problem.training, problem.functional, problem.particles
     assert isinstance(functional, (KL, FDivergence))
@@ -154,7 +154,12 @@ def _trained(module: nn.Module | None, optimizer: torch.optim.Optimizer) -> Any:
         steps = int(state["step"])
         moments[0].append(state["exp_avg"])
         moments[1].append(state["exp_avg_sq"])
-    return _kernels().Trained(module.spec, parameters, *moments, steps, optimizer.param_groups[0]["initial_lr"])
+    return _kernels().Trained(module.spec, parameters, *moments, steps, _rate(optimizer))
+
+
+def _rate(optimizer: torch.optim.Optimizer) -> float:
+    group = optimizer.param_groups[0]
+    return group.get("initial_lr", group["lr"])
 
 
 def _samples(functional: FDivergence, particles: Tensor, size: int) -> dict[str, Any]:

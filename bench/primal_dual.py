@@ -1,0 +1,145 @@
+"""The primal-dual loop: updates of a critic in one compiled call, and whole JKO steps, beside PyTorch.
+
+A result is how far the parameters (the particles) have come, so that the first call of a contender can be checked
+against the same loop in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+import gwf_fast as gwf
+from bench.networks import RATE, SIZES, Networks, Size, compiled_update, eager_update, facts, networks, update_flops
+from bench.registry import OURS, Case, Contender, Race, Result, register
+from gwf_fast.engine import StepProblem
+from gwf_fast.fused_engine import compiled_problem
+from gwf_fast.kernels.primal_dual_cpp import PrimalDual
+
+UPDATES = {"S": 100, "M": 16, "L": 4}  # in one call: calling from Python costs as much as an update of the smallest
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def repeated(count: int, update: Contender, parameters: Callable[[], Sequence[Tensor]]) -> Contender:
+    start = flat(parameters()).clone()
+
+    def contender() -> Result:
+        for _ in range(count):
+            update()
+        return (flat(parameters()) - start,)
+
+    return contender
+
+
+def eager(count: int, size: Size, nets: Networks | None = None) -> Contender:
+    nets = nets or networks(size)
+    return repeated(count, eager_update(size, nets), lambda: list(nets.critic.parameters()))
+
+
+def compiled(count: int, size: Size) -> Contender:
+    state: list[list[Tensor]] = []
+    update = compiled_update(size, state)
+    return repeated(count, update, lambda: state[0])
+
+
+def exact(count: int, size: Size) -> Result:
+    nets = Networks(*(part.double() for part in networks(size)))
+    return eager(count, size, nets)()
+
+
+def fused(count: int, size: Size) -> Contender:
+    """The engine's loop without map descents, on the same fixed batches as the others."""
+    nets = networks(size)
+    functional = gwf.FDivergence("kl", nets.z)
+    problem = StepProblem(
+        functional=functional,
+        step_size=1.0,
+        particles=nets.y,
+        reference=None,
+        map=nets.map,
+        critic=nets.critic,
+        map_optimizer=torch.optim.AdamW(nets.map.parameters(), lr=RATE),
+        critic_optimizer=torch.optim.AdamW(nets.critic.parameters(), lr=RATE),
+        training=gwf.Training(batch_size=size.batch, iterations=count, critic_steps=1),
+    )
+    loop = PrimalDual(dataclasses.replace(compiled_problem(problem), map_steps=0))
+    parameters = list(nets.critic.parameters())
+    start = flat(parameters).clone()
+
+    def contender() -> Result:
+        loop.run(0, count, 1)
+        loop.write_back()
+        return (flat(parameters) - start,)
+
+    return contender
+
+
+def updates(label: str, quick: bool) -> Race:
+    size, count = SIZES[label], UPDATES[label]
+    makers = {OURS: fused, "torch eager": eager, "torch.compile": compiled}
+    if quick:
+        del makers["torch.compile"]  # compiling takes most of a minute: not where a glance will do
+    return Race(
+        {name: functools.partial(make, count, size) for name, make in makers.items()},
+        truth=functools.partial(exact, count, size),
+        flops=count * update_flops(size),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- a whole JKO step
+
+STEP = gwf.Training(batch_size=100, iterations=500, critic_steps=3, map_steps=2)
+MEANS = torch.tensor([[2.0, 0.0], [-2.0, 1.0], [0.0, -2.0]])
+
+
+def log_density(x: Tensor) -> Tensor:
+    """The mixture as a user might write it."""
+    return (-(x.unsqueeze(-2) - MEANS.to(x)).square().sum(-1) / 2).logsumexp(-1)
+
+
+FUNCTIONALS: dict[str, Callable[[], gwf.Functional]] = {
+    "mixture": lambda: gwf.KL(gwf.potentials.GaussianMixture(MEANS)),
+    "samples": lambda: gwf.JensenShannon(gwf.potentials.GaussianMixture(MEANS).sample(10_000)),
+    "python": lambda: gwf.KL(log_density),
+}
+
+
+def step(kind: str, engine: str, training: gwf.Training) -> Contender:
+    torch.manual_seed(0)
+    flow = gwf.JKOFlow(FUNCTIONALS[kind](), 2, 0.1, training=training, engine=engine)
+    state = flow.init(4 * torch.randn(4096, 2))
+    return lambda: (flow.step(state).particles - state.particles,)
+
+
+def steps(kind: str, quick: bool) -> Race:
+    """The default networks in two dimensions are the paper's: T 4 x 16, h 3 x 16."""
+    training = dataclasses.replace(STEP, iterations=50) if quick else STEP
+    engines = {OURS: "fused", "engine torch": "torch"}
+    return Race({name: functools.partial(step, kind, engine, training) for name, engine in engines.items()})
+
+
+TARGETS = {"S": (60, 8), "M": (3.5, 1.6), "L": (2, 1.3)}
+LIMITS = {"mixture": 0.08, "samples": 0.08, "python": 0.5}
+
+register(
+    Case(
+        f"primal_dual/critic_update/{label}",
+        functools.partial(updates, label),
+        tolerance=1e-3,
+        peer_tolerance=1e-2,
+        targets=dict(zip(("torch eager", "torch.compile"), TARGETS[label], strict=True)),
+        facts=facts("primal_dual", size),
+    )
+    for label, size in SIZES.items()
+)
+register(
+    Case(f"primal_dual/jko_step/{kind}", functools.partial(steps, kind), limit=limit, facts={"family": "primal_dual"})
+    for kind, limit in LIMITS.items()
+)
