@@ -24,6 +24,7 @@ from gwf_fast.functional import KL, TAME, FDivergence, Functional, JensenShannon
 from gwf_fast.nn import MLP
 from gwf_fast.nn.functions import activation_of, conjugate_of
 from gwf_fast.nn.mlp import WIDEST_FUSED
+from gwf_fast.thread_choice import ThreadChoice
 from gwf_fast.training import CHECK_EVERY
 
 _DTYPES = (torch.float32, torch.float64)
@@ -65,7 +66,7 @@ class FusedEngine(Engine):
         assert problem.critic_optimizer is not None
         with torch.no_grad():
             loop = _kernels().PrimalDual(compiled_problem(problem))
-        training, watch, threads = problem.training, Watch(problem), Threads()
+        training, watch, threads = problem.training, Watch(problem), ThreadChoice()
         done = 0
         while done < training.iterations:
             count = min(CHECK_EVERY, training.iterations - done)
@@ -79,14 +80,6 @@ class FusedEngine(Engine):
             steps = done * (training.map_steps if module is problem.map else training.critic_steps)
             for parameter in module.parameters():
                 optimizer.state[parameter]["step"] += steps
-
-
-class Threads:
-    """How many threads a loop gets: more than one where that was measured to pay."""
-
-    def run(self, loop: Any, first: int, count: int) -> dict[str, float]:
-        """``count`` iterations of the loop; see ``kernels.primal_dual_cpp.PrimalDual.run``."""
-        return loop.run(first, count, 1)
 
 
 def _refuses_network(module: nn.Module | None) -> str | None:

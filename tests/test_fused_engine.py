@@ -2,6 +2,9 @@
 
 import copy
 import math
+import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from gwf_fast.functional import KL, FDivergence, JensenShannon, Potential
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import BayesianLogisticRegression, Gaussian, GaussianMixture
+from gwf_fast.thread_choice import ThreadChoice
 from gwf_fast.training import Training
 
 
@@ -227,3 +231,72 @@ def test_patience_ends_a_step_early():
     patient = flow(KL(lambda x: -x.square().sum(-1) / 2), training={"iterations": 1000, "patience": 50, "lr": 1e-9})
     patient.step(patient.init(torch.randn(64, 2)), on_iteration=lambda i, loss: seen.append(i))
     assert seen[-1] < 1000
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_result_does_not_depend_on_the_threads(threads, monkeypatch):
+    def run(n):
+        monkeypatch.setattr(ThreadChoice, "run", lambda self, loop, first, count: loop.run(first, count, n))
+        training = Training(batch_size=499, iterations=10, map_steps=2)
+        functional = JensenShannon(samples(n=600, dtype=torch.float32))
+        return solved("fused", functional, torch.float32, widths=(40, 24), training=training)
+
+    for one, many in zip(run(1), run(threads), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+
+
+class FakeLoop:
+    """Takes ``seconds(threads)`` an iteration on a clock of its own."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now, self.runs = seconds, 0.0, []
+
+    def run(self, first, count, threads):
+        assert first == sum(n for n, _ in self.runs)
+        self.runs.append((count, threads))
+        self.now += count * self.seconds(threads)
+        return {"iterations": count, "map_loss": 1.0, "critic_loss": 2.0, "mean_map_loss": float(threads)}
+
+
+def chosen(seconds, most=8, windows=400):
+    loop = FakeLoop(seconds)
+    choice = ThreadChoice(most, clock=lambda: loop.now)
+    reports = [choice.run(loop, 50 * k, 50) for k in range(windows)]
+    assert all(report["iterations"] == 50 for report in reports)
+    return choice, loop
+
+
+def test_threads_are_chosen_by_the_clock():
+    assert chosen(lambda n: 1e-3 / n)[0].threads == 8
+    assert chosen(lambda n: 1e-3 / n, most=1)[0].threads == 1
+    assert chosen(lambda n: 1e-3 / min(n, 2))[0].threads == 2
+    assert chosen(lambda n: 1e-3)[0].threads == 1
+    choice, loop = chosen(lambda n: 5e-5 / n)
+    assert choice.threads == 1
+    assert {n for _, n in loop.runs} == {1}  # too short to try
+
+
+def test_the_choice_of_threads_is_made_again():
+    choice, loop = chosen(lambda n: 1e-3 / n, most=2)
+    assert sum(n for n, threads in loop.runs if threads == 2) > 0.9 * 400 * 50
+    loop.seconds = lambda n: 1e-3 * n**4  # another process takes the second core
+    for k in range(400, 403):
+        choice.run(loop, 50 * k, 50)
+    assert choice.threads == 1
+    loop.seconds = lambda n: 1e-3 / n
+    for k in range(403, 500):
+        choice.run(loop, 50 * k, 50)
+    assert choice.threads == 2
+
+
+def test_ctrl_c_interrupts_the_loop():
+    training, map = Training(batch_size=500, iterations=10**6), MLP([16, 256, 256, 16])
+    slow = JKOFlow(JensenShannon(samples(16, dtype=torch.float32)), 16, 0.5, map=map, training=training, engine="fused")
+    state = slow.init(torch.randn(500, 16))
+    timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
+    start = time.perf_counter()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        slow.step(state)
+    assert time.perf_counter() - start < 3
+    assert state.step == 0
