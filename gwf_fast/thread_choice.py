@@ -31,7 +31,7 @@ class ThreadChoice:
     """
 
     shortest = 3e-4
-    """Seconds an iteration, for one thread, from which more are tried."""
+    """Seconds an iteration from which more threads are tried."""
     trial = 0.005
     """Seconds of a trial."""
     lasts = 2.0

@@ -267,8 +267,8 @@ def chosen(seconds, most=8, windows=400):
 
 
 def test_threads_are_chosen_by_the_clock():
-    assert chosen(lambda n: 1e-3 / n)[0].threads == 8
-    assert chosen(lambda n: 1e-3 / n, most=1)[0].threads == 1
+    assert chosen(lambda n: 4e-3 / n)[0].threads == 8
+    assert chosen(lambda n: 4e-3 / n, most=1)[0].threads == 1
     assert chosen(lambda n: 1e-3 / min(n, 2))[0].threads == 2
     assert chosen(lambda n: 1e-3)[0].threads == 1
     choice, loop = chosen(lambda n: 5e-5 / n)
