@@ -23,6 +23,7 @@ from .radial import (
 )
 from .radial_formula import Radial
 from .training import Training
+from .transport import SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
 
 __all__ = [
     "IMQ",
@@ -44,9 +45,11 @@ __all__ = [
     "Radial",
     "RationalQuadratic",
     "Riesz",
+    "SinkhornResult",
     "SquaredMMD",
     "Training",
     "backends",
+    "barycentric_map",
     "drift",
     "energy_distance",
     "explain",
@@ -63,4 +66,6 @@ __all__ = [
     "parzen_log_density",
     "parzen_score",
     "potentials",
+    "sinkhorn",
+    "sinkhorn_divergence",
 ]

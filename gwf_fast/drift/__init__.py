@@ -4,6 +4,7 @@ Each is minus the gradient of a discrepancy's first variation, or what a publish
 (MMD flow, Parzen KL, drifting, critics). Shapes: x [*B, N, D], y [*B, M, D], result [*B, N, D].
 """
 
+from ..transport.sinkhorn import drift as sinkhorn
 from .critics import critic, critic_step
 from .drifting import gmd
 from .kernels import energy, mmd
@@ -17,4 +18,5 @@ __all__ = [
     "gmd",
     "mmd",
     "parzen_kl",
+    "sinkhorn",
 ]

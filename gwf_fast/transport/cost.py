@@ -1,0 +1,201 @@
+"""The optimal value of an entropic problem as a differentiable function, to second order.
+
+First derivatives hold the potentials fixed, as they may at an optimum (the envelope theorem):
+    d/dx_i = m_i (x_i - T_i) for the cost r^2/2, T the barycentric map and m the row masses of the plan.
+Second derivatives need how the potentials move: the optimality conditions are differentiated implicitly, which takes
+one linear system with the plan, solved by conjugate gradients whose products are streaming averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pairwise import kernel_gradient
+from .problem import Entropic, cost_kernel
+
+
+def transport_cost(problem: Entropic, epsilon: float, f: Tensor, g: Tensor) -> Tensor:
+    """Optimal value [*B], given potentials [*B, N], [*B, M] near the optimum; differentiable in x, y, a and b."""
+    return _Cost.apply(problem.x, problem.y, problem.a, problem.b, f, g, epsilon, problem)
+
+
+def half_self_cost(problem: Entropic, epsilon: float, f: Tensor) -> Tensor:
+    """Half of the optimal value [*B] of a sample with itself; differentiable in x and a."""
+    return _HalfSelfCost.apply(problem.x, problem.a, f, epsilon, problem)
+
+
+def _rebuilt(problem: Entropic, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Entropic:
+    return Entropic(x, y, a, b, problem.p, problem.strength)
+
+
+def _point_gradient(problem: Entropic, f: Tensor, g: Tensor, epsilon: float) -> Tensor:
+    """sum_j pi_ij grad_x c(x_i, y_j) [*B, N, D], where f is the row update for g."""
+    mass = problem.row_mass(f)[..., None]
+    if problem.p == 2:
+        return mass * (problem.x - problem.row_average(None, g, epsilon))
+    # p = 1: the mean direction away from y. With l_i = log sum_j b_j e^{g_j/eps} k_ij, grad l = -(mean of grad c)/eps.
+    damping = problem.damping(epsilon)
+    log_sum = -f / (epsilon * damping)
+    scale = log_sum.detach().amax(-1, keepdim=True)
+    weights = problem.b * torch.exp(g / epsilon - scale)
+    pull = kernel_gradient(problem.x, problem.y, weights, kernel=cost_kernel(epsilon, problem.p))
+    return -epsilon * mass * pull / torch.exp(log_sum - scale)[..., None]
+
+
+def _weight_gradient(problem: Entropic, f: Tensor, epsilon: float, other_mass: Tensor) -> Tensor:
+    """The derivative [*B, N] in a."""
+    if problem.strength is None:
+        return f
+    lost = -torch.expm1(-f / problem.strength)
+    return (problem.strength + epsilon) * lost + epsilon * (other_mass - 1)
+
+
+class _Cost(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, epsilon: float, problem: Entropic
+    ) -> Tensor:
+        ctx.save_for_backward(x, y, a, b, f, g)
+        ctx.epsilon, ctx.problem = epsilon, problem
+        return problem.dual(problem.row_update(g, epsilon), problem.swapped().row_update(f, epsilon), epsilon)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
+        x, y, a, b, f, g = ctx.saved_tensors
+        epsilon, problem = ctx.epsilon, _rebuilt(ctx.problem, x, y, a, b)
+        other = problem.swapped()
+        if torch.is_grad_enabled():  # somebody will differentiate once more
+            g = _Potential.apply(x, y, a, b, g, epsilon, ctx.problem)
+            f = problem.row_update(g, epsilon)
+        best_f, best_g = problem.row_update(g, epsilon), other.row_update(f, epsilon)
+        needs, u = ctx.needs_input_grad, u[..., None]
+        gx = u[..., None] * _point_gradient(problem, best_f, g, epsilon) if needs[0] else None
+        gy = u[..., None] * _point_gradient(other, best_g, f, epsilon) if needs[1] else None
+        ga = u * _weight_gradient(problem, best_f, epsilon, b.sum(-1, keepdim=True)) if needs[2] else None
+        gb = u * _weight_gradient(other, best_g, epsilon, a.sum(-1, keepdim=True)) if needs[3] else None
+        return gx, gy, ga, gb, None, None, None, None
+
+
+class _HalfSelfCost(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, f: Tensor, epsilon: float, problem: Entropic) -> Tensor:
+        ctx.save_for_backward(x, a, f)
+        ctx.epsilon, ctx.problem = epsilon, problem
+        best = problem.row_update(f, epsilon)
+        return 0.5 * problem.dual(best, best, epsilon)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
+        x, a, f = ctx.saved_tensors
+        epsilon, problem = ctx.epsilon, _rebuilt(ctx.problem, x, x, a, a)
+        if torch.is_grad_enabled():
+            f = _SelfPotential.apply(x, a, f, epsilon, ctx.problem)
+        best = problem.row_update(f, epsilon)
+        needs, u = ctx.needs_input_grad, u[..., None]
+        gx = u[..., None] * _point_gradient(problem, best, f, epsilon) if needs[0] else None
+        ga = u * _weight_gradient(problem, best, epsilon, a.sum(-1, keepdim=True)) if needs[1] else None
+        return gx, ga, None, None, None
+
+
+class _Potential(torch.autograd.Function):
+    """The optimal g as a function of x, y, a, b.
+
+    Its rows eliminated, the dual is J(g); J_g = (marginal wanted) - q with q the column masses, and
+    J_gg w = -(q / (eps d)) (w - d^2 A'A w) with A, A' the row and column averages and d the damping.
+    Then dg = -J_gg^-1 d(J_g), and <J_g, w> is a sum of streaming averages.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, a: Tensor, b: Tensor, g: Tensor, epsilon: float, problem: Entropic
+    ) -> Tensor:
+        ctx.save_for_backward(x, y, a, b, g)
+        ctx.epsilon, ctx.problem = epsilon, problem
+        return g.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
+        *inputs, g = ctx.saved_tensors
+        epsilon = ctx.epsilon
+        fixed = _rebuilt(ctx.problem, *inputs)
+        other, damping = fixed.swapped(), fixed.damping(epsilon)
+        f = fixed.row_update(g, epsilon)
+        q = other.row_mass(g)
+
+        def product(w: Tensor) -> Tensor:
+            rows = fixed.row_average(w[..., None], g, epsilon)
+            return q * (w - damping**2 * other.row_average(rows, f, epsilon)[..., 0])
+
+        if fixed.strength is None:  # constants are in the kernel; what is asked of g is orthogonal to them
+            v = v - q * (v.sum(-1, keepdim=True) / q.sum(-1, keepdim=True))
+        w = _conjugate_gradients(product, -epsilon * damping * v, q)
+        inputs = [t.detach().requires_grad_(need) for t, need in zip(inputs, ctx.needs_input_grad, strict=False)]
+        with torch.enable_grad():
+            moving = _rebuilt(ctx.problem, *inputs)
+            mass = moving.row_mass(moving.row_update(g, epsilon))
+            rows = moving.row_average(w[..., None], g, epsilon)[..., 0]
+            slope = (mass * rows).sum() - (w * moving.swapped().row_mass(g)).sum()
+        return *_gradients(slope, inputs), None, None, None
+
+
+class _SelfPotential(torch.autograd.Function):
+    """The optimal f of a sample with itself: f = d update(f), so (1 + d A) df = d(update) at fixed f."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, f: Tensor, epsilon: float, problem: Entropic) -> Tensor:
+        ctx.save_for_backward(x, a, f)
+        ctx.epsilon, ctx.problem = epsilon, problem
+        return f.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
+        x, a, f = ctx.saved_tensors
+        epsilon = ctx.epsilon
+        fixed = _rebuilt(ctx.problem, x, x, a, a)
+        mass = fixed.row_mass(f)
+
+        def product(z: Tensor) -> Tensor:
+            return mass * (z + fixed.damping(epsilon) * fixed.row_average(z[..., None], f, epsilon)[..., 0])
+
+        w = mass * _conjugate_gradients(product, v, mass)
+        x, a = x.detach().requires_grad_(ctx.needs_input_grad[0]), a.detach().requires_grad_(ctx.needs_input_grad[1])
+        with torch.enable_grad():
+            slope = (w * _rebuilt(ctx.problem, x, x, a, a).row_update(f, epsilon)).sum()
+        return *_gradients(slope, [x, a]), None, None, None
+
+
+def _gradients(value: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
+    wanted = [t for t in inputs if t.requires_grad]
+    found = iter(torch.autograd.grad(value, wanted) if wanted else ())
+    return [next(found) if t.requires_grad else None for t in inputs]
+
+
+def _conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, diagonal: Tensor) -> Tensor:
+    """Solve a symmetric system for each element of the batch, with the diagonal as preconditioner."""
+    tolerance = 1e-12 if right.dtype == torch.float64 else 1e-6
+    inverse = torch.where(diagonal > 0, 1 / diagonal, 0.0)
+
+    def dot(u: Tensor, v: Tensor) -> Tensor:
+        return (u * v).sum(-1, keepdim=True)
+
+    w, residual = torch.zeros_like(right), right
+    z = inverse * residual
+    direction, rho = z, dot(residual, z)
+    enough = tolerance**2 * rho
+    for _ in range(1000):
+        if bool((rho <= enough).all()):
+            break
+        image = product(direction)
+        curvature = dot(direction, image)
+        step = torch.where(curvature > 0, rho / curvature, 0.0)
+        w, residual = w + step * direction, residual - step * image
+        z = inverse * residual
+        rho, before = dot(residual, z), rho
+        direction = z + torch.where(before > 0, rho / before, 0.0) * direction
+    return w

@@ -1,0 +1,85 @@
+"""Entropic optimal transport between two samples, as streaming sums: what the solver and the derivatives share.
+
+With the cost c = r^2/2 (p = 2) or r (p = 1), a softened minimum over the other side is one ``kernel_logsumexp``,
+    min^eps_j (c_ij - g_j) = -eps log sum_j b_j exp((g_j - c_ij) / eps),
+since exp(-c/eps) is the Gaussian of bandwidth sqrt(eps), or the Laplace kernel of bandwidth eps. An average under the
+transport plan is one ``kernel_average``. Nothing of size N x M exists.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..pairwise import kernel_average, kernel_logsumexp
+from ..radial import Gaussian, Kernel, Laplace
+
+
+@functools.lru_cache(maxsize=256)
+def cost_kernel(epsilon: float, p: int) -> Kernel:
+    """exp(-r^p / (p eps))."""
+    return Gaussian(math.sqrt(epsilon)) if p == 2 else Laplace(epsilon)
+
+
+@dataclass(frozen=True)
+class Entropic:
+    """One entropic transport problem, or a batch of them.
+
+    Attributes:
+        x: [*B, N, D].
+        y: [*B, M, D]; x itself for the problem of a sample with itself.
+        a: Weights [*B, N] of x.
+        b: Weights [*B, M] of y.
+        p: The cost is r^p / p, p = 1 or 2.
+        strength: rho, the weight of the Kullback-Leibler divergence between the marginals of the plan and a, b; None
+            for marginals that hold exactly.
+    """
+
+    x: Tensor
+    y: Tensor
+    a: Tensor
+    b: Tensor
+    p: int = 2
+    strength: float | None = None
+
+    def damping(self, epsilon: float) -> float:
+        """rho / (rho + eps): what a finite marginal strength leaves of an update (Chizat et al. 2018)."""
+        return 1.0 if self.strength is None else self.strength / (self.strength + epsilon)
+
+    def row_update(self, g: Tensor | None, epsilon: float) -> Tensor:
+        """The best f [*B, N] for a given g [*B, M]; None is 0."""
+        log_weights = self.b.log() if g is None else self.b.log() + g / epsilon
+        kernel = cost_kernel(epsilon, self.p)
+        return -epsilon * self.damping(epsilon) * kernel_logsumexp(self.x, self.y, log_weights, kernel=kernel)
+
+    def row_average(self, values: Tensor | None, g: Tensor, epsilon: float) -> Tensor:
+        """sum_j pi_ij v_j / sum_j pi_ij [*B, N, C] of values [*B, M, C]; None averages y: the barycentric map."""
+        log_weights = self.b.log() + g / epsilon
+        return kernel_average(self.x, self.y, values, log_weights, kernel=cost_kernel(epsilon, self.p))
+
+    def row_mass(self, f: Tensor) -> Tensor:
+        """sum_j pi_ij [*B, N] where f is the best for some g."""
+        return self.a if self.strength is None else self.a * torch.exp(-f / self.strength)
+
+    def swapped(self) -> Entropic:
+        """The same problem seen from y."""
+        return Entropic(self.y, self.x, self.b, self.a, self.p, self.strength)
+
+    def marginal_error(self, f: Tensor, best: Tensor, epsilon: float) -> Tensor:
+        """sum_i |sum_j pi_ij - the marginal wanted| / sum_i a_i [*B], where ``best`` is the row update for the g."""
+        wanted = self.row_mass(best)
+        return (wanted * torch.expm1((f - best) / epsilon).abs()).sum(-1) / self.a.sum(-1)
+
+    def dual(self, f: Tensor, g: Tensor, epsilon: float) -> Tensor:
+        """Value [*B] of the dual at potentials that are row updates: <a, f> + <b, g>, or its unbalanced form."""
+        if self.strength is None:
+            return (self.a * f).sum(-1) + (self.b * g).sum(-1)
+        rho = self.strength
+        # each factor rho + eps/2: half of eps times the mass of the plan goes to either side (Sejourne et al. 2019)
+        lost = -(self.a * torch.expm1(-f / rho)).sum(-1) - (self.b * torch.expm1(-g / rho)).sum(-1)
+        a, b = self.a.sum(-1), self.b.sum(-1)
+        return (rho + 0.5 * epsilon) * lost + epsilon * (a * b - 0.5 * (a + b))

@@ -1,0 +1,123 @@
+"""Sinkhorn's iteration in the log domain: at one epsilon until the marginals hold, or down a schedule of epsilons."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .problem import Entropic
+
+_WINDOW = 10  # sweeps over which the rate of convergence is measured
+
+
+class Solution(NamedTuple):
+    """Potentials f [*B, N] and g [*B, M], sweeps made, and the marginal error [*B] that is left."""
+
+    f: Tensor
+    g: Tensor
+    n_iterations: int
+    error: Tensor
+
+
+class _Relaxation:
+    """The factor of successive over-relaxation, from the rate at which the error falls.
+
+    Plain sweeps converge like lambda^n with lambda the second eigenvalue of the plan composed with its transpose, and
+    w = 2 / (1 + sqrt(1 - lambda)) is the best factor. Under a factor w below that, the rate r that is seen obeys
+    (r + w - 1)^2 = r w^2 lambda, which gives lambda (Young 1954; for Sinkhorn: Lehmann et al. 2022).
+    """
+
+    LARGEST = 1.99
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+        self._sweeps, self._before = 0, 0.0
+
+    def see(self, error: float) -> None:
+        self._sweeps += 1
+        if self._sweeps % _WINDOW:
+            return
+        before, self._before = self._before, error
+        if before == 0:
+            return
+        rate, w = (error / before) ** (1 / _WINDOW), self.factor
+        if rate >= 1:
+            self.factor = 1 + 0.5 * (w - 1)
+        elif rate > 0.3:
+            contraction = min((rate + w - 1) ** 2 / (rate * w**2), 1.0)
+            self.factor = max(w, min(2 / (1 + math.sqrt(1 - contraction)), self.LARGEST))
+
+
+def alternate(
+    problem: Entropic,
+    epsilon: float,
+    g: Tensor | None,
+    *,
+    max_iterations: int,
+    tolerance: float,
+    over_relaxation: bool = True,
+) -> Solution:
+    """Update rows and columns in turn. The rows of the plan returned are exact, ``error`` is that of its columns."""
+    other = problem.swapped()
+    relaxation = _Relaxation()
+    f = problem.row_update(g, epsilon)
+    g = problem.b.new_zeros(problem.b.shape) if g is None else g
+    n, exact_rows = 0, True
+    while True:
+        best = other.row_update(f, epsilon)
+        n += 1
+        error = other.marginal_error(g, best, epsilon)
+        largest = float(error.max()) if error.numel() else 0.0
+        finished = largest <= tolerance or n >= max_iterations
+        if finished and exact_rows:
+            return Solution(f, g, n, error)
+        if over_relaxation and not finished:
+            relaxation.see(largest)
+        # near the end plain sweeps, which leave the rows exact
+        factor = 1.0 if finished or n + 1 >= max_iterations else relaxation.factor
+        g = g + factor * (best - g)
+        best = problem.row_update(g, epsilon)
+        f = f + factor * (best - f)
+        exact_rows = factor == 1
+
+
+def average(problem: Entropic, epsilon: float, f: Tensor | None, *, max_iterations: int, tolerance: float) -> Solution:
+    """The problem of a sample with itself: f <- (f + update) / 2, which converges fast (Feydy et al. 2019)."""
+    f = problem.row_update(f, epsilon)
+    n = 0
+    while True:
+        best = problem.row_update(f, epsilon)
+        n += 1
+        error = problem.marginal_error(f, best, epsilon)
+        if n >= max_iterations or (float(error.max()) if error.numel() else 0.0) <= tolerance:
+            return Solution(f, f, n, error)
+        f = 0.5 * (f + best)
+
+
+def schedule(diameter: float, blur: float, scaling: float, p: int) -> list[float]:
+    """Epsilons from diameter^p down to blur^p, each scaling^p times the one before (geomloss; Feydy 2020)."""
+    count = max(0, math.ceil((math.log(blur) - math.log(diameter)) / math.log(scaling)))
+    falling = [math.exp(p * (math.log(diameter) + k * math.log(scaling))) for k in range(count)]
+    return [diameter**p, *falling, blur**p]
+
+
+def anneal(problem: Entropic, epsilons: list[float]) -> tuple[Tensor, Tensor]:
+    """One averaged update of both sides for each epsilon; the potentials before a last row update."""
+    other = problem.swapped()
+    itself = problem.x is problem.y
+    f = problem.row_update(None, epsilons[0])
+    g = f if itself else other.row_update(None, epsilons[0])
+    for epsilon in epsilons:
+        new_f = 0.5 * (f + problem.row_update(g, epsilon))
+        g = new_f if itself else 0.5 * (g + other.row_update(f, epsilon))
+        f = new_f
+    return f, g
+
+
+def bounding_diameter(x: Tensor, y: Tensor) -> float:
+    """Diagonal of the box around both samples, over the whole batch."""
+    points = torch.cat((x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])))
+    return float((points.amax(0) - points.amin(0)).norm())

@@ -1,0 +1,213 @@
+"""Entropic transport against closed forms, linear programming, geomloss' formulas and finite differences."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+import gwf_fast as gwf
+from gwf_fast.transport.problem import Entropic
+from gwf_fast.transport.solve import alternate
+
+
+def clouds(n: int, m: int, dim: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n + 100 * m)
+    x = 0.5 * torch.randn(n, dim, generator=generator, dtype=dtype)
+    y = 0.4 * torch.randn(m, dim, generator=generator, dtype=dtype) + 0.3
+    a = torch.rand(n, generator=generator, dtype=dtype) + 0.2
+    b = torch.rand(m, generator=generator, dtype=dtype) + 0.2
+    return x, y, a / a.sum(), b / b.sum()
+
+
+def dense_plan(x: Tensor, y: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, epsilon: float) -> Tensor:
+    cost = (x[..., :, None, :] - y[..., None, :, :]).square().sum(-1) / 2
+    return a[..., None] * b[..., None, :] * torch.exp((f[..., None] + g[..., None, :] - cost) / epsilon)
+
+
+TIGHT = {"max_iterations": 5000, "tolerance": 1e-13}
+
+
+@pytest.mark.parametrize("scaling", [None, 0.7])
+def test_the_plan_has_the_marginals_asked_for(scaling: float | None) -> None:
+    x, y, a, b = clouds(30, 25)
+    result = gwf.sinkhorn(x, y, epsilon=0.02, x_weights=a, y_weights=b, scaling=scaling, **TIGHT)
+    plan = dense_plan(x, y, a, b, result.f, result.g, 0.02)
+    torch.testing.assert_close(plan.sum(1), a, rtol=1e-11, atol=0)
+    assert float((plan.sum(0) - b).abs().sum()) <= 2e-13
+    assert float(result.error) <= 1e-13
+
+
+def test_error_is_that_of_the_plan_returned() -> None:
+    x, y, a, b = clouds(30, 25)
+    for sweeps in (1, 3, 40):
+        with pytest.warns(RuntimeWarning, match="marginal error"):
+            result = gwf.sinkhorn(x, y, epsilon=0.005, x_weights=a, y_weights=b, max_iterations=sweeps, tolerance=0)
+        plan = dense_plan(x, y, a, b, result.f, result.g, 0.005)
+        assert result.n_iterations in (sweeps, sweeps + 1)
+        torch.testing.assert_close(plan.sum(1), a, rtol=1e-11, atol=0)
+        torch.testing.assert_close(result.error, (plan.sum(0) - b).abs().sum(), rtol=1e-9, atol=1e-15)
+
+
+def test_over_relaxation_reaches_the_same_potentials_in_fewer_sweeps() -> None:
+    x, y, a, b = clouds(60, 50)
+    problem = Entropic(x, y, a, b)
+    options = {"max_iterations": 20_000, "tolerance": 1e-10}
+    plain = alternate(problem, 0.01, None, over_relaxation=False, **options)
+    faster = alternate(problem, 0.01, None, **options)
+    assert faster.n_iterations < 0.5 * plain.n_iterations
+    shift = (faster.f - plain.f).mean()
+    torch.testing.assert_close(faster.f - shift, plain.f, rtol=0, atol=1e-9)
+
+
+def test_small_epsilon_is_optimal_transport() -> None:
+    from scipy.optimize import linear_sum_assignment
+
+    x, y, _, _ = clouds(20, 20)
+    cost = (x[:, None] - y).square().sum(-1) / 2
+    rows, columns = linear_sum_assignment(cost.numpy())
+    exact = cost[rows, columns].mean()
+    options = {"scaling": 0.9, "debias": False, "max_iterations": 20_000, "tolerance": 1e-6}
+    value = gwf.sinkhorn_divergence(x, y, epsilon=1e-3, **options)
+    assert exact <= value + 1e-6
+    assert value <= exact + 1e-3 * math.log(20)  # the entropy of a permutation of 20
+
+
+def gaussian_divergence(mean: Tensor, c1: Tensor, c2: Tensor, epsilon: float) -> Tensor:
+    """The closed form between Gaussians (Janati et al. 2020, theorem 1), for the cost r^2 / 2."""
+
+    def entropic(a: Tensor, b: Tensor) -> Tensor:  # per axis: diagonal covariances
+        d = torch.sqrt(4 * a * b + epsilon**2)
+        return 0.5 * (a + b - d + epsilon * torch.log(d + epsilon) - epsilon * math.log(2 * epsilon) + epsilon).sum()
+
+    own = 0.5 * (entropic(c1, c1) + entropic(c2, c2))
+    return 0.5 * mean.square().sum() + entropic(c1, c2) - own
+
+
+def test_gaussians() -> None:
+    # Gauss-Hermite points with their weights are Gaussians to all the accuracy that eps = 0.5 can see.
+    import numpy as np
+
+    nodes, weights = (torch.from_numpy(t) for t in np.polynomial.hermite_e.hermegauss(40))
+    weights = weights / weights.sum()
+    points = torch.cartesian_prod(nodes, nodes)
+    mass = torch.outer(weights, weights).flatten()
+    c1, c2, mean = torch.tensor([0.5, 0.2]).double(), torch.tensor([0.3, 0.6]).double(), torch.tensor([0.7, -0.4])
+    value = gwf.sinkhorn_divergence(
+        points * c1.sqrt(), points * c2.sqrt() + mean, epsilon=0.5, x_weights=mass, y_weights=mass, **TIGHT
+    )
+    torch.testing.assert_close(value, gaussian_divergence(mean.double(), c1, c2, 0.5), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("strength", [None, 0.7])
+def test_first_and_second_derivatives(strength: float | None) -> None:
+    x, y, a, b = clouds(6, 5)
+
+    def value(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        if strength is None:  # balanced: along weights of equal sum
+            a, b = a / a.sum(), b / b.sum()
+        options = {"epsilon": 0.2, "marginal_strength": strength, **TIGHT}
+        return gwf.sinkhorn_divergence(x, y, x_weights=a, y_weights=b, **options)
+
+    inputs = [t.clone().requires_grad_() for t in (x, y, a, b)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 1e-13 is near the last bit
+        assert torch.autograd.gradcheck(value, inputs, rtol=1e-5, atol=1e-8)
+        assert torch.autograd.gradgradcheck(value, inputs, rtol=1e-4, atol=1e-7)
+
+
+def test_hessian_vector_product_of_a_larger_problem() -> None:
+    x, y, _, _ = clouds(200, 150)
+    direction = torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    options = {"epsilon": 0.05, "max_iterations": 5000, "tolerance": 1e-13}
+
+    def gradient(points: Tensor, create_graph: bool = False) -> Tensor:
+        points = points if points.requires_grad else points.clone().requires_grad_()
+        value = gwf.sinkhorn_divergence(points, y, **options)
+        return torch.autograd.grad(value, points, create_graph=create_graph)[0]
+
+    leaf = x.clone().requires_grad_()
+    product = torch.autograd.grad((gradient(leaf, create_graph=True) * direction).sum(), leaf)[0]
+    h = 1e-4
+    difference = (gradient(x + h * direction) - gradient(x - h * direction)) / (2 * h)
+    assert float((product - difference).norm() / difference.norm()) < 1e-5
+
+
+def test_gradient_is_minus_the_drift() -> None:
+    x, y, a, b = clouds(40, 30)
+    leaf = x.clone().requires_grad_()
+    options = {"epsilon": 0.1, "x_weights": a, "y_weights": b, **TIGHT}
+    (gradient,) = torch.autograd.grad(gwf.sinkhorn_divergence(leaf, y, **options), leaf)
+    torch.testing.assert_close(gwf.drift.sinkhorn(x, y, **options), -gradient / a[:, None], rtol=1e-9, atol=1e-10)
+
+
+def test_batches_are_problems_side_by_side() -> None:
+    x, y, _, _ = clouds(24, 20)
+    xs, ys = x.view(2, 12, 2), y.view(2, 10, 2)
+    both = gwf.sinkhorn_divergence(xs, ys, epsilon=0.1, **TIGHT)
+    each = [gwf.sinkhorn_divergence(u, v, epsilon=0.1, **TIGHT) for u, v in zip(xs, ys, strict=True)]
+    torch.testing.assert_close(both, torch.stack(each), rtol=1e-11, atol=1e-13)
+    assert gwf.drift.sinkhorn(xs[None], ys[None], epsilon=0.1).shape == (1, 2, 12, 2)
+
+
+def test_far_from_the_origin_in_float32() -> None:
+    x, y, _, _ = clouds(50, 50, dtype=torch.float32)
+    options = {"epsilon": 0.1, "max_iterations": 200, "tolerance": 1e-5}
+    near = gwf.sinkhorn_divergence(x, y, **options)
+    far = gwf.sinkhorn_divergence(x + 1024, y + 1024, **options)
+    torch.testing.assert_close(far, near, rtol=3e-3, atol=0)  # x + 1024 keeps 13 bits of x
+
+
+def test_start_saves_sweeps() -> None:
+    x, y, _, _ = clouds(50, 40)
+    first = gwf.sinkhorn(x, y, epsilon=0.02, **TIGHT)
+    again = gwf.sinkhorn(x, y, epsilon=0.02, start=first.g, max_iterations=5000, tolerance=1e-12)
+    assert again.n_iterations <= 2 < first.n_iterations
+
+
+def test_weightless_points_change_nothing() -> None:
+    x, y, a, b = clouds(20, 15)
+    padded = torch.cat((y, torch.randn(5, 2).double()))
+    zeros = torch.cat((b, b.new_zeros(5)))
+    value = gwf.sinkhorn_divergence(x, padded, epsilon=0.1, x_weights=a, y_weights=zeros, **TIGHT)
+    torch.testing.assert_close(
+        value, gwf.sinkhorn_divergence(x, y, epsilon=0.1, x_weights=a, y_weights=b, **TIGHT), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_barycentric_map_of_the_samples() -> None:
+    x, y, a, b = clouds(20, 15)
+    result = gwf.sinkhorn(x, y, epsilon=0.1, x_weights=a, y_weights=b, **TIGHT)
+    plan = dense_plan(x, y, a, b, result.f, result.g, 0.1)
+    mapped = gwf.barycentric_map(x, y, result.g, epsilon=0.1, y_weights=b)
+    torch.testing.assert_close(mapped, plan @ y / plan.sum(1, keepdim=True), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"epsilon": 0.0}, "epsilon must be positive"),
+        ({"epsilon": float("nan")}, "epsilon must be positive"),
+        ({"x_weights": -torch.ones(6).double()}, "x_weights must not be negative"),
+        ({"y_weights": torch.zeros(5).double()}, "y_weights must not be negative and must have a positive sum"),
+        ({"y_weights": torch.ones(5).double()}, "the same sum"),
+        ({"x_weights": torch.ones(5).double()}, "x_weights must have shape"),
+        ({"max_iterations": 0}, "max_iterations"),
+        ({"tolerance": float("nan")}, "tolerance"),
+        ({"marginal_strength": -1.0}, "marginal_strength"),
+        ({"scaling": 1.0}, "scaling"),
+    ],
+)
+def test_bad_input(change: dict, match: str) -> None:
+    x, y, _, _ = clouds(6, 5)
+    with pytest.raises(ValueError, match=match):
+        gwf.sinkhorn(x, y, **{"epsilon": 0.1, **change})
+
+
+def test_no_points() -> None:
+    x, y, _, _ = clouds(6, 5)
+    with pytest.raises(ValueError, match="y must have at least one point"):
+        gwf.sinkhorn_divergence(x, y[:0], epsilon=0.1)
