@@ -70,10 +70,10 @@ def test_small_epsilon_is_optimal_transport() -> None:
     cost = (x[:, None] - y).square().sum(-1) / 2
     rows, columns = linear_sum_assignment(cost.numpy())
     exact = cost[rows, columns].mean()
-    options = {"scaling": 0.9, "debias": False, "max_iterations": 20_000, "tolerance": 1e-6}
-    value = gwf.sinkhorn_divergence(x, y, epsilon=1e-3, **options)
-    assert exact <= value + 1e-6
-    assert value <= exact + 1e-3 * math.log(20)  # the entropy of a permutation of 20
+    options = {"scaling": 0.9, "debias": False, "max_iterations": 20_000, "tolerance": 1e-5}
+    value = gwf.sinkhorn_divergence(x, y, epsilon=5e-3, **options)
+    assert exact <= value + 1e-5
+    assert value <= exact + 5e-3 * math.log(20)  # eps times the entropy of a permutation of 20
 
 
 def gaussian_divergence(mean: Tensor, c1: Tensor, c2: Tensor, epsilon: float) -> Tensor:
