@@ -59,7 +59,8 @@ def main() -> None:
         os.environ["GWF_FAST_ISA"] = options.isa  # before gwf_fast._cpu is loaded
     import torch
 
-    from bench import discrepancies, memory, networks, overhead, primal_dual, reductions  # noqa: F401  (they register their cases)
+    # Modules that register their cases.
+    from bench import discrepancies, memory, networks, overhead, primal_dual, reductions, transport  # noqa: F401
     from bench.environment import environment
     from bench.measure import run
     from bench.plot import time_against_n

@@ -22,6 +22,7 @@ from .radial import (
     Riesz,
 )
 from .radial_formula import Radial
+from .stein import svgd_direction
 from .training import Training
 from .transport import SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
 
@@ -68,4 +69,5 @@ __all__ = [
     "potentials",
     "sinkhorn",
     "sinkhorn_divergence",
+    "svgd_direction",
 ]

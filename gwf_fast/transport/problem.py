@@ -69,6 +69,12 @@ class Entropic:
         """The same problem seen from y."""
         return Entropic(self.y, self.x, self.b, self.a, self.p, self.strength)
 
+    def detached(self) -> Entropic:
+        """The same problem without a graph; a sample with itself stays one."""
+        x = self.x.detach()
+        y = x if self.y is self.x else self.y.detach()
+        return Entropic(x, y, self.a.detach(), self.b.detach(), self.p, self.strength)
+
     def marginal_error(self, f: Tensor, best: Tensor, epsilon: float) -> Tensor:
         """sum_i |sum_j pi_ij - the marginal wanted| / sum_i a_i [*B], where ``best`` is the row update for the g."""
         wanted = self.row_mass(best)

@@ -78,7 +78,7 @@ def sinkhorn(
     if start is not None:
         check_companion("start", start, y, channels=False)
     with torch.no_grad():
-        solution = _solve(_detached(problem), epsilon, max_iterations, tolerance, scaling, start)
+        solution = _solve(problem.detached(), epsilon, max_iterations, tolerance, scaling, start)
     _warn(solution, tolerance)
     return SinkhornResult(*solution)
 
@@ -125,7 +125,7 @@ def sinkhorn_divergence(
     problem = _problem(x, y, x_weights, y_weights, marginal_strength)
     _check_numbers(epsilon, max_iterations, tolerance, scaling)
     with torch.no_grad():
-        fixed = _detached(problem)
+        fixed = problem.detached()
         solution = _solve(fixed, epsilon, max_iterations, tolerance, scaling, None)
     _warn(solution, tolerance)
     value = transport_cost(problem, epsilon, solution.f, solution.g)
@@ -134,7 +134,7 @@ def sinkhorn_divergence(
     for points, weights in ((problem.x, problem.a), (problem.y, problem.b)):
         own = Entropic(points, points, weights, weights, 2, marginal_strength)
         with torch.no_grad():
-            solution = _solve_itself(_detached(own), epsilon, max_iterations, tolerance)
+            solution = _solve_itself(own.detached(), epsilon, max_iterations, tolerance)
         _warn(solution, tolerance)
         value = value - half_self_cost(own, epsilon, solution.f)
     if marginal_strength is not None:
@@ -199,8 +199,8 @@ def drift(
     _check_numbers(epsilon, max_iterations, tolerance, scaling)
     own = Entropic(problem.x, problem.x, problem.a, problem.a)
     with torch.no_grad():
-        cross = _solve(_detached(problem), epsilon, max_iterations, tolerance, scaling, None)
-        itself = _solve_itself(_detached(own), epsilon, max_iterations, tolerance)
+        cross = _solve(problem.detached(), epsilon, max_iterations, tolerance, scaling, None)
+        itself = _solve_itself(own.detached(), epsilon, max_iterations, tolerance)
     _warn(cross, tolerance)
     _warn(itself, tolerance)
     return problem.row_average(None, cross.g, epsilon) - own.row_average(None, itself.f, epsilon)
@@ -223,12 +223,6 @@ def _solve_itself(problem: Entropic, epsilon: float, max_iterations: int, tolera
 
 def _centre(y: Tensor) -> Tensor:
     return y.detach().mean(-2, keepdim=True)
-
-
-def _detached(problem: Entropic) -> Entropic:
-    x = problem.x.detach()
-    y = x if problem.y is problem.x else problem.y.detach()
-    return Entropic(x, y, problem.a.detach(), problem.b.detach(), problem.p, problem.strength)
 
 
 def _problem(

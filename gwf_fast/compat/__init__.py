@@ -1,0 +1,4 @@
+"""The names and arguments of other packages, so that one import line changes; see docs/use_it_in_your_code.md.
+
+``compat.geomloss.SamplesLoss``, ``compat.mmd_gan.mix_rbf_mmd2``, ``compat.svgd.SVGD``.
+"""

@@ -1,0 +1,71 @@
+"""``SVGD`` with the methods and arguments of the Python code published with Liu & Wang (2016)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ..radial import Gaussian
+from ..stein import svgd_direction
+
+_FUDGE = 1e-6
+
+
+class SVGD:
+    """Stein variational gradient descent on NumPy arrays."""
+
+    def update(
+        self,
+        x0: ArrayLike,
+        lnprob: Callable[[NDArray], NDArray],
+        n_iter: int = 1000,
+        stepsize: float = 1e-3,
+        bandwidth: float = -1,
+        alpha: float = 0.9,
+        debug: bool = False,
+    ) -> NDArray:
+        """Move particles by AdaGrad with momentum along the direction of SVGD.
+
+        Args:
+            x0: Particles [N, D].
+            lnprob: Maps particles [N, D] to grad log p at them, [N, D].
+            n_iter: Iterations.
+            stepsize: Step.
+            bandwidth: h of exp(-r^2 / (2 h^2)); negative for the median rule, anew in every iteration.
+            alpha: Memory of the squared gradients.
+            debug: Print every thousandth iteration.
+
+        Returns:
+            Particles [N, D], float64.
+
+        Raises:
+            ValueError: If x0 or lnprob is None, or a shape is wrong.
+        """
+        if x0 is None or lnprob is None:
+            raise ValueError("x0 and lnprob must not be None")
+        theta = np.array(x0, dtype=np.float64)
+        if theta.ndim != 2:
+            raise ValueError(f"x0 must have shape [N, D], got {list(theta.shape)}")
+        history = np.zeros_like(theta)
+        for iteration in range(n_iter):
+            if debug and (iteration + 1) % 1000 == 0:
+                print(f"iter {iteration + 1}")
+            x, score = torch.from_numpy(theta), torch.from_numpy(np.asarray(lnprob(theta), dtype=np.float64))
+            h = median_rule(x) if bandwidth < 0 else bandwidth
+            gradient = svgd_direction(x, score, kernel=Gaussian(h)).numpy()
+            square = gradient**2
+            history = square if iteration == 0 else alpha * history + (1 - alpha) * square
+            theta = theta + stepsize * gradient / (_FUDGE + np.sqrt(history))
+        return theta
+
+
+def median_rule(x: Tensor) -> float:
+    """sqrt(median of all N^2 squared distances / (2 log(N + 1))), the zeros of the diagonal included."""
+    squares = torch.pdist(x).square()
+    everything = torch.cat((squares, squares, x.new_zeros(len(x))))
+    return math.sqrt(0.5 * float(np.median(everything.numpy())) / math.log(len(x) + 1))
