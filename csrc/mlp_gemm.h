@@ -11,9 +11,9 @@ template <class T> struct StoreBlock {
     bool accumulate;  // adds to what was there: a sum of sums has less rounding
 
     template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) const {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int r = 0; r < MR; r++)
-#pragma GCC unroll 16
+#pragma GCC unroll 32
             for (int n = 0; n < NV; n++) {
                 T* target = c + (i + r) * ldc + j + n * lanes<T>;
                 store(target, accumulate ? vec<T>(load(target) + sum[r][n]) : sum[r][n]);
@@ -30,18 +30,18 @@ GWF_INLINE void multiply_block(const T* a, int64_t lda, const T* b, int64_t ldb,
     constexpr int L = lanes<T>;
     if constexpr (lda_known > 0) lda = lda_known;
     vec<T> sum[MR][NV];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int i = 0; i < MR; i++)
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int j = 0; j < NV; j++) sum[i][j] = bias ? load(bias + j * L) : vec<T>{};
     for (int64_t k = 0; k < K; k++) {
         vec<T> row[NV];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int j = 0; j < NV; j++) row[j] = load(b + j * L);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int i = 0; i < MR; i++) {
             const vec<T> s = splat(transposed ? a[i] : a[i * lda]);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
             for (int j = 0; j < NV; j++) sum[i][j] += s * row[j];
         }
         a += transposed ? lda : 1;
@@ -67,6 +67,7 @@ void multiply_into(Epilogue& epilogue, const T* a, int64_t lda, const T* b, int6
                                                              bias ? bias + j : nullptr, i, j, epilogue);
             };
             some_rows(std::integral_constant<int, MR>{});
+            if constexpr (MR > 16) some_rows(std::integral_constant<int, 8>{});
             some_rows(std::integral_constant<int, 4>{});
             some_rows(std::integral_constant<int, 2>{});
             some_rows(std::integral_constant<int, 1>{});
@@ -78,7 +79,7 @@ void multiply_into(Epilogue& epilogue, const T* a, int64_t lda, const T* b, int6
         run(std::integral_constant<int, 12>{}, std::integral_constant<int, 2>{});
         if (transposed) run(std::integral_constant<int, 16>{}, std::integral_constant<int, 1>{});
         if (!transposed && lda == L)
-            run(std::integral_constant<int, 16>{}, std::integral_constant<int, 1>{}, std::integral_constant<int, L>{});
+            run(std::integral_constant<int, 20>{}, std::integral_constant<int, 1>{}, std::integral_constant<int, L>{});
         run(std::integral_constant<int, 8>{}, std::integral_constant<int, 1>{});
     } else {
         run(std::integral_constant<int, 6>{}, std::integral_constant<int, 2>{});

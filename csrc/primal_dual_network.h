@@ -15,9 +15,9 @@ template <class T> struct LeakyForward {
     vec<T> slope;
 
     template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) const {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int r = 0; r < MR; r++)
-#pragma GCC unroll 16
+#pragma GCC unroll 32
             for (int n = 0; n < NV; n++) {
                 const int64_t at = (i + r) * stride + j + n * lanes<T>;
                 store(z + at, sum[r][n]);
@@ -35,10 +35,10 @@ template <class T, bool gradients> struct LeakyBackward {
     vec<T> slope_sum;
 
     template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int n = 0; n < NV; n++) {
             vec<T> bias_sum{};
-#pragma GCC unroll 16
+#pragma GCC unroll 32
             for (int r = 0; r < MR; r++) {
                 T* at = z + (i + r) * stride + j + n * lanes<T>;
                 const vec<T> v = load(at), u = sum[r][n], d = v > vec<T>{} ? u : vec<T>(u * slope);
