@@ -87,11 +87,12 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         const int64_t bytes = row_bytes(map_) + row_bytes(critic_);
         const int64_t largest = std::clamp<int64_t>(tile_budget / bytes / 12 * 12, 48, 144);
         auto split = [&](int64_t rows, bool of_target, std::vector<Chunk>& chunks) {
-            const int64_t tiles = (rows + largest - 1) / largest;
+            constexpr int64_t most = chunks_at_most / 2;
+            int64_t tiles = (rows + largest - 1) / largest;
+            if (tiles > 2) tiles = (tiles + most - 1) / most * most;  // even chunks
             const int64_t tile = ((rows + tiles - 1) / tiles + 3) / 4 * 4;
-            tile_rows_ = std::max(tile_rows_, tile);
-            const int64_t parts = std::clamp<int64_t>(tiles / 2, 1, chunks_at_most / 2);
-            const int64_t size = (tiles + parts - 1) / parts * tile;
+            const int64_t size = (tiles + most - 1) / most * tile;
+            (of_target ? target_tile_ : tile_) = tile;
             for (int64_t r = 0; r < rows; r += size) chunks.push_back({of_target, r, std::min(rows, r + size)});
         };
         split(p_.batch, false, map_chunks_);
@@ -109,7 +110,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     void reserve_threads() {
         while (int(workers_.size()) < threads_) {
             auto worker = std::make_unique<Worker>();
-            const int64_t rows = tile_rows_, row = Arena<T>::rounded(rows * stride_),
+            const int64_t rows = std::max(tile_, target_tile_), row = Arena<T>::rounded(rows * stride_),
                           line = padded_to_lanes<T>(rows) + 16;
             worker->memory =
                 AlignedArray<T>(NetworkBuffers<T>::size(map_, rows) + NetworkBuffers<T>::size(critic_, rows) + 4 * row +
@@ -143,7 +144,8 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     }
 
     template <class Body> void each_tile(const Chunk& chunk, Body&& body) const {
-        for (int64_t r = chunk.begin; r < chunk.end; r += tile_rows_) body(r, std::min(tile_rows_, chunk.end - r));
+        const int64_t tile = chunk.of_target ? target_tile_ : tile_;
+        for (int64_t r = chunk.begin; r < chunk.end; r += tile) body(r, std::min(tile, chunk.end - r));
     }
 
     void spread(const T* from, int64_t rows, T* to) const {
@@ -286,7 +288,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     }
 
     PrimalDualProblem<T> p_;
-    int64_t stride_, tile_rows_ = 0;
+    int64_t stride_, tile_ = 0, target_tile_ = 0;
     TrainedNetwork<T> map_, critic_;
     TileDensity<T> density_;
     std::unique_ptr<Whitening<T>> whitening_;

@@ -40,6 +40,10 @@ class Draws:
         self._stream += 1
         return self.seed, self._iteration, self._stream
 
+    def skip(self) -> None:
+        """Leave out a draw, so that those after it stay what they are."""
+        self._stream += 1
+
     def indices(self, n: int, bound: int, device: torch.device) -> Tensor:
         """n integers in 0 .. bound - 1, with replacement, [n] int64."""
         return _kernels().philox_indices(*self._next(), n, bound).to(device)

@@ -343,6 +343,8 @@ def _draw(target: Target, n: int, draws: Draws | None = None) -> Tensor:
 def batch(pool: Tensor, n: int, draws: Draws | None = None) -> Tensor:
     """n rows of a pool [N, D], drawn with replacement; the pool itself where n is not smaller than it."""
     if n >= len(pool):
+        if draws is not None:
+            draws.skip()
         return pool
     if draws is not None:
         return pool[draws.indices(n, len(pool), pool.device)]

@@ -102,12 +102,15 @@ def compiled_problem(problem: StepProblem) -> Any:
     training, functional, particles = problem.training, problem.functional, problem.particles
     assert isinstance(functional, (KL, FDivergence))
     assert problem.critic_optimizer is not None
-    size, kernels = training.batch_size, _kernels()
+    size, kernels, dim = training.batch_size, _kernels(), particles.shape[1]
+    assert isinstance(problem.map, MLP)
+    if problem.map.spec.sizes[0] != dim:
+        raise ValueError(f"map: takes {problem.map.spec.sizes[0]} dimensions, the particles have {dim}")
     fields: dict[str, Any] = {"whitening": None, "density": kernels.Density(), "target": None, "draw_target": None}
     if isinstance(functional, KL):
         mu = problem.reference
         assert isinstance(mu, potentials.Gaussian)
-        fields |= {"target_kind": "normal", "target_batch": size, "density": _density(functional, particles.dtype)}
+        fields |= {"target_kind": "normal", "target_batch": size, "density": _density(functional, particles)}
         fields |= {"of_model": ("identity", 0.0), "of_target": ("exp_tamed", TAME)}
         fields["whitening"] = (*_tensors(particles.dtype, mu.mean, mu._inverse), mu._log_norm)
     else:
@@ -175,12 +178,18 @@ def _samples(functional: FDivergence, particles: Tensor, size: int) -> dict[str,
     return {"target_kind": "callback", "target_batch": size, "draw_target": draw}
 
 
-def _density(functional: KL, dtype: torch.dtype) -> Any:
+def _density(functional: KL, particles: Tensor) -> Any:
     """log Q in its fused form, or as a callback."""
-    given = functional.log_density
+    given, dtype = functional.log_density, particles.dtype
     if getattr(given, "__name__", "") == "log_density":
         given = getattr(given, "__self__", given)  # the method of a potential
     make = _kernels().Density
+    if isinstance(given, potentials.BayesianLogisticRegression):
+        dim = given.dim
+    else:
+        dim = getattr(given, "means", getattr(given, "mean", particles)).shape[-1]
+    if dim != particles.shape[1]:
+        raise ValueError(f"log_density: takes {dim} dimensions, the particles have {particles.shape[1]}")
     if type(given) is potentials.Gaussian:
         mean, inverse = _tensors(dtype, given.mean, given._inverse)
         return make("gaussian", points=mean, matrix=inverse, rate=given._log_norm)

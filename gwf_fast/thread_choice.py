@@ -33,7 +33,7 @@ class ThreadChoice:
     shortest = 3e-4
     """Seconds an iteration from which more threads are tried."""
     trial = 0.005
-    """Seconds of a trial."""
+    """Seconds of a trial, of three iterations at least."""
     lasts = 2.0
     """Seconds until the choice is made again."""
 
@@ -60,9 +60,9 @@ class ThreadChoice:
         """Spend some of the iterations on trials."""
         threads = 1
         while threads <= self._most and work.left:
-            pace = work.spend(1, threads)  # wakes the threads
+            pace = work.spend(1, threads)  # wakes them
             if work.left:
-                pace = work.spend(max(1, int(self.trial / max(pace, 1e-9))), threads)
+                pace = work.spend(max(3, int(self.trial / max(pace, 1e-9))), threads)
             if threads > 1 and self._pace is not None and pace > 0.8 * self._pace:
                 break
             self.threads, self._pace = threads, pace

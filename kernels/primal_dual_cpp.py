@@ -7,6 +7,7 @@ own until :meth:`PrimalDual.write_back`.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -158,8 +159,7 @@ class PrimalDual:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        p = problem
+        self._problem = p = problem  # kept: the loop has addresses only
         mean, whitening, log_norm = p.whitening or (None, None, 0.0)
         self._loop = _cpu.PrimalDual(
             p.pool.dtype is torch.float64,
@@ -187,8 +187,8 @@ class PrimalDual:
                 "adam": p.adam,
                 "schedule": p.schedule.data_ptr(),
                 "seed": p.seed,
-                "draw_target": None if p.draw_target is None else self._draw_target,
-                "log_density": None if p.density.evaluate is None else self._log_density,
+                "draw_target": None if p.draw_target is None else functools.partial(_draw_target, p),
+                "log_density": None if p.density.evaluate is None else functools.partial(_log_density, p),
             },
         )
 
@@ -204,19 +204,20 @@ class PrimalDual:
         """Write parameters and moments to the tensors they came from."""
         self._loop.write_back()
 
-    def _view(self, address: int, rows: int) -> Tensor:
-        pool = self._problem.pool
-        shape = (rows, pool.shape[1])
-        memory = (ctypes.c_char * (rows * pool.shape[1] * pool.element_size())).from_address(address)
-        return torch.frombuffer(memory, dtype=pool.dtype).view(shape)
 
-    def _draw_target(self, iteration: int, address: int) -> None:
-        assert self._problem.draw_target is not None
-        self._view(address, self._problem.target_batch).copy_(self._problem.draw_target())
+def _view(address: int, rows: int, like: Tensor) -> Tensor:
+    memory = (ctypes.c_char * (rows * like.shape[1] * like.element_size())).from_address(address)
+    return torch.frombuffer(memory, dtype=like.dtype).view(rows, like.shape[1])
 
-    def _log_density(self, x: int, gradient: int) -> float:
-        assert self._problem.density.evaluate is not None
-        rows = self._problem.batch_size
-        value, slope = self._problem.density.evaluate(self._view(x, rows).clone())
-        self._view(gradient, rows).copy_(slope)
-        return value.double().sum().item()
+
+# What the loop calls back must not hold the loop: nobody could see that cycle.
+def _draw_target(problem: Problem, iteration: int, address: int) -> None:
+    assert problem.draw_target is not None
+    _view(address, problem.target_batch, problem.pool).copy_(problem.draw_target())
+
+
+def _log_density(problem: Problem, x: int, gradient: int) -> float:
+    assert problem.density.evaluate is not None
+    value, slope = problem.density.evaluate(_view(x, problem.batch_size, problem.pool).clone())
+    _view(gradient, problem.batch_size, problem.pool).copy_(slope)
+    return value.double().sum().item()

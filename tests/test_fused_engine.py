@@ -1,10 +1,13 @@
 """The fused engine against the torch one on the same draws, and against closed forms."""
 
 import copy
+import gc
 import math
+import resource
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from gwf_fast.draws import Draws
 from gwf_fast.engine import ENGINES, StepProblem
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import KL, FDivergence, JensenShannon, Potential
+from gwf_fast.fused_engine import compiled_problem
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import BayesianLogisticRegression, Gaussian, GaussianMixture
@@ -145,6 +149,12 @@ def test_shapes_against_the_torch_path(dim, widths):
                      training=training)  # fmt: skip
 
 
+def test_a_whole_pool_leaves_the_other_draws_as_they_are():
+    training = Training(batch_size=200, iterations=20)
+    assert_same_path(JensenShannon(samples()), training=training, pool=200)
+    assert_same_path(KL(densities()["gaussian"]), training=training, pool=200)
+
+
 def test_a_target_that_is_a_callable():
     assert_same_path(JensenShannon(lambda n: torch.randn(n, 3, dtype=torch.float64) + 1))
 
@@ -196,6 +206,10 @@ def test_bad_densities_are_named():
         flow(KL(lambda x: x)).run(x0, 1, progress=False)
     with pytest.raises(ValueError, match=r"target: expected samples \[64, 2\] for n = 64, got \[64, 3\]"):
         flow(JensenShannon(lambda n: torch.randn(n, 3))).run(x0, 1, progress=False)
+    with pytest.raises(ValueError, match="log_density: takes 3 dimensions, the particles have 2"):
+        flow(KL(Gaussian(torch.zeros(3), torch.eye(3)))).run(x0, 1, progress=False)
+    with pytest.raises(ValueError, match="map: takes 3 dimensions, the particles have 2"):
+        flow(KL(lambda x: x.sum(-1)), map=MLP([3, 3]), critic=MLP([3, 1])).run(x0, 1, progress=False)
     with pytest.raises(ValueError, match="batch_size: 64 is larger than the pool of 63 particles"):
         flow(KL(lambda x: x.sum(-1))).run(x0[:63], 1, progress=False)
 
@@ -300,3 +314,40 @@ def test_ctrl_c_interrupts_the_loop():
         slow.step(state)
     assert time.perf_counter() - start < 3
     assert state.step == 0
+
+
+def test_a_large_pool_is_not_copied():
+    """1e7 particles: the loop reads the caller's memory, and the address space grows by little."""
+    pool = torch.zeros(10**7, 1)
+    pool[-(10**5) :] = 1.0
+    problem = StepProblem(
+        functional=JensenShannon(torch.ones(50, 1)),
+        step_size=0.5,
+        particles=pool,
+        reference=None,
+        map=MLP([1, 4, 1], residual=True),
+        critic=(critic := MLP([1, 4, 1])),
+        map_optimizer=None,
+        critic_optimizer=torch.optim.AdamW(critic.parameters()),
+        training=Training(batch_size=64, iterations=50),
+    )
+    problem.map_optimizer = torch.optim.AdamW(problem.map.parameters())
+    assert compiled_problem(problem).pool.data_ptr() == pool.data_ptr()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ENGINES["fused"].solve(problem)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB; the pool has 39,000
+
+
+def test_a_step_leaves_no_memory_behind():
+    """The loop and what it calls back must not keep each other alive."""
+    kept = []
+
+    def target(n):
+        return torch.randn(n, 2)
+
+    functional = JensenShannon(target)
+    kept.append(weakref.ref(functional))
+    flow(functional).run(torch.randn(100, 2), 1, progress=False)
+    del functional
+    gc.collect()
+    assert kept[0]() is None
