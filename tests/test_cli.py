@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gwf_fast import cli
-from gwf_fast.engine import TorchEngine
 from gwf_fast.experiments import NAMES, inputs
+from gwf_fast.fused_engine import FusedEngine
 
 QUICK = ["--particles", "60", "--steps", "2", "--iterations", "3", "--batch-size", "16"]
 
@@ -108,7 +108,7 @@ def test_mat_files(tmp_path):
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     arguments = ["run", "gmm", *QUICK, "--steps", 3]
     assert call(*arguments, "--out", "whole").exit_code == 0
-    solve, calls = TorchEngine.solve, []
+    solve, calls = FusedEngine.solve, []
 
     def interrupted(self, problem):
         calls.append(1)
@@ -116,7 +116,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         solve(self, problem)
 
-    monkeypatch.setattr(TorchEngine, "solve", interrupted)
+    monkeypatch.setattr(FusedEngine, "solve", interrupted)
     result = call(*arguments, "--out", "broken")
     assert result.exit_code == 130
     assert "gwf-fast run gmm --out broken --resume" in result.stderr
