@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -129,6 +129,16 @@ def kl_objective(critic: Callable[[Tensor], Tensor], x: Tensor, z: Tensor) -> Te
     return critic(x).mean() - (critic(z) - 1).exp().mean()
 
 
+PENALTY = 10.0
+
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, e: Tensor) -> Tensor:
+    """PENALTY E (|grad h| - 1)^2 at points e x + (1 - e) z between the batches; e [N, 1]."""
+    between = e * x + (1 - e) * z
+    gradient = torch.func.grad(lambda points: critic(points).sum())(between)
+    return PENALTY * (gradient.norm(dim=1) - 1).square().mean()
+
+
 def updating(size: Size, moved: Callable, objective: Callable, nets: Networks | None = None) -> Contender:
     """T forward, objective, gradients, Adam; the result is the gradients."""
     nets = nets or networks(size)
@@ -156,16 +166,24 @@ def eager_update(size: Size, nets: Networks | None = None) -> Contender:
     return updating(size, plain, lambda net, x, z: kl_objective(functools.partial(plain, net), x, z), nets)
 
 
-def compiled_update(size: Size, state: list[list[Tensor]] | None = None) -> Contender:
-    """The whole update as one functional graph: its best form. ``state`` receives parameters and moments."""
-    nets = networks(size)
+def compiled_update(
+    size: Size, state: list[list[Tensor]] | None = None, mixing: Sequence[Tensor] | None = None
+) -> Contender:
+    """The whole update as one functional graph: its best form.
 
-    def loss(values: list[Tensor], x: Tensor) -> Tensor:
-        return -kl_objective(functools.partial(functional, values), x, nets.z)
+    ``state`` receives parameters and moments; with ``mixing``, the e of each update in turn, the critic is penalised.
+    """
+    nets = networks(size)
+    turns = itertools.cycle(mixing or [torch.zeros(())])
+
+    def loss(values: list[Tensor], x: Tensor, e: Tensor) -> Tensor:
+        critic = functools.partial(functional, values)
+        value = -kl_objective(critic, x, nets.z)
+        return value if mixing is None else value + gradient_penalty(critic, x, nets.z, e)
 
     @functools.partial(torch.compile, fullgraph=True)
-    def step(values: list, first: list, second: list, count: Tensor) -> tuple[list, list, list, list]:
-        gradients = torch.func.grad(loss)(values, plain(nets.map, nets.y))
+    def step(values: list, first: list, second: list, count: Tensor, e: Tensor) -> tuple[list, list, list, list]:
+        gradients = torch.func.grad(loss)(values, plain(nets.map, nets.y), e)
         first = [BETAS[0] * m + (1 - BETAS[0]) * g for m, g in zip(first, gradients)]
         second = [BETAS[1] * v + (1 - BETAS[1]) * g * g for v, g in zip(second, gradients)]
         a, b = RATE / (1 - BETAS[0] ** count), (1 - BETAS[1] ** count).sqrt()
@@ -180,7 +198,7 @@ def compiled_update(size: Size, state: list[list[Tensor]] | None = None) -> Cont
     def contender() -> Result:
         count.add_(1)
         with torch.no_grad():
-            *state[:], gradients = step(*state, count)
+            *state[:], gradients = step(*state, count, next(turns))
         return tuple(gradients)
 
     return contender

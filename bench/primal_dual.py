@@ -8,23 +8,44 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 import gwf_fast as gwf
-from bench.networks import RATE, SIZES, Networks, Size, compiled_update, eager_update, facts, networks, update_flops
+from bench.networks import (
+    PENALTY,
+    RATE,
+    SIZES,
+    Networks,
+    Size,
+    compiled_update,
+    eager_update,
+    facts,
+    kl_objective,
+    networks,
+    plain,
+    update_flops,
+    updating,
+)
 from bench.registry import OURS, Case, Contender, Race, Result, register
 from gwf_fast.engine import StepProblem
 from gwf_fast.fused_engine import compiled_problem
-from gwf_fast.kernels.primal_dual_cpp import PrimalDual
+from gwf_fast.kernels.primal_dual_cpp import PrimalDual, philox_uniforms
 
+SEED = 7
 UPDATES = {"S": 100, "M": 16, "L": 4}  # in one call: calling from Python costs as much as an update of the smallest
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def mixing(count: int, size: Size) -> list[Tensor]:
+    """The loop's own draws of the points of the penalty, [N, 1] for each update of a call."""
+    return [philox_uniforms(SEED, j, 2, size.batch).float()[:, None] for j in range(count)]
 
 
 def repeated(count: int, update: Contender, parameters: Callable[[], Sequence[Tensor]]) -> Contender:
@@ -38,28 +59,40 @@ def repeated(count: int, update: Contender, parameters: Callable[[], Sequence[Te
     return contender
 
 
-def eager(count: int, size: Size, nets: Networks | None = None) -> Contender:
+def eager(count: int, penalised: bool, size: Size, nets: Networks | None = None) -> Contender:
     nets = nets or networks(size)
-    return repeated(count, eager_update(size, nets), lambda: list(nets.critic.parameters()))
+    update = penalised_update(size, nets, mixing(count, size)) if penalised else eager_update(size, nets)
+    return repeated(count, update, lambda: list(nets.critic.parameters()))
 
 
-def compiled(count: int, size: Size) -> Contender:
+def penalised_update(size: Size, nets: Networks, draws: Sequence[Tensor]) -> Contender:
+    turns = itertools.cycle(draws)
+
+    def objective(net: gwf.nn.MLP, x: Tensor, z: Tensor) -> Tensor:
+        e = next(turns).to(x)
+        between = (e * x + (1 - e) * z).requires_grad_()
+        (gradient,) = torch.autograd.grad(plain(net, between).sum(), between, create_graph=True)
+        return kl_objective(functools.partial(plain, net), x, z) - PENALTY * (gradient.norm(dim=1) - 1).square().mean()
+
+    return updating(size, plain, objective, nets)
+
+
+def compiled(count: int, penalised: bool, size: Size) -> Contender:
     state: list[list[Tensor]] = []
-    update = compiled_update(size, state)
+    update = compiled_update(size, state, mixing(count, size) if penalised else None)
     return repeated(count, update, lambda: state[0])
 
 
-def exact(count: int, size: Size) -> Result:
+def exact(count: int, penalised: bool, size: Size) -> Result:
     nets = Networks(*(part.double() for part in networks(size)))
-    return eager(count, size, nets)()
+    return eager(count, penalised, size, nets)()
 
 
-def fused(count: int, size: Size) -> Contender:
+def fused(count: int, penalised: bool, size: Size) -> Contender:
     """The engine's loop without map descents, on the same fixed batches as the others."""
     nets = networks(size)
-    functional = gwf.FDivergence("kl", nets.z)
     problem = StepProblem(
-        functional=functional,
+        functional=gwf.FDivergence("kl", nets.z),
         step_size=1.0,
         particles=nets.y,
         reference=None,
@@ -69,7 +102,8 @@ def fused(count: int, size: Size) -> Contender:
         critic_optimizer=torch.optim.AdamW(nets.critic.parameters(), lr=RATE),
         training=gwf.Training(batch_size=size.batch, iterations=count, critic_steps=1),
     )
-    loop = PrimalDual(dataclasses.replace(compiled_problem(problem), map_steps=0))
+    penalty = PENALTY if penalised else 0.0
+    loop = PrimalDual(dataclasses.replace(compiled_problem(problem), map_steps=0, penalty=penalty, seed=SEED))
     parameters = list(nets.critic.parameters())
     start = flat(parameters).clone()
 
@@ -81,15 +115,15 @@ def fused(count: int, size: Size) -> Contender:
     return contender
 
 
-def updates(label: str, quick: bool) -> Race:
+def updates(label: str, penalised: bool, quick: bool) -> Race:
     size, count = SIZES[label], UPDATES[label]
     makers = {OURS: fused, "torch eager": eager, "torch.compile": compiled}
     if quick:
         del makers["torch.compile"]  # compiling takes most of a minute: not where a glance will do
     return Race(
-        {name: functools.partial(make, count, size) for name, make in makers.items()},
-        truth=functools.partial(exact, count, size),
-        flops=count * update_flops(size),
+        {name: functools.partial(make, count, penalised, size) for name, make in makers.items()},
+        truth=functools.partial(exact, count, penalised, size),
+        flops=None if penalised else count * update_flops(size),
     )
 
 
@@ -126,17 +160,19 @@ def steps(kind: str, quick: bool) -> Race:
 
 
 TARGETS = {"S": (60, 8), "M": (3.5, 1.6), "L": (2, 1.3)}
+PENALISED_TARGETS = {"S": (60, 8), "M": (4, 1.6), "L": (2, 1.3)}
 LIMITS = {"mixture": 0.08, "samples": 0.08, "python": 0.5}
 
 register(
     Case(
-        f"primal_dual/critic_update/{label}",
-        functools.partial(updates, label),
+        f"primal_dual/{name}/{label}",
+        functools.partial(updates, label, penalised),
         tolerance=1e-3,
         peer_tolerance=1e-2,
-        targets=dict(zip(("torch eager", "torch.compile"), TARGETS[label], strict=True)),
+        targets=dict(zip(("torch eager", "torch.compile"), targets[label], strict=True)),
         facts=facts("primal_dual", size),
     )
+    for name, penalised, targets in (("critic_update", False, TARGETS), ("penalised_update", True, PENALISED_TARGETS))
     for label, size in SIZES.items()
 )
 register(

@@ -68,12 +68,12 @@ template <class T> void run_mlp(const MlpCall<T>& call) {
 
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        TileMemory<T> memory(call, network, tile_rows);
+        TileMemory<T> memory(call.pass, network.layers, tile_rows);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < count; i++) {
             const MlpChunk& chunk = chunks[size_t(i)];
             if (gradients) std::fill_n(sums[size_t(i)], sums_size, T(0));
-            Tile<T> tile(call, network, memory, call.batches[chunk.batch]);
+            Tile<T> tile(call.pass, call.residual, network.layers, memory, call.batches[chunk.batch]);
             double* total = call.batches[chunk.batch].total ? &totals[size_t(i)] : nullptr;
             for (int64_t r = chunk.begin; r < chunk.end; r += tile_rows)
                 tile.run(r, std::min(tile_rows, chunk.end - r), sums[size_t(i)], total);

@@ -30,20 +30,20 @@ template <class T> struct TileMemory {
         return std::clamp<int64_t>(rows, 8 * granule, 12 * granule);
     }
 
-    TileMemory(const MlpCall<T>& call, const Network<T>& network, int64_t rows) : arena_(size_of(network, rows)) {
-        const bool keeps = call.pass != MlpPass::forward;
-        int64_t widest = network.layers[0].in_stride;
-        for (const auto& layer : network.layers) widest = std::max(widest, layer.out_stride);
+    TileMemory(MlpPass pass, const std::vector<PackedLayer<T>>& layers, int64_t rows) : arena_(size_of(layers, rows)) {
+        const bool keeps = pass != MlpPass::forward;
+        int64_t widest = layers[0].in_stride;
+        for (const auto& layer : layers) widest = std::max(widest, layer.out_stride);
         for (T*& buffer : spare) buffer = arena_.take(rows * widest);
         bias_sums = arena_.take(widest);
         std::fill_n(bias_sums, widest, T(0));
-        a.push_back(arena_.take(rows * network.layers[0].in_stride));
-        dot_a.push_back(arena_.take(rows * network.layers[0].in_stride));
-        for (size_t l = 0; l < network.layers.size(); l++) {
-            const int64_t size = rows * network.layers[l].out_stride;
+        a.push_back(arena_.take(rows * layers[0].in_stride));
+        dot_a.push_back(arena_.take(rows * layers[0].in_stride));
+        for (size_t l = 0; l < layers.size(); l++) {
+            const int64_t size = rows * layers[l].out_stride;
             z.push_back(keeps ? arena_.take(size) : spare[l % 2]);
             a.push_back(keeps ? arena_.take(size) : z.back());  // in place where z is not needed again
-            if (call.pass != MlpPass::second) continue;
+            if (pass != MlpPass::second) continue;
             dot_z.push_back(arena_.take(size));
             dot_a.push_back(arena_.take(size));
         }
@@ -54,13 +54,13 @@ template <class T> struct TileMemory {
     T* bias_sums;  // where they are not wanted
 
   private:
-    static int64_t size_of(const Network<T>& network, int64_t rows) {
-        int64_t sum = network.layers[0].in_stride * 2, widest = network.layers[0].in_stride;
-        for (const auto& layer : network.layers) {
+    static int64_t size_of(const std::vector<PackedLayer<T>>& layers, int64_t rows) {
+        int64_t sum = layers[0].in_stride * 2, widest = layers[0].in_stride;
+        for (const auto& layer : layers) {
             sum += 4 * layer.out_stride;
             widest = std::max(widest, layer.out_stride);
         }
-        return rows * (sum + 4 * widest) + widest + 16 * int64_t(4 * network.layers.size() + 8);
+        return rows * (sum + 4 * widest) + widest + 16 * int64_t(4 * layers.size() + 8);
     }
 
     Arena<T> arena_;
@@ -68,8 +68,9 @@ template <class T> struct TileMemory {
 
 template <class T> class Tile {
   public:
-    Tile(const MlpCall<T>& call, const Network<T>& network, TileMemory<T>& memory, const MlpBatch<T>& batch)
-        : call_(call), layers_(network.layers), memory_(memory), batch_(batch) {}
+    Tile(MlpPass pass, bool residual, const std::vector<PackedLayer<T>>& layers, TileMemory<T>& memory,
+         const MlpBatch<T>& batch)
+        : pass_(pass), residual_(residual), layers_(layers), memory_(memory), batch_(batch) {}
 
     // sums: the gradient sums of this chunk, or null; total: sum of the outputs, or null.
     void run(int64_t first, int64_t rows, T* sums, double* total) {
@@ -77,13 +78,13 @@ template <class T> class Tile {
         rows_ = rows;
         sums_ = sums;
         forward();
-        if (call_.pass != MlpPass::second) finish_forward(total);
-        if (call_.pass == MlpPass::second) forward_tangent();
-        if (call_.pass != MlpPass::forward) backward();
+        if (pass_ != MlpPass::second) finish_forward(total);
+        if (pass_ == MlpPass::second) forward_tangent();
+        if (pass_ != MlpPass::forward) backward();
     }
 
   private:
-    bool second() const { return call_.pass == MlpPass::second; }
+    bool second() const { return pass_ == MlpPass::second; }
     size_t last() const { return layers_.size() - 1; }
     Function function(size_t l) const { return l == last() ? batch_.last : layers_[l].function; }
     T constant(size_t l) const { return l == last() ? T(batch_.last_constant) : layers_[l].constant; }
@@ -124,7 +125,7 @@ template <class T> class Tile {
     void finish_forward(double* total) const {
         const auto& layer = layers_.back();
         const T* result = memory_.a.back();
-        if (batch_.out) scatter(result, layer.out_stride, layer.out, call_.residual ? batch_.x : nullptr, batch_.out);
+        if (batch_.out) scatter(result, layer.out_stride, layer.out, residual_ ? batch_.x : nullptr, batch_.out);
         if (!total) return;
         for (int64_t r = 0; r < rows_; r++)
             for (int64_t c = 0; c < layer.out; c++) *total += double(result[r * layer.out_stride + c]);
@@ -147,7 +148,7 @@ template <class T> class Tile {
         }
         if (batch_.out_tangent)
             scatter(memory_.dot_a.back(), layers_.back().out_stride, layers_.back().out,
-                    call_.residual ? batch_.x_tangent : nullptr, batch_.out_tangent);
+                    residual_ ? batch_.x_tangent : nullptr, batch_.out_tangent);
     }
 
     template <Function f> static void apply_tangent(const T* z, const T* dot_z, T* dot_a, int64_t count, T p, T dot_p) {
@@ -209,7 +210,7 @@ template <class T> class Tile {
     void finish_backward(const T* u) const {
         const auto& layer = layers_.front();
         scatter(u, layer.in_stride, layer.in, nullptr, batch_.dx);
-        if (!call_.residual || second()) return;
+        if (!residual_ || second()) return;
         const int64_t start = first_ * layer.in;
         for (int64_t i = start; i < start + rows_ * layer.in; i++)
             batch_.dx[i] += batch_.cotangent ? batch_.cotangent[i] : batch_.uniform_cotangent;
@@ -268,7 +269,8 @@ template <class T> class Tile {
             multiply<true>(d, P, a, Q, rows_, sums, Q, layer.out, layer.in_padded, nullptr, true);
     }
 
-    const MlpCall<T>& call_;
+    MlpPass pass_;
+    bool residual_;
     const std::vector<PackedLayer<T>>& layers_;
     TileMemory<T>& memory_;
     const MlpBatch<T>& batch_;

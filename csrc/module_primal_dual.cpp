@@ -86,6 +86,7 @@ template <class T> PrimalDualProblem<T> problem(const py::dict& from) {
     made.target_batch = from["target_batch"].cast<int64_t>();
     made.of_model = elementwise(from["of_model"]);
     made.of_target = elementwise(from["of_target"]);
+    made.penalty = from["penalty"].cast<double>();
     made.mean = pointer<const T>(from["mean"]);
     made.log_norm = from["log_norm"].cast<double>();
     made.whitening = pointer<const T>(from["whitening"]);
@@ -160,6 +161,12 @@ void bind_primal_dual(py::module_& m, const char* (*instruction_set)()) {
             backend().indices(seed, iteration, stream, count, bound, reinterpret_cast<int64_t*>(out));
         },
         py::arg("seed"), py::arg("iteration"), py::arg("stream"), py::arg("count"), py::arg("bound"), py::arg("out"));
+    m.def(
+        "philox_uniforms",
+        [](uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, uintptr_t out) {
+            backend().uniforms(seed, iteration, stream, count, reinterpret_cast<double*>(out));
+        },
+        py::arg("seed"), py::arg("iteration"), py::arg("stream"), py::arg("count"), py::arg("out"));
     m.def(
         "philox_normals",
         [](bool is_double, uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, uintptr_t out) {

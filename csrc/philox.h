@@ -53,6 +53,16 @@ inline void philox_indices(uint64_t seed, uint32_t iteration, uint32_t stream, i
     }
 }
 
+// In (0, 1), from 32 bits each.
+template <class T> void philox_uniforms(uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, T* out) {
+    constexpr int64_t group = 4 * philox_lanes;
+    for (int64_t i = 0; i < count; i += group) {
+        const PhiloxBlocks b = philox(seed, iteration, stream, uint64_t(i / group));
+        for (int64_t k = 0; k < std::min(group, count - i); k++)
+            out[i + k] = T((double(b.word[k / philox_lanes][k % philox_lanes]) + 0.5) * 0x1p-32);
+    }
+}
+
 // Box and Muller: from two words of 32 bits two normals, so none beyond 6.7 standard deviations.
 template <class T> GWF_INLINE void normal_pairs(const uint32_t* u, const uint32_t* t, T* cosines, T* sines) {
     alignas(64) T uniform[philox_lanes], angle[philox_lanes], turn[philox_lanes];

@@ -63,9 +63,11 @@ template <class T> struct PrimalDualProblem {
     const T* target;  // [target_size, D]
     int64_t target_size, target_batch;
     Elementwise of_model, of_target;  // A and B
-    const T* mean;                    // of mu, [D]; null = no whitening, no densities
-    double log_norm;                  // of mu
-    const T* whitening;               // inverse of the Cholesky factor of mu's covariance, [D, D], lower triangular
+    double penalty;  // lambda of lambda E (|grad h(e T x + (1 - e) z)| - 1)^2, off the critic's objective; 0 = none.
+                     // The batches are then equally large. e is uniform, drawn anew for each ascent.
+    const T* mean;       // of mu, [D]; null = no whitening, no densities
+    double log_norm;     // of mu
+    const T* whitening;  // inverse of the Cholesky factor of mu's covariance, [D, D], lower triangular
     Density<T> density;
     TrainedArrays<T> map, critic;
     AdamSettings adam;
@@ -97,6 +99,7 @@ struct PrimalDualBackend {
     std::unique_ptr<PrimalDual> (*make_float)(const PrimalDualProblem<float>&);
     std::unique_ptr<PrimalDual> (*make_double)(const PrimalDualProblem<double>&);
     void (*indices)(uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, int64_t bound, int64_t* out);
+    void (*uniforms)(uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, double* out);
     void (*normals_float)(uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, float* out);
     void (*normals_double)(uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, double* out);
 };

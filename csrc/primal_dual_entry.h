@@ -2,6 +2,7 @@
 #pragma once
 #include <omp.h>
 
+#include "mlp_tile.h"
 #include "philox.h"
 #include "primal_dual_density.h"
 
@@ -9,7 +10,7 @@ namespace gwf::GWF_ISA {
 
 inline constexpr int64_t tile_budget = 384 * 1024;  // bytes of activations, which stay in the L2 cache
 inline constexpr int64_t chunks_at_most = 8;        // of rows, each with gradient sums of its own
-inline constexpr uint32_t particle_stream = 0, target_stream = 1;
+inline constexpr uint32_t particle_stream = 0, target_stream = 1, penalty_stream = 2;  // the last and those after it
 
 template <class T> class PrimalDualLoop final : public PrimalDual {
   public:
@@ -24,6 +25,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
           z_(problem.target_batch * stride_),
           flat_(std::max(problem.batch, problem.target_batch) * problem.dim),
           scores_(problem.density.kind == DensityKind::callback ? problem.batch * problem.dim : 0),
+          mixing_(problem.penalty > 0 ? problem.batch : 0),
           indices_(std::max(problem.batch, problem.target_batch)) {
         if (p_.mean) whitening_ = std::make_unique<Whitening<T>>(p_.mean, p_.whitening, p_.dim);
         plan();
@@ -39,6 +41,9 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             const double rate = p_.schedule[iteration];
             if (p_.critic_steps) map_batch();
             for (int64_t i = 0; i < p_.critic_steps; i++) {
+                if (p_.penalty > 0)
+                    philox_uniforms(p_.seed, uint32_t(iteration), penalty_stream + uint32_t(i), p_.batch,
+                                    mixing_.data());
                 report.critic_loss = critic_gradient();
                 critic_.update(critic_sums_, critic_.rate() * rate, critic_adam());
             }
@@ -59,14 +64,18 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     }
 
   private:
+    enum class Side { model, target, between };
+
     struct Chunk {
-        bool of_target;
+        Side side;
         int64_t begin, end;
     };
 
     struct Worker {  // buffers of one thread
         AlignedArray<T> memory;
         NetworkBuffers<T> map, critic;
+        std::unique_ptr<TileMemory<T>> second;  // of the penalty
+        AlignedArray<T> points, directions;     // [rows][D]
         T *y, *w, *u, *g, *values, *cotangents, *scratch;
     };
 
@@ -86,18 +95,19 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     void plan() {
         const int64_t bytes = row_bytes(map_) + row_bytes(critic_);
         const int64_t largest = std::clamp<int64_t>(tile_budget / bytes / 12 * 12, 48, 144);
-        auto split = [&](int64_t rows, bool of_target, std::vector<Chunk>& chunks) {
+        auto split = [&](int64_t rows, Side side, std::vector<Chunk>& chunks) {
             constexpr int64_t most = chunks_at_most / 2;
             int64_t tiles = (rows + largest - 1) / largest;
             if (tiles > 2) tiles = (tiles + most - 1) / most * most;  // even chunks
             const int64_t tile = ((rows + tiles - 1) / tiles + 3) / 4 * 4;
             const int64_t size = (tiles + most - 1) / most * tile;
-            (of_target ? target_tile_ : tile_) = tile;
-            for (int64_t r = 0; r < rows; r += size) chunks.push_back({of_target, r, std::min(rows, r + size)});
+            (side == Side::target ? target_tile_ : tile_) = tile;
+            for (int64_t r = 0; r < rows; r += size) chunks.push_back({side, r, std::min(rows, r + size)});
         };
-        split(p_.batch, false, map_chunks_);
+        split(p_.batch, Side::model, map_chunks_);
         critic_chunks_ = map_chunks_;
-        split(p_.target_batch, true, critic_chunks_);
+        split(p_.target_batch, Side::target, critic_chunks_);
+        if (p_.penalty > 0) split(p_.batch, Side::between, critic_chunks_);
         sums_memory_ =
             AlignedArray<T>(int64_t(map_chunks_.size()) * map_.size + int64_t(critic_chunks_.size()) * critic_.size);
         T* next = sums_memory_.data();
@@ -123,6 +133,11 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             worker->values = std::exchange(next, next + Arena<T>::rounded(line));
             worker->cotangents = std::exchange(next, next + Arena<T>::rounded(line));
             worker->scratch = next;
+            if (p_.penalty > 0) {
+                worker->second = std::make_unique<TileMemory<T>>(MlpPass::second, critic_.layers, rows);
+                worker->points = AlignedArray<T>(rows * p_.dim);
+                worker->directions = AlignedArray<T>(rows * p_.dim);
+            }
             workers_.push_back(std::move(worker));
         }
     }
@@ -144,7 +159,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     }
 
     template <class Body> void each_tile(const Chunk& chunk, Body&& body) const {
-        const int64_t tile = chunk.of_target ? target_tile_ : tile_;
+        const int64_t tile = chunk.side == Side::target ? target_tile_ : tile_;
         for (int64_t r = chunk.begin; r < chunk.end; r += tile) body(r, std::min(tile, chunk.end - r));
     }
 
@@ -197,18 +212,60 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         each_chunk(critic_chunks_, [&](Worker& worker, const Chunk& chunk, size_t c) {
             T* sums = critic_sums_[c];
             std::fill_n(sums, critic_.size, T(0));
-            const double weight = chunk.of_target ? 1.0 / double(p_.target_batch) : -1.0 / double(p_.batch);
-            const T* from = chunk.of_target ? z_.data() : y_.data();
             double total = 0;
+            if (chunk.side == Side::between) {
+                each_tile(chunk, [&](int64_t r, int64_t rows) { total += penalty_tile(worker, r, rows, sums); });
+                totals_[c] = total;
+                return;
+            }
+            const bool of_target = chunk.side == Side::target;
+            const double weight = of_target ? 1.0 / double(p_.target_batch) : -1.0 / double(p_.batch);
+            const T* from = of_target ? z_.data() : y_.data();
             const CriticPass<T> critic{critic_, worker.critic, worker.values, worker.cotangents};
             each_tile(chunk, [&](int64_t r, int64_t rows) {
                 const T* x = from + r * stride_;
-                total += critic.forward(x, rows, chunk.of_target ? p_.of_target : p_.of_model, weight);
+                total += critic.forward(x, rows, of_target ? p_.of_target : p_.of_model, weight);
                 critic.template backward<true>(x, rows, sums, nullptr);
             });
             totals_[c] = weight * total;
         });
         return sum_of_totals(critic_chunks_.size());
+    }
+
+    // With g = grad h and t the penalty's gradient in g, the gradient in the parameters is that of <t, g> with t fixed:
+    // the derivative along t, in the point, of the gradient of h.
+    double penalty_tile(Worker& worker, int64_t first, int64_t rows, T* sums) {
+        T *x = worker.w, *g = worker.g;
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t at = (first + r) * stride_;
+            const T e = T(mixing_.data()[first + r]);
+            for (int64_t i = 0; i < stride_; i += lanes<T>) {
+                const vec<T> z = load(z_.data() + at + i), y = load(y_.data() + at + i);
+                store(x + r * stride_ + i, vec<T>(z + (y - z) * e));
+            }
+            copy_row(x + r * stride_, worker.points.data() + r * p_.dim);
+        }
+        const CriticPass<T> critic{critic_, worker.critic, worker.values, worker.cotangents};
+        critic.forward(x, rows, {Function::identity, 0}, 1);
+        critic.template backward<false>(x, rows, nullptr, g);
+        double total = 0;
+        for (int64_t r = 0; r < rows; r++) {
+            vec<T> squares{};
+            for (int64_t i = 0; i < padded_to_lanes<T>(p_.dim); i += lanes<T>)
+                squares += load(g + r * stride_ + i) * load(g + r * stride_ + i);
+            const double norm = std::sqrt(double(tree_sum<T>(squares))), excess = norm - 1;
+            total += excess * excess;
+            const T scale = norm > 0 ? T(2 * p_.penalty / double(p_.batch) * excess / norm) : T(0);
+            for (int64_t d = 0; d < p_.dim; d++) worker.directions.data()[r * p_.dim + d] = scale * g[r * stride_ + d];
+        }
+        MlpBatch<T> batch{};
+        batch.rows = rows;
+        batch.x = worker.points.data();
+        batch.x_tangent = worker.directions.data();
+        batch.uniform_cotangent = T(1);
+        batch.last = Function::identity;
+        Tile<T>(MlpPass::second, false, critic_.layers, *worker.second, batch).run(0, rows, sums, nullptr);
+        return total * p_.penalty / double(p_.batch);
     }
 
     double map_gradient() {
@@ -292,7 +349,9 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     TrainedNetwork<T> map_, critic_;
     TileDensity<T> density_;
     std::unique_ptr<Whitening<T>> whitening_;
-    AlignedArray<T> x_, y_, z_, flat_, scores_, sums_memory_;
+    AlignedArray<T> x_, y_, z_, flat_, scores_;
+    AlignedArray<double> mixing_;
+    AlignedArray<T> sums_memory_;
     std::vector<int64_t> indices_;
     std::vector<Chunk> map_chunks_, critic_chunks_;
     std::vector<T*> map_sums_, critic_sums_;

@@ -48,6 +48,10 @@ class Draws:
         """n integers in 0 .. bound - 1, with replacement, [n] int64."""
         return _kernels().philox_indices(*self._next(), n, bound).to(device)
 
+    def uniforms(self, n: int, like: Tensor) -> Tensor:
+        """Uniform in (0, 1), [n], of the dtype and on the device of ``like``."""
+        return _kernels().philox_uniforms(*self._next(), n).to(like)
+
     def normals(self, n: int, like: Tensor) -> Tensor:
         """Standard normals [n, D] for a vector ``like`` [D]."""
         dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32

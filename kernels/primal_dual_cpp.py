@@ -32,6 +32,13 @@ def philox_indices(seed: int, iteration: int, stream: int, n: int, bound: int) -
     return out
 
 
+def philox_uniforms(seed: int, iteration: int, stream: int, n: int) -> Tensor:
+    """Uniform in (0, 1), [n] float64; from 32 bits each."""
+    out = torch.empty(n, dtype=torch.float64)
+    _cpu.philox_uniforms(seed, iteration, stream, n, out.data_ptr())
+    return out
+
+
 def philox_normals(seed: int, iteration: int, stream: int, n: int, d: int, dtype: torch.dtype) -> Tensor:
     """Standard normals [n, d]; from 32 bits each, in either precision."""
     out = torch.empty((n, d), dtype=dtype)
@@ -129,6 +136,7 @@ class Problem:
         schedule: Factor on the rates, [J1] float64.
         adam: beta_1, beta_2, epsilon, weight decay, clip, average.
         seed: Of the draws.
+        penalty: lambda of lambda E (|grad h| - 1)^2 between the batches, which are then equally large; 0 for none.
     """
 
     pool: Tensor
@@ -149,6 +157,7 @@ class Problem:
     schedule: Tensor
     adam: tuple[float, float, float, float, float, float]
     seed: int
+    penalty: float = 0.0
 
 
 class PrimalDual:
@@ -178,6 +187,7 @@ class PrimalDual:
                 "target_batch": p.target_batch,
                 "of_model": (_function(p.of_model[0]), p.of_model[1]),
                 "of_target": (_function(p.of_target[0]), p.of_target[1]),
+                "penalty": p.penalty,
                 "mean": _address(mean),
                 "whitening": _address(whitening),
                 "log_norm": log_norm,

@@ -1,6 +1,7 @@
 """The fused engine against the torch one on the same draws, and against closed forms."""
 
 import copy
+import dataclasses
 import gc
 import math
 import resource
@@ -19,6 +20,7 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import KL, FDivergence, JensenShannon, Potential
 from gwf_fast.fused_engine import compiled_problem
 from gwf_fast.jko import JKOFlow
+from gwf_fast.kernels.primal_dual_cpp import PrimalDual, philox_uniforms
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import BayesianLogisticRegression, Gaussian, GaussianMixture
 from gwf_fast.thread_choice import ThreadChoice
@@ -351,3 +353,41 @@ def test_a_step_leaves_no_memory_behind():
     del functional
     gc.collect()
     assert kept[0]() is None
+
+
+@pytest.mark.parametrize("activation", ["prelu", "silu", "tanh"])
+def test_the_gradient_penalty_against_autograd(activation):
+    """Three iterations of two ascents of E h - E exp(h - 1) - 10 E (|grad h| - 1)^2 in plain PyTorch, float64."""
+    torch.manual_seed(0)
+    transport, critic = MLP([3, 3]).double(), MLP([3, 20, 7, 1], activation).double()
+    twin = copy.deepcopy(critic)
+    x, z = 2 * torch.randn(301, 3).double(), torch.randn(301, 3).double() + 1
+    problem = StepProblem(
+        functional=FDivergence("kl", z),
+        step_size=0.5,
+        particles=x,
+        reference=None,
+        map=transport,
+        critic=critic,
+        map_optimizer=torch.optim.AdamW(transport.parameters()),
+        critic_optimizer=torch.optim.AdamW(critic.parameters()),
+        training=Training(batch_size=301, iterations=3, critic_steps=2),
+    )
+    penalised = dataclasses.replace(compiled_problem(problem), penalty=10.0, map_steps=0)
+    loop = PrimalDual(penalised)
+    loop.run(0, 3, 1)
+    loop.write_back()
+
+    y, modules = transport(x).detach(), nn.Sequential(*twin)
+    optimizer = torch.optim.AdamW(twin.parameters(), weight_decay=0.0)
+    for j in range(3):
+        for i in range(2):
+            e = philox_uniforms(penalised.seed, j, 2 + i, 301)[:, None]
+            between = (e * y + (1 - e) * z).requires_grad_()
+            (g,) = torch.autograd.grad(modules(between).sum(), between, create_graph=True)
+            loss = (modules(z) - 1).exp().mean() - modules(y).mean() + 10 * (g.norm(dim=1) - 1).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for ours, theirs in zip(critic.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
