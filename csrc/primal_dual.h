@@ -63,10 +63,10 @@ template <class T> struct PrimalDualProblem {
     const T* target;  // [target_size, D]
     int64_t target_size, target_batch;
     Elementwise of_model, of_target;  // A and B
-    double penalty;  // lambda of lambda E (|grad h(e T x + (1 - e) z)| - 1)^2, off the critic's objective; 0 = none.
-                     // The batches are then equally large. e is uniform, drawn anew for each ascent.
-    const T* mean;       // of mu, [D]; null = no whitening, no densities
-    double log_norm;     // of mu
+    double penalty;   // lambda of lambda E (|grad h(e T x + (1 - e) z)| - 1)^2, off the critic's objective; 0 = none.
+                      // The batches are then equally large. e is uniform, drawn anew for each ascent.
+    const T* mean;    // of mu, [D]; null = no whitening, no densities
+    double log_norm;  // of mu
     const T* whitening;  // inverse of the Cholesky factor of mu's covariance, [D, D], lower triangular
     Density<T> density;
     TrainedArrays<T> map, critic;

@@ -5,6 +5,7 @@
 #include "mlp_tile.h"
 #include "philox.h"
 #include "primal_dual_density.h"
+#include "primal_dual_penalty.h"
 
 namespace gwf::GWF_ISA {
 
@@ -243,11 +244,16 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
                 const vec<T> z = load(z_.data() + at + i), y = load(y_.data() + at + i);
                 store(x + r * stride_ + i, vec<T>(z + (y - z) * e));
             }
-            copy_row(x + r * stride_, worker.points.data() + r * p_.dim);
         }
-        const CriticPass<T> critic{critic_, worker.critic, worker.values, worker.cotangents};
-        critic.forward(x, rows, {Function::identity, 0}, 1);
-        critic.template backward<false>(x, rows, nullptr, g);
+        const LeakyPenalty<T> leaky{critic_, worker.critic};
+        const bool is_leaky = leaky.serves(critic_);
+        if (is_leaky) {
+            leaky.gradient(x, rows, g);
+        } else {
+            const CriticPass<T> critic{critic_, worker.critic, worker.values, worker.cotangents};
+            critic.forward(x, rows, {Function::identity, 0}, 1);
+            critic.template backward<false>(x, rows, nullptr, g);
+        }
         double total = 0;
         for (int64_t r = 0; r < rows; r++) {
             vec<T> squares{};
@@ -256,7 +262,21 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             const double norm = std::sqrt(double(tree_sum<T>(squares))), excess = norm - 1;
             total += excess * excess;
             const T scale = norm > 0 ? T(2 * p_.penalty / double(p_.batch) * excess / norm) : T(0);
-            for (int64_t d = 0; d < p_.dim; d++) worker.directions.data()[r * p_.dim + d] = scale * g[r * stride_ + d];
+            for (int64_t i = 0; i < stride_; i += lanes<T>)
+                store(g + r * stride_ + i, vec<T>(load(g + r * stride_ + i) * scale));
+        }
+        if (is_leaky)
+            leaky.add(g, rows, sums);
+        else
+            add_second(worker, x, g, rows, sums);
+        return total * p_.penalty / double(p_.batch);
+    }
+
+    // The same of <t, grad h(x)> for any function.
+    void add_second(Worker& worker, const T* x, const T* t, int64_t rows, T* sums) const {
+        for (int64_t r = 0; r < rows; r++) {
+            std::copy_n(x + r * stride_, p_.dim, worker.points.data() + r * p_.dim);
+            std::copy_n(t + r * stride_, p_.dim, worker.directions.data() + r * p_.dim);
         }
         MlpBatch<T> batch{};
         batch.rows = rows;
@@ -265,7 +285,6 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         batch.uniform_cotangent = T(1);
         batch.last = Function::identity;
         Tile<T>(MlpPass::second, false, critic_.layers, *worker.second, batch).run(0, rows, sums, nullptr);
-        return total * p_.penalty / double(p_.batch);
     }
 
     double map_gradient() {

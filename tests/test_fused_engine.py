@@ -355,7 +355,7 @@ def test_a_step_leaves_no_memory_behind():
     assert kept[0]() is None
 
 
-@pytest.mark.parametrize("activation", ["prelu", "silu", "tanh"])
+@pytest.mark.parametrize("activation", ["prelu", "relu", "silu", "tanh"])
 def test_the_gradient_penalty_against_autograd(activation):
     """Three iterations of two ascents of E h - E exp(h - 1) - 10 E (|grad h| - 1)^2 in plain PyTorch, float64."""
     torch.manual_seed(0)

@@ -1,0 +1,112 @@
+// The gradient in the parameters of <t, grad h(x)> with t fixed, for a critic whose units are all leaky: half the
+// products that other functions need (mlp_tile.h), since their second derivatives are 0.
+//
+// Back: u_l the cotangent of a_(l+1), d_l = u_l f'(z_l), to grad h = d_0 W_0. Forth: a' = t, z'_l = a'_l W'_l,
+// a'_(l+1) = f'(z_l) z'_l. Then dW_l = d_l' a'_l, and a slope's derivative is the sum of u_l z'_l where z_l <= 0.
+#pragma once
+#include "primal_dual_tile.h"
+
+namespace gwf::GWF_ISA {
+
+// The product is a cotangent of f(z); that of z goes to a.
+template <class T> struct LeakyCotangent {
+    const T* z;
+    T* a;
+    int64_t stride;
+    vec<T> slope;
+
+    template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) const {
+#pragma GCC unroll 32
+        for (int r = 0; r < MR; r++)
+#pragma GCC unroll 32
+            for (int n = 0; n < NV; n++) {
+                const int64_t at = (i + r) * stride + j + n * lanes<T>;
+                store(a + at, load(z + at) > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));
+            }
+    }
+};
+
+// The product is a tangent of z, which is overwritten by that of f(z); a holds the cotangent of z.
+template <class T> struct LeakyTangent {
+    T* z;
+    const T* a;
+    int64_t stride;
+    vec<T> slope;
+    vec<T> slope_sum;  // times the slope
+
+    template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) {
+#pragma GCC unroll 32
+        for (int r = 0; r < MR; r++)
+#pragma GCC unroll 32
+            for (int n = 0; n < NV; n++) {
+                const int64_t at = (i + r) * stride + j + n * lanes<T>;
+                const vec<T> v = load(z + at);
+                slope_sum += v > vec<T>{} ? vec<T>{} : vec<T>(sum[r][n] * load(a + at));
+                store(z + at, v > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));
+            }
+    }
+};
+
+template <class T> struct LeakyPenalty {
+    const TrainedNetwork<T>& net;
+    const NetworkBuffers<T>& buffers;
+
+    // A learned slope of 0 leaves no trace of u in d.
+    static bool serves(const TrainedNetwork<T>& net) {
+        for (size_t l = 0; l + 1 < net.layers.size(); l++) {
+            const auto& layer = net.layers[l];
+            if (layer.function != Function::leaky) return false;
+            if (layer.learned_slope && std::abs(layer.constant) < std::numeric_limits<T>::epsilon()) return false;
+        }
+        return net.layers.size() > 1;
+    }
+
+    // g [rows][in_stride] = grad h(x)
+    void gradient(const T* x, int64_t rows, T* g) const {
+        forward_hidden(net, x, rows, buffers);
+        const auto& end = net.layers.back();
+        const auto& top = net.layers[net.layers.size() - 2];
+        const T *w = end.parameters.backward, *z = buffers.z[net.layers.size() - 2];
+        T* d = buffers.a[net.layers.size() - 2];
+        for (int64_t c = 0; c < end.in_padded; c += lanes<T>) {
+            const vec<T> above = load(w + c), below = above * top.constant;
+            for (int64_t r = 0; r < rows; r++) {
+                const int64_t at = r * end.in_stride + c;
+                store(d + at, load(z + at) > vec<T>{} ? above : below);
+            }
+        }
+        for (size_t l = net.layers.size() - 2; l > 0; l--) {
+            const auto& layer = net.layers[l];
+            LeakyCotangent<T> epilogue{buffers.z[l - 1], buffers.a[l - 1], layer.in_stride,
+                                       splat(net.layers[l - 1].constant)};
+            multiply_into<false>(epilogue, buffers.a[l], layer.out_stride, layer.parameters.backward, layer.in_stride,
+                                 layer.out, rows, layer.in_padded);
+        }
+        const auto& first = net.layers.front();
+        multiply<false>(buffers.a[0], first.out_stride, first.parameters.backward, first.in_stride, first.out, g,
+                        first.in_stride, rows, first.in_padded);
+    }
+
+    // After gradient(): what <t, grad h> adds to the gradient sums; t [rows][in_stride].
+    void add(const T* t, int64_t rows, T* sums) const {
+        for (size_t l = 0; l + 1 < net.layers.size(); l++) {
+            const auto& layer = net.layers[l];
+            const GradientSums<T> to = layer.sums(sums);
+            add_weight_gradient(layer, t, buffers.a[l], rows, to.weight);
+            LeakyTangent<T> epilogue{buffers.z[l], buffers.a[l], layer.out_stride, splat(layer.constant), vec<T>{}};
+            multiply_into<false>(epilogue, t, layer.in_stride, layer.parameters.forward, layer.out_stride, layer.in,
+                                 rows, layer.out_padded);
+            if (layer.learned_slope) store(to.slope, vec<T>(load(to.slope) + epilogue.slope_sum / layer.constant));
+            t = buffers.z[l];
+        }
+        const auto& end = net.layers.back();
+        T* weight = end.sums(sums).weight;
+        for (int64_t c = 0; c < end.in_padded; c += lanes<T>) {
+            vec<T> sum = load(weight + c);
+            for (int64_t r = 0; r < rows; r++) sum += load(t + r * end.in_stride + c);
+            store(weight + c, sum);
+        }
+    }
+};
+
+}  // namespace gwf::GWF_ISA
