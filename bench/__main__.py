@@ -60,7 +60,7 @@ def main() -> None:
     import torch
 
     # Modules that register their cases.
-    from bench import discrepancies, memory, networks, overhead, primal_dual, reductions, transport  # noqa: F401
+    from bench import discrepancies, memory, networks, overhead, primal_dual, reductions, stein, transport  # noqa: F401
     from bench.environment import environment
     from bench.measure import run
     from bench.plot import time_against_n

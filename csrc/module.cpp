@@ -12,6 +12,7 @@
 #include "module_primal_dual.h"
 #include "near_field.h"
 #include "pairwise.h"
+#include "stein.h"
 
 namespace py = pybind11;
 
@@ -91,6 +92,23 @@ void reduce(const Kernel& kernel, int reduction, std::array<int64_t, 5> sizes, u
     run(call);
 }
 
+template <class T>
+void stein(const Kernel& kernel, std::array<int64_t, 3> sizes, uintptr_t x, uintptr_t score, bool diagonal,
+           uintptr_t total, uintptr_t x_gradient, uintptr_t score_gradient, void (*run)(const SteinCall<T>&)) {
+    const SteinCall<T> call{kernel.terms,
+                            sizes[0],
+                            sizes[1],
+                            sizes[2],
+                            pointer<T>(x),
+                            pointer<T>(score),
+                            diagonal,
+                            pointer<double>(total),
+                            pointer<T>(x_gradient),
+                            pointer<T>(score_gradient)};
+    py::gil_scoped_release release;
+    run(call);
+}
+
 void run_near_field(const NearFieldCall& call) {
 #if defined(__x86_64__)
     if (active == &pairwise_avx512) return near_field_avx512(call);
@@ -135,6 +153,21 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("out2") = 0, py::arg("exclude_self") = false, py::arg("a") = 0, py::arg("row_shift") = 0,
         py::arg("column_shift") = 0, py::arg("row_lengths") = 0, py::arg("column_lengths") = 0,
         py::arg("tangents") = std::vector<Addresses>{});
+
+    m.def(
+        "stein",
+        [](const Kernel& kernel, bool is_double, std::array<int64_t, 3> sizes, uintptr_t x, uintptr_t score,
+           bool diagonal, uintptr_t total, uintptr_t x_gradient, uintptr_t score_gradient) {
+            if (is_double)
+                stein<double>(kernel, sizes, x, score, diagonal, total, x_gradient, score_gradient,
+                              active->run_stein_double);
+            else
+                stein<float>(kernel, sizes, x, score, diagonal, total, x_gradient, score_gradient,
+                             active->run_stein_float);
+        },
+        "Sum of the Stein kernel over all pairs (float64) and its derivatives; addresses, 0 where not wanted.",
+        py::arg("kernel"), py::arg("is_double"), py::arg("sizes"), py::arg("x"), py::arg("score"), py::arg("diagonal"),
+        py::arg("total"), py::arg("x_gradient"), py::arg("score_gradient"));
 
     m.def(
         "near_field",

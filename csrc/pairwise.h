@@ -45,11 +45,15 @@ template <class T> struct PairwiseCall {
     T* out2;
 };
 
+template <class T> struct SteinCall;  // stein.h
+
 // The compiled copies, one an instruction set.
 struct PairwiseBackend {
     const char* name;
     void (*run_float)(const PairwiseCall<float>&);
     void (*run_double)(const PairwiseCall<double>&);
+    void (*run_stein_float)(const SteinCall<float>&);
+    void (*run_stein_double)(const SteinCall<double>&);
     double (*fma_peak)();  // measured single-thread float operations per second
 };
 

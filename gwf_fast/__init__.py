@@ -22,7 +22,7 @@ from .radial import (
     Riesz,
 )
 from .radial_formula import Radial
-from .stein import svgd_direction
+from .stein import ksd2, svgd_direction
 from .training import Training
 from .transport import SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
 
@@ -61,6 +61,7 @@ __all__ = [
     "kernel_gradient",
     "kernel_logsumexp",
     "kernel_sum",
+    "ksd2",
     "median_bandwidth",
     "mmd2",
     "nn",

@@ -101,6 +101,17 @@ def pairwise(
     column_lengths: int = 0,
     tangents: Sequence[Sequence[int]] = ...,
 ) -> None: ...
+def stein(
+    kernel: Kernel,
+    is_double: bool,
+    sizes: Sequence[int],
+    x: int,
+    score: int,
+    diagonal: bool,
+    total: int,
+    x_gradient: int,
+    score_gradient: int,
+) -> None: ...
 def near_field(
     kernel: Kernel,
     order: int,

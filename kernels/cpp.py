@@ -171,6 +171,26 @@ def pair_jet(
     return out, out2
 
 
+def stein_sum(x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool) -> Tensor:
+    """sum_ij of the Stein kernel (csrc/stein.h), [B] in float64; x, score [B, N, D]."""
+    total = x.new_zeros(x.shape[0], dtype=torch.float64)
+    _cpu.stein(
+        _kernel(tuple(spec)), x.dtype is torch.float64, x.shape, x.data_ptr(), score.data_ptr(), diagonal,
+        total.data_ptr(), 0, 0,
+    )  # fmt: skip
+    return total
+
+
+def stein_sum_gradients(x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool) -> tuple[Tensor, Tensor]:
+    """The derivatives of ``stein_sum`` in x and score, [B, N, D] each."""
+    gx, gs = torch.empty_like(x), torch.empty_like(score)
+    _cpu.stein(
+        _kernel(tuple(spec)), x.dtype is torch.float64, x.shape, x.data_ptr(), score.data_ptr(), diagonal, 0,
+        gx.data_ptr(), gs.data_ptr(),
+    )  # fmt: skip
+    return gx, gs
+
+
 def near_field(
     x: Tensor,  # [N, D], float64
     cell: Tensor,  # [N], int64

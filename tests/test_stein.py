@@ -35,3 +35,106 @@ def test_svgd_direction_bad_input() -> None:
             gwf.svgd_direction(x, bad, kernel=gwf.Gaussian(1.0))
     with pytest.raises(ValueError, match="at least one particle"):
         gwf.svgd_direction(x[:0], score[:0], kernel=gwf.Gaussian(1.0))
+
+
+def stein_matrix(x: Tensor, score: Tensor, kernel: gwf.Kernel) -> Tensor:
+    """The Stein kernel of all pairs by autograd, from its definition; x, score [N, D]."""
+    left, right = x.clone().requires_grad_(), x.clone().requires_grad_()
+    n, dim = x.shape
+
+    def one(u: Tensor, v: Tensor) -> Tensor:
+        return kernel(u[None], v[None])[0, 0]
+
+    out = torch.empty(n, n, dtype=x.dtype)
+    for i in range(n):
+        for j in range(n):
+            u, v = left[i].detach().requires_grad_(), right[j].detach().requires_grad_()
+            k = one(u, v)
+            du, dv = torch.autograd.grad(k, (u, v), create_graph=True)
+            trace = sum(torch.autograd.grad(du[c], v, retain_graph=True)[0][c] for c in range(dim))
+            out[i, j] = (k * (score[i] @ score[j]) + score[i] @ dv + score[j] @ du + trace).detach()
+    return out
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("dim", [1, 9])
+def test_ksd2_is_its_definition(kernel: gwf.Kernel, dim: int) -> None:
+    x, score = particles(13, dim)
+    u = stein_matrix(x, score, kernel)
+    biased = gwf.ksd2(x, score, kernel=kernel, unbiased=False)
+    torch.testing.assert_close(biased, u.mean(), rtol=1e-10, atol=1e-12)
+    want = (u.sum() - u.diagonal().sum()) / (13 * 12)
+    torch.testing.assert_close(gwf.ksd2(x, score, kernel=kernel), want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [gwf.IMQ(0.9), 0.5 * gwf.Gaussian(0.5) + gwf.IMQ(2.0)], ids=str)
+@pytest.mark.parametrize("dim", [2, 9, 70])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_ksd2_over_many_tiles(kernel: gwf.Kernel, dim: int, dtype: torch.dtype) -> None:
+    from gwf_fast.kernels import stein_reference
+
+    x, score = particles(301, dim)
+    x = x + 20  # no centre, no accuracy
+    for unbiased in (True, False):
+        want = stein_reference.stein_sum(x[None], score[None], kernel.spec, not unbiased)[0]
+        scale = stein_reference.stein_sum(x[None], score[None], kernel.spec, True)[0].abs()
+        count = 301 * 300 if unbiased else 301 * 301
+        got = gwf.ksd2(x.to(dtype), score.to(dtype), kernel=kernel, unbiased=unbiased).double() * count
+        assert float((got - want).abs() / scale) < (1e-11 if dtype == torch.float64 else 3e-5)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_ksd2_gradient(unbiased: bool) -> None:
+    kernel = 0.5 * gwf.Gaussian(0.9) + gwf.IMQ(2.0)
+    for dim in (2, 9):
+        inputs = [t.clone().requires_grad_() for t in particles(53, dim)]
+        assert torch.autograd.gradcheck(
+            lambda x, s: gwf.ksd2(x, s, kernel=kernel, unbiased=unbiased), inputs, rtol=1e-5, atol=1e-9
+        )
+
+
+def test_ksd2_batches_and_the_portable_path() -> None:
+    from gwf_fast.kernels import cpp, stein_reference
+
+    x, score = particles(24, 3)
+    xs, scores = x.view(2, 12, 3), score.view(2, 12, 3)
+    both = gwf.ksd2(xs, scores, kernel=gwf.IMQ(1.0))
+    each = torch.stack([gwf.ksd2(u, v, kernel=gwf.IMQ(1.0)) for u, v in zip(xs, scores, strict=True)])
+    torch.testing.assert_close(both, each, rtol=1e-12, atol=0)
+    for diagonal in (True, False):
+        arguments = (xs, scores, gwf.IMQ(1.0).spec, diagonal)
+        for name in ("stein_sum", "stein_sum_gradients"):
+            torch.testing.assert_close(getattr(cpp, name)(*arguments), getattr(stein_reference, name)(*arguments))
+
+
+def test_ksd2_falls_as_the_samples_fit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 4, generator=generator)
+    good = gwf.ksd2(x, -x, kernel=gwf.IMQ(1.0))
+    shifted = gwf.ksd2(x + 0.5, -(x + 0.5), kernel=gwf.IMQ(1.0))
+    assert float(shifted) > 20 * abs(float(good))
+
+
+def test_ksd2_does_not_depend_on_threads() -> None:
+    x, score = (t.float() for t in particles(1500, 12))
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(gwf.ksd2(x, score, kernel=gwf.Gaussian(3.0)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+def test_ksd2_bad_input() -> None:
+    x, score = particles(5, 2)
+    with pytest.raises(ValueError, match="at least two samples"):
+        gwf.ksd2(x[:1], score[:1], kernel=gwf.IMQ(1.0))
+    with pytest.raises(ValueError, match="score must have"):
+        gwf.ksd2(x, score[:, :1], kernel=gwf.IMQ(1.0))
+    with pytest.raises(ValueError, match="numbers as bandwidths"):
+        gwf.ksd2(x, score, kernel=gwf.Gaussian(torch.tensor(1.0)))
+    with pytest.raises(TypeError, match="kernel must be"):
+        gwf.ksd2(x, score, kernel=1.0)

@@ -1,7 +1,11 @@
 #define GWF_ISA baseline
-#include "../pairwise_entry.h"
+#include "../stein_entry.h"
 
 namespace gwf {
-extern const PairwiseBackend pairwise_baseline = {"baseline", baseline::run<float>, baseline::run<double>,
+extern const PairwiseBackend pairwise_baseline = {"baseline",
+                                                  baseline::run<float>,
+                                                  baseline::run<double>,
+                                                  baseline::run_stein<float>,
+                                                  baseline::run_stein<double>,
                                                   baseline::fma_peak};
 }

@@ -1,0 +1,211 @@
+// The Stein kernel on tiles. Its three inner products follow from three squared distances, those of x, of s and of
+// w = x + s (scaled to like size), so that the distance tiles of the reductions serve:
+//     s_i.s_j = (|s_i|^2 + |s_j|^2 - |s_i - s_j|^2) / 2,  (x_i - x_j).(s_i - s_j) = (|dw|^2 - |dx|^2 - |ds|^2) / 2.
+// The value takes each pair once; a row block's sum is a number of its own, added in order.
+#pragma once
+#include "pairwise_entry.h"
+#include "stein.h"
+
+namespace gwf::GWF_ISA {
+
+// Points [N][D] with their panels and squared norms.
+template <class T> struct SteinPoints {
+    T *rows, *panels, *norm;
+    static int64_t size(int64_t N, int64_t D) { return 2 * (N + PJ) * D + N + PJ + 3 * 16; }
+    SteinPoints(Arena<T>& arena, int64_t N, int64_t D)
+        : rows(arena.take((N + PJ) * D)), panels(arena.take((N + PJ) * D)), norm(arena.take(N + PJ)) {}
+    void pack(int64_t N, int64_t D) {
+        for (int64_t j = 0; j < (N + PJ - 1) / PJ * PJ; j++)
+            for (int64_t d = 0; d < D; d++) panels[j / PJ * PJ * D + d * PJ + j % PJ] = j < N ? rows[j * D + d] : T(0);
+        for (int64_t j = 0; j < N; j += PJ) chunked_sums_of_squares<PJ>(panels + j * D, D, norm + j);
+    }
+};
+
+template <class T> struct SteinProblem {
+    const TileKernel<T>* kernel;
+    int64_t N, D;
+    bool diagonal, dot;
+    T score_scale;            // s' = score_scale * s
+    SteinPoints<T>* sets[3];  // x' = scale * (x - centre), s', x' + s'
+};
+
+// Rows of the three sets, tiles of the three distances, of the kernel's derivatives, and sums.
+template <class T> struct SteinScratch {
+    T *x[3], *x_norm[3], *tile[3], *f[4], *coefficient, *sums;
+    static int64_t size(int64_t D) { return R<T> * (3 * D + 3 + 8 * TJ + 4 * D + 2) + 16 * 16; }
+    SteinScratch(Arena<T>& arena, int64_t D) {
+        for (auto& piece : x) piece = arena.take(D * R<T>);
+        for (auto& piece : x_norm) piece = arena.take(R<T>);
+        for (auto& piece : tile) piece = arena.take(TJ * R<T>);
+        for (auto& piece : f) piece = arena.take(TJ * R<T>);
+        coefficient = arena.take(TJ * R<T>);
+        sums = arena.take((4 * D + 2) * R<T>);
+    }
+};
+
+template <class T> void gather_stein_rows(const SteinProblem<T>& p, int64_t i0, SteinScratch<T>& s) {
+    for (int set = 0; set < 3; set++) {
+        const T* rows = p.sets[set]->rows;
+        gather_rows<T>(i0, p.N, p.D, [&](int64_t i, int64_t d) { return rows[i * p.D + d]; }, s.x[set]);
+        chunked_sums_of_squares<R<T>>(s.x[set], p.D, s.x_norm[set]);
+    }
+}
+
+template <int Order, class T> void stein_tiles(const SteinProblem<T>& p, int64_t j0, int n, SteinScratch<T>& s) {
+    for (int set = 0; set < 3; set++) {
+        const T *panels = p.sets[set]->panels + j0 * p.D, *norms = p.sets[set]->norm + j0;
+        if (p.dot)
+            distances_wide<true>(s.x[set], s.x_norm[set], panels, norms, p.D, n, s.tile[set]);
+        else
+            distances_wide<false>(s.x[set], s.x_norm[set], panels, norms, p.D, n, s.tile[set]);
+    }
+    evaluate<Order, false>(*p.kernel, s.tile[0], Shifts<T>{}, n, s.f);
+}
+
+// s_i.s_j and (x_i - x_j).(s_i - s_j) at one place of the tiles.
+template <class T> struct SteinProducts {
+    vec<T> scores, mixed;
+    SteinProducts(const SteinProblem<T>& p, const SteinScratch<T>& s, int j, T norm, int k) {
+        const int64_t at = int64_t(j) * R<T> + k * lanes<T>;
+        const vec<T> ds = load(s.tile[1] + at);
+        const T beta = p.score_scale;
+        scores = (load(s.x_norm[1] + k * lanes<T>) + norm - ds) * T(0.5 / (double(beta) * beta));
+        mixed = (load(s.tile[2] + at) - load(s.tile[0] + at) - ds) * T(0.5 / (double(beta) * p.kernel->scale));
+    }
+};
+
+// How often the pairs of lane l and column j count in a sum over i <= j.
+template <class T> T pair_count(const SteinProblem<T>& p, int64_t i, int64_t j) {
+    return i >= p.N || j < i ? T(0) : j > i ? T(2) : p.diagonal ? T(1) : T(0);
+}
+
+template <class T> double stein_rows(const SteinProblem<T>& p, int64_t i0, SteinScratch<T>& s) {
+    gather_stein_rows(p, i0, s);
+    const T scale2 = T(p.kernel->scale * p.kernel->scale);
+    double total = 0;
+    for (int64_t j0 = i0 / TJ * TJ; j0 < p.N; j0 += TJ) {
+        const int n = int(std::min<int64_t>(TJ, p.N - j0));
+        stein_tiles<2>(p, j0, n, s);
+        const bool inside = j0 > i0 + R<T> && i0 + R<T> <= p.N;
+        vec<T> sum[NB<T>] = {};
+        for (int j = 0; j < n; j++) GWF_LANES {
+                const int64_t at = int64_t(j) * R<T> + k * lanes<T>;
+                const SteinProducts<T> product(p, s, j, p.sets[1]->norm[j0 + j], k);
+                const vec<T> t = load(s.tile[0] + at), f2 = load(s.f[2] + at);
+                vec<T> u = load(s.f[0] + at) * product.scores -
+                           T(2) * scale2 * (load(s.f[1] + at) * (product.mixed + T(p.D)) + T(2) * t * f2);
+                if (!inside)
+                    for (int l = 0; l < lanes<T>; l++) {
+                        const T count = pair_count(p, i0 + k * lanes<T> + l, j0 + j);
+                        u[l] = count == 0 ? T(0) : u[l] * (count * T(0.5));
+                    }
+                sum[k] += u;
+            }
+        GWF_LANES for (int l = 0; l < lanes<T>; l++) total += 2.0 * double(sum[k][l]);
+    }
+    return total * p.kernel->coefficient;
+}
+
+// The derivatives of sum_ij U_ij in x_i and s_i, each twice that of row i. With c = phi' s_i.s_j
+// - 2 phi'' ((s_i - s_j).d + D + 2) - 4 r^2 phi''':  dU/dx_i = 2 c d - 2 phi' (s_i - s_j),  dU/ds_i = phi s_j - 2 phi'
+// d.
+template <class T>
+void stein_gradient_rows(const SteinProblem<T>& p, int64_t i0, SteinScratch<T>& s, T* x_gradient, T* score_gradient) {
+    gather_stein_rows(p, i0, s);
+    const int64_t D = p.D, part = D * R<T>;
+    const T scale2 = T(p.kernel->scale * p.kernel->scale);
+    std::fill(s.sums, s.sums + (4 * D + 2) * R<T>, T(0));
+    T *c_x = s.sums, *f1_x = c_x + part, *f1_s = f1_x + part, *f0_s = f1_s + part, *c_one = f0_s + part,
+      *f1_one = c_one + R<T>;
+    for (int64_t j0 = 0; j0 < p.N; j0 += TJ) {
+        const int n = int(std::min<int64_t>(TJ, p.N - j0));
+        stein_tiles<3>(p, j0, n, s);
+        for (int j = 0; j < n; j++) GWF_LANES {
+                const int64_t at = int64_t(j) * R<T> + k * lanes<T>;
+                const SteinProducts<T> product(p, s, j, p.sets[1]->norm[j0 + j], k);
+                const vec<T> f2 = load(s.f[2] + at), t = load(s.tile[0] + at);
+                const vec<T> c = load(s.f[1] + at) * product.scores -
+                                 scale2 * (T(2) * f2 * (product.mixed + T(D + 2)) + T(4) * t * load(s.f[3] + at));
+                store(s.coefficient + at, c);
+            }
+        for (int l = 0; l < R<T> && !p.diagonal; l++)
+            if (const int64_t j = i0 + l - j0; j >= 0 && j < n)
+                for (T* tile : {s.f[0], s.f[1], s.coefficient}) tile[j * R<T> + l] = 0;
+        const T *x = p.sets[0]->rows + j0 * D, *score = p.sets[1]->rows + j0 * D;
+        sum_channels(s.coefficient, x, D, D, n, c_x);
+        sum_channels(s.f[1], x, D, D, n, f1_x);
+        sum_channels(s.f[1], score, D, D, n, f1_s);
+        sum_channels(s.f[0], score, D, D, n, f0_s);
+        sum_channels<T>(s.coefficient, nullptr, 0, 1, n, c_one);
+        sum_channels<T>(s.f[1], nullptr, 0, 1, n, f1_one);
+    }
+    const double scale = p.kernel->scale, beta = p.score_scale, factor = 2 * p.kernel->coefficient;
+    for (int64_t l = 0; l < std::min<int64_t>(R<T>, p.N - i0); l++)
+        for (int64_t d = 0; d < D; d++) {
+            const int64_t at = d * R<T> + l;
+            const T f1_dx = s.x[0][at] * f1_one[l] - f1_x[at], f1_ds = s.x[1][at] * f1_one[l] - f1_s[at];
+            const T c_dx = s.x[0][at] * c_one[l] - c_x[at];
+            const int64_t out = (i0 + l) * D + d;
+            x_gradient[out] = T(factor * (2 * scale * double(c_dx) - 2 * scale * scale / beta * double(f1_ds)));
+            score_gradient[out] = T(factor * (double(f0_s[at]) / beta - 2 * scale * double(f1_dx)));
+        }
+}
+
+// A power of two that brings the scores to the size of the points, so that neither drowns in their sum.
+template <class T> T stein_score_scale(const SteinPoints<T>& x, const T* score, int64_t count) {
+    double points = 0, scores = 0;
+    for (int64_t at = 0; at < count; at++) {
+        points += double(x.rows[at]) * double(x.rows[at]);
+        scores += double(score[at]) * double(score[at]);
+    }
+    const double ratio = points > 0 && scores > 0 ? std::sqrt(points / scores) : 1.0;
+    return std::isfinite(ratio) ? T(std::exp2(std::round(std::log2(ratio)))) : T(1);
+}
+
+template <class T> void stein_element(const SteinCall<T>& call, const TileKernel<T>& kernel, int64_t b, int threads) {
+    const int64_t N = call.points, D = call.dim, blocks = (N + R<T> - 1) / R<T>;
+    const T *x = call.x + b * N * D, *score = call.score + b * N * D;
+    Arena<T> arena(3 * SteinPoints<T>::size(N, D));
+    SteinPoints<T> points(arena, N, D), scores(arena, N, D), sums(arena, N, D);
+    for (int64_t d = 0; d < D; d++) {
+        double mean = 0;
+        for (int64_t i = 0; i < N; i++) mean += double(x[i * D + d]) / double(N);
+        const T centre = T(mean);
+        for (int64_t i = 0; i < N; i++) points.rows[i * D + d] = (x[i * D + d] - centre) * T(kernel.scale);
+    }
+    const T beta = stein_score_scale(points, score, N * D);
+    for (int64_t at = 0; at < N * D; at++) {
+        scores.rows[at] = score[at] * beta;
+        sums.rows[at] = points.rows[at] + scores.rows[at];
+    }
+    for (SteinPoints<T>* set : {&points, &scores, &sums}) set->pack(N, D);
+    const T largest = *std::max_element(points.norm, points.norm + N);
+    const bool dot = D >= 8 && kernel.smooth && largest * kernel.sharpest <= T(11.5);
+    SteinProblem<T> p{&kernel, N, D, call.diagonal, dot, beta, {&points, &scores, &sums}};
+    std::vector<double> partial(size_t(blocks), 0.0);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        const FlushDenormals flush;
+        Arena<T> memory(SteinScratch<T>::size(D));
+        SteinScratch<T> s(memory, D);
+#pragma omp for schedule(dynamic)
+        for (int64_t block = 0; block < blocks; block++) {
+            if (call.total) partial[size_t(block)] = stein_rows(p, block * R<T>, s);
+            if (call.x_gradient)
+                stein_gradient_rows(p, block * R<T>, s, call.x_gradient + b * N * D, call.score_gradient + b * N * D);
+        }
+    }
+    if (call.total) {
+        call.total[b] = 0;
+        for (const double sum : partial) call.total[b] += sum;
+    }
+}
+
+template <class T> void run_stein(const SteinCall<T>& call) {
+    const TileKernel<T> kernel = tile_kernel<T>(call.kernel);
+    const double work = double(call.points) * double(call.points) * (double(call.dim) + 1);
+    const int available = omp_in_parallel() ? 1 : omp_get_max_threads();
+    for (int64_t b = 0; b < call.batch; b++) stein_element(call, kernel, b, work < serial_below ? 1 : available);
+}
+
+}  // namespace gwf::GWF_ISA
