@@ -10,7 +10,6 @@ from torch import Tensor
 
 from . import ops
 from ._validation import check_companion, check_points
-from .kernels import stein_reference
 from .pairwise import kernel_gradient, kernel_sum
 from .radial import Kernel
 
@@ -80,7 +79,11 @@ def _check(x: Tensor, score: Tensor) -> None:
 
 def _implementation(x: Tensor) -> ModuleType:
     compiled = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return ops.dispatch.load("cpp") if compiled else stein_reference
+    if compiled:
+        return ops.dispatch.load("cpp")
+    from .kernels import stein_reference  # it needs SymPy
+
+    return stein_reference
 
 
 class _SteinSum(torch.autograd.Function):
