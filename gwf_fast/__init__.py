@@ -1,7 +1,9 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
 
 from . import drift, nn, potentials
+from .blob import blob_density, blob_energy, blob_velocity
 from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
+from .energies import GeneralizedEntropy, Interaction
 from .errors import NonFiniteError
 from .fast_summation import AccuracyError
 from .functional import KL, FDivergence, Functional, JensenShannon, Potential, SquaredMMD
@@ -33,6 +35,8 @@ __all__ = [
     "FDivergence",
     "Functional",
     "Gaussian",
+    "GeneralizedEntropy",
+    "Interaction",
     "JKOFlow",
     "JensenShannon",
     "Kernel",
@@ -51,6 +55,9 @@ __all__ = [
     "Training",
     "backends",
     "barycentric_map",
+    "blob_density",
+    "blob_energy",
+    "blob_velocity",
     "drift",
     "energy_distance",
     "explain",

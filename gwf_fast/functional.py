@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from gwf_fast.descent import descent_direction
 from gwf_fast.divergences import divergence
 from gwf_fast.draws import Draws
 from gwf_fast.potentials import Gaussian
@@ -63,15 +64,30 @@ class Functional:
         """An estimate of F(P); with a critic, a lower bound up to sampling error. A scalar."""
         raise NotImplementedError
 
+    def velocity(self, x: Tensor, particles: Tensor, critic: nn.Module | None, reference: Any) -> Tensor:
+        """-grad dF/dP(P_k) at points x [N, D]: where an explicit step takes them, [N, D].
+
+        A variational form is linear in P once its critic is fitted, so its first variation is what the map minimises.
+
+        Args:
+            x: Points.
+            particles: Samples of P_k, [M, D].
+            critic: Fitted to P_k; None where the functional needs none.
+            reference: What :meth:`reference` returned for P_k.
+        """
+        if not self.needs_critic:
+            raise NotImplementedError(f"{type(self).__name__} has no explicit step")
+        return descent_direction(lambda rows: self.map_objective(critic, rows, None, reference), x)
+
     def __add__(self, other: Functional) -> Sum:
         if not isinstance(other, Functional):
             return NotImplemented
-        return Sum(_terms(self) + _terms(other))
+        return Sum(terms_of(self) + terms_of(other))
 
     def __mul__(self, factor: float) -> Sum:
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
             return NotImplemented
-        return Sum(tuple((factor * c, term) for c, term in _terms(self)))
+        return Sum(tuple((factor * c, term) for c, term in terms_of(self)))
 
     __rmul__ = __mul__
 
@@ -80,7 +96,8 @@ def _total(values: Iterable[Tensor]) -> Tensor:
     return functools.reduce(operator.add, values)
 
 
-def _terms(functional: Functional) -> tuple[tuple[float, Functional], ...]:
+def terms_of(functional: Functional) -> tuple[tuple[float, Functional], ...]:
+    """Pairs (coefficient, functional) that it is the sum of."""
     return functional.terms if isinstance(functional, Sum) else ((1.0, functional),)
 
 
@@ -143,6 +160,11 @@ class Sum(Functional):
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         return _total(c * t.value(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
 
+    @override
+    def velocity(self, x: Tensor, particles: Tensor, critic: nn.Module | None, reference: Any) -> Tensor:
+        each = self._each(critic, (None,) * len(self.terms), reference)
+        return _total(c * t.velocity(x, particles, h, ri) for c, t, h, _, ri in each)
+
 
 @dataclass(frozen=True, eq=False)
 class Potential(Functional):
@@ -159,6 +181,10 @@ class Potential(Functional):
         return _evaluate(self.V, x, "V").mean()
 
     value = map_objective
+
+    @override
+    def velocity(self, x: Tensor, particles: Tensor, critic: nn.Module | None, reference: Any) -> Tensor:
+        return descent_direction(lambda rows: self.map_objective(None, rows, None, None), x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,17 +226,19 @@ class KL(Functional):
 
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        v = _raw(critic, reference.whiten(torch.cat((x, z))))  # one pass of the critic over both batches
+        v = raw_output(critic, reference.whiten(torch.cat((x, z))))  # one pass of the critic over both batches
         return v[: len(x)].mean() - _tame_exp(v[len(x) :]).mean()
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        v = _raw(critic, reference.whiten(x))
+        v = raw_output(critic, reference.whiten(x))
         return (v + reference.log_density(x) - self.log_q(x)).mean()
 
     @override
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        return 1 + self.map_objective(critic, x, z, reference) - _tame_exp(_raw(critic, reference.whiten(z))).mean()
+        return (
+            1 + self.map_objective(critic, x, z, reference) - _tame_exp(raw_output(critic, reference.whiten(z))).mean()
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,12 +267,12 @@ class FDivergence(Functional):
 
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        v = _raw(critic, torch.cat((x, z)))
+        v = raw_output(critic, torch.cat((x, z)))
         return self._row.activation(v[: len(x)]).mean() - self._row.conjugate_of_activation(v[len(x) :]).mean()
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        return self._row.activation(_raw(critic, x)).mean()
+        return self._row.activation(raw_output(critic, x)).mean()
 
     value = critic_objective
 
@@ -292,6 +320,13 @@ class SquaredMMD(Functional):
 
     value = map_objective
 
+    @override
+    def velocity(self, x: Tensor, particles: Tensor, critic: nn.Module | None, reference: Any) -> Tensor:
+        from gwf_fast.interaction import interaction_velocity
+
+        z = _draw(self.target, len(particles))
+        return interaction_velocity(x, particles, kernel=self.kernel) - interaction_velocity(x, z, kernel=self.kernel)
+
 
 TAME = 15.0
 
@@ -302,7 +337,8 @@ def _tame_exp(v: Tensor) -> Tensor:
     return bounded + math.exp(TAME) * (v - TAME).clamp(min=0)
 
 
-def _raw(critic: nn.Module | None, x: Tensor) -> Tensor:
+def raw_output(critic: nn.Module | None, x: Tensor) -> Tensor:
+    """A critic's output at x [N, D], as [N]."""
     if critic is None:
         raise ValueError("critic: expected a module, got None")
     v = critic(x)

@@ -25,10 +25,10 @@ from gwf_fast import fused_engine  # noqa: F401 - enters itself among the engine
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import Functional, batch
 from gwf_fast.nn import MLP
+from gwf_fast.schemes import SCHEMES, ForwardStep, fit_critic, require_finite, split
 from gwf_fast.state import FlowResult, FlowState, Source, StepRecord, push
 from gwf_fast.training import Training
 
-SCHEMES = ("jko",)
 PARAMETRIZATIONS = ("composition",)
 _VALUE_SAMPLES = 8192  # samples in the estimate of F(P) after a step
 
@@ -40,7 +40,8 @@ class JKOFlow:
         functional: F, of ``gwf_fast.functional``.
         dim: D.
         step_size: a, the step of the flow in its own time; positive.
-        scheme: "jko".
+        scheme: How a step is taken: "jko", "forward_backward", "crank_nicolson" or "explicit"; see
+            ``gwf_fast.schemes``. An explicit step of a functional with a critic first fits the critic to P_k.
         parametrization: "composition": a map a step, samples pass through all of them.
         map: The transport map: a module [M, D] -> [M, D] that serves as template, or a callable that makes one. None
             for a residual MLP with widths after Fan et al. (2022), table 4.
@@ -81,6 +82,7 @@ class JKOFlow:
             if value not in known:
                 raise ValueError(f"{name}: {value!r} is not available, expected one of: {', '.join(known)}")
         self.functional = functional
+        self._split = split(scheme, functional)
         self.dim = dim
         self.step_size = float(step_size)
         self.scheme = scheme
@@ -91,7 +93,8 @@ class JKOFlow:
         self.seed = int(seed)
         self.engine = engine
         with self._randomness(0, torch.device("cpu")):
-            engines.resolve(engine, functional, _make(self.map, "map"), self._new_critic())
+            if self._split.implicit is not None:
+                engines.resolve(engine, self._split.implicit, _make(self.map, "map"), self._new_critic())
 
     def init(self, x0: Source) -> FlowState:
         """The state before the first step.
@@ -122,36 +125,48 @@ class JKOFlow:
             particles = state.particles
             if callable(x0) and state.step:
                 particles = push(state.maps, x0(self.training.pool_size))
-            transport, carried = self._next_map(state)
             critic = copy.deepcopy(state.critic)
-            problem = engines.StepProblem(
-                functional=self.functional,
-                step_size=self.step_size,
-                particles=particles,
-                reference=self.functional.reference(particles),
-                map=transport,
-                critic=critic,
-                map_optimizer=self._optimizer(transport, self.training.lr, carried),
-                critic_optimizer=None
-                if critic is None
-                else self._optimizer(critic, self.training.critic_lr or self.training.lr, state.critic_optimizer),
-                training=self.training,
-                on_iteration=on_iteration,
-            )
+            critic_optimizer = None
+            if critic is not None:
+                rate = self.training.critic_lr or self.training.lr
+                critic_optimizer = self._optimizer(critic, rate, state.critic_optimizer)
+            map_state = state.map_optimizer
             try:
-                engines.resolve(self.engine, self.functional, transport, critic).solve(problem)
-                moved = push((transport,), particles)
-                record = self._record(k, problem, moved, start)
+                forward = self._forward_step(particles, critic, critic_optimizer)
+                moved = particles if forward is None else forward.move(particles, particles)
+                require_finite(moved)
+                reference = self.functional.reference(moved)
+                transport: nn.Module | None = forward
+                if self._split.implicit is not None:
+                    backward, carried = self._next_map(state)
+                    problem = engines.StepProblem(
+                        functional=self._split.implicit,
+                        step_size=self.step_size * self._split.fraction,
+                        particles=moved,
+                        reference=self._split.implicit.reference(moved),
+                        map=backward,
+                        critic=critic,
+                        map_optimizer=self._optimizer(backward, self.training.lr, carried),
+                        critic_optimizer=critic_optimizer,
+                        training=self.training,
+                        on_iteration=on_iteration,
+                    )
+                    engines.resolve(self.engine, self._split.implicit, backward, critic).solve(problem)
+                    moved = push((backward,), moved)
+                    map_state = problem.map_optimizer.state_dict()
+                    transport = backward if forward is None else nn.Sequential(forward, backward)
+                record = self._record(k, critic, reference, particles, moved, start)
             except NonFiniteError as error:
                 raise NonFiniteError(f"JKO step {k}: {error}; the state after step {state.step} is kept") from None
+        assert transport is not None  # a step does something
         return replace(
             state,
             step=k,
             particles=moved,
             maps=(*state.maps, transport),
             critic=critic,
-            map_optimizer=problem.map_optimizer.state_dict(),
-            critic_optimizer=problem.critic_optimizer.state_dict() if problem.critic_optimizer else None,
+            map_optimizer=map_state,
+            critic_optimizer=critic_optimizer.state_dict() if critic_optimizer else None,
             history=(*state.history, record),
         )
 
@@ -237,12 +252,38 @@ class JKOFlow:
         """An untrained map and critic on the device and in the precision of the particles: what a checkpoint fills."""
         with self._randomness(0, particles.device):
             critic = self._new_critic()
-            return _make(self.map, "map").to(particles), critic.to(particles) if critic is not None else None
+            critic = critic.to(particles) if critic is not None else None
+            backward = _make(self.map, "map").to(particles)
+            if self._split.explicit is None:
+                return backward, critic
+            forward = ForwardStep(
+                self._split.explicit, self.step_size * self._split.fraction, particles.clone(), self._frozen(critic)
+            )
+            return forward if self._split.implicit is None else nn.Sequential(forward, backward), critic
+
+    def _forward_step(
+        self, particles: Tensor, critic: nn.Module | None, optimizer: torch.optim.Optimizer | None
+    ) -> ForwardStep | None:
+        """The explicit part of the next step, its critic fitted to the particles; None where there is none."""
+        explicit = self._split.explicit
+        if explicit is None:
+            return None
+        if explicit.needs_critic:
+            assert critic is not None
+            assert optimizer is not None
+            fit_critic(explicit, critic, optimizer, particles, self.training)
+        return ForwardStep(explicit, self.step_size * self._split.fraction, particles, self._frozen(critic))
+
+    def _frozen(self, critic: nn.Module | None) -> nn.Module | None:
+        """The critic that an explicit step keeps."""
+        explicit = self._split.explicit
+        return copy.deepcopy(critic) if explicit is not None and explicit.needs_critic else None
 
     def _next_map(self, state: FlowState) -> tuple[nn.Module, dict[str, Any] | None]:
         """The map of the next step before training, and the optimiser state it goes on with."""
         if self.training.warm_start and state.maps:
-            return copy.deepcopy(state.maps[-1]).requires_grad_(True), state.map_optimizer
+            last = state.maps[-1] if self._split.explicit is None else list(state.maps[-1].children())[-1]
+            return copy.deepcopy(last).requires_grad_(True), state.map_optimizer
         return _make(self.map, "map").to(state.particles), None
 
     def _new_critic(self) -> nn.Module | None:
@@ -259,16 +300,17 @@ class JKOFlow:
             group["initial_lr"] = lr
         return optimizer
 
-    def _record(self, k: int, problem: engines.StepProblem, moved: Tensor, start: float) -> StepRecord:
-        if not moved.isfinite().all():
-            raise NonFiniteError(f"{int((~moved.isfinite()).any(-1).sum())} of {len(moved)} particles are not finite")
-        w2 = (moved - problem.particles).square().sum(-1).mean().sqrt().item()
-        if problem.critic is not None:
-            problem.critic.eval()
+    def _record(
+        self, k: int, critic: nn.Module | None, reference: Any, before: Tensor, moved: Tensor, start: float
+    ) -> StepRecord:
+        require_finite(moved)
+        w2 = (moved - before).square().sum(-1).mean().sqrt().item()
+        if critic is not None:
+            critic.eval()
         with torch.no_grad():
-            z = self.functional.draw(_VALUE_SAMPLES, problem.reference)
+            z = self.functional.draw(_VALUE_SAMPLES, reference)
             x = batch(moved, _VALUE_SAMPLES)
-            value = float(self.functional.value(problem.critic, x, z, problem.reference))
+            value = float(self.functional.value(critic, x, z, reference))
         loss = w2**2 / (2 * self.step_size) + value
         if not math.isfinite(loss):
             raise NonFiniteError(f"the value of the functional is {value}")

@@ -240,7 +240,7 @@ def test_mlp_is_its_sequential_twin():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda f: JKOFlow(f, 2, 0.5, scheme="crank_nicolson"), "scheme: 'crank_nicolson' is not available.*: jko"),
+        (lambda f: JKOFlow(f, 2, 0.5, scheme="euler"), "scheme: 'euler' is not available.*: jko"),
         (lambda f: JKOFlow(f, 2, 0.5, parametrization="generator"), "parametrization: 'generator'.*: composition"),
         (lambda f: JKOFlow(f, 2, 0.5, engine="swift"), "engine: unknown 'swift', available: fused, torch"),
         (lambda f: JKOFlow(f, 0, 0.5), "dim: "),
