@@ -332,7 +332,8 @@ class JKOFlow:
             raise ValueError(f"x0: expected floating-point samples, N > 0; got {particles.dtype}, N = {len(particles)}")
         if not particles.isfinite().all():
             raise ValueError("x0: contains NaN or infinity")
-        if self.training.batch_size > len(particles):
+        draws_batches = self._split.implicit is not None or self.functional.needs_critic
+        if draws_batches and self.training.batch_size > len(particles):
             raise ValueError(
                 f"batch_size: {self.training.batch_size} is larger than the pool of {len(particles)} particles"
             )
