@@ -115,7 +115,8 @@ class TorchEngine(Engine):
         average = [p.detach().clone() for p in map_parameters] if training.ema is not None else []
         inverse_2a = 0.5 / problem.step_size
         draws, watch = Draws.from_torch(), Watch(problem)
-        critic_loss, total, last_look = None, torch.zeros(()), 0
+        critic_loss, last_look = None, 0
+        total: Tensor | float = 0.0  # a sum on the device: adding to it waits for nothing
         problem.map.train()
         if problem.critic is not None:
             problem.critic.train()
@@ -140,10 +141,10 @@ class TorchEngine(Engine):
                     torch._foreach_lerp_(average, [p.detach() for p in map_parameters], 1 - training.ema)
             total = total + loss.detach()
             if (j + 1) % CHECK_EVERY == 0 or j + 1 == training.iterations:
-                mean = total.item() / (j + 1 - last_look)
+                mean = float(total) / (j + 1 - last_look)
                 if watch.stops(j + 1, loss.item(), mean, None if critic_loss is None else critic_loss.item()):
                     break
-                total, last_look = torch.zeros(()), j + 1
+                total, last_look = 0.0, j + 1
         with torch.no_grad():
             for parameter, value in zip(map_parameters, average):
                 parameter.copy_(value)
