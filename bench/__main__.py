@@ -60,7 +60,17 @@ def main() -> None:
     import torch
 
     # Modules that register their cases.
-    from bench import discrepancies, memory, networks, overhead, primal_dual, reductions, stein, transport  # noqa: F401
+    from bench import (  # noqa: F401
+        discrepancies,
+        drifts,
+        memory,
+        networks,
+        overhead,
+        primal_dual,
+        reductions,
+        stein,
+        transport,
+    )
     from bench.environment import environment
     from bench.measure import run
     from bench.plot import time_against_n

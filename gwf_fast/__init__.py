@@ -3,6 +3,7 @@
 from . import drift, nn, potentials
 from .blob import blob_density, blob_energy, blob_velocity
 from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
+from .drift.loss import drifting_loss
 from .energies import GeneralizedEntropy, Interaction
 from .errors import NonFiniteError
 from .fast_summation import AccuracyError
@@ -59,6 +60,7 @@ __all__ = [
     "blob_energy",
     "blob_velocity",
     "drift",
+    "drifting_loss",
     "energy_distance",
     "explain",
     "forward_step",

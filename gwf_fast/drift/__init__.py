@@ -8,14 +8,17 @@ from ..transport.sinkhorn import drift as sinkhorn
 from .critics import critic, critic_step
 from .drifting import gmd
 from .kernels import energy, mmd
+from .multi import MultiDrift, gmd_multi
 from .parzen import f_divergence, parzen_kl
 
 __all__ = [
+    "MultiDrift",
     "critic",
     "critic_step",
     "energy",
     "f_divergence",
     "gmd",
+    "gmd_multi",
     "mmd",
     "parzen_kl",
     "sinkhorn",

@@ -1,0 +1,75 @@
+"""Drifting beside the dense PyTorch that its notebooks run."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+import gwf_fast as gwf
+from bench.registry import OURS, Case, Contender, Race, Result, register
+
+
+def dense_drift(x: torch.Tensor, y: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Algorithm 2 of Deng et al. (2026) as its repositories write it, [B?, N, D]."""
+    n = x.shape[-2]
+    distance = torch.cdist(x, torch.cat([x, y], -2))
+    distance.diagonal(dim1=-2, dim2=-1).add_(1e6)
+    logit = distance / -temperature
+    a = (logit.softmax(-1) * logit.softmax(-2)).sqrt()
+    negative, positive = a[..., :n], a[..., n:]
+    return (positive * negative.sum(-1, keepdim=True)) @ y - (negative * positive.sum(-1, keepdim=True)) @ x
+
+
+def true_drift(x: torch.Tensor, y: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The same in float64, with distances by differences."""
+    x, y = x.double(), y.double()
+    options = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+    within = torch.cdist(x, x, **options)
+    within.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    logit = torch.cat([within, torch.cdist(x, y, **options)], -1) / -temperature
+    a = (0.5 * (logit.log_softmax(-1) + logit.log_softmax(-2))).exp()
+    negative, positive = a.split([x.shape[-2], y.shape[-2]], -1)
+    return (positive @ y) * negative.sum(-1, keepdim=True) - (negative @ x) * positive.sum(-1, keepdim=True)
+
+
+def gmd_race(batch: tuple[int, ...], n: int, m: int, dim: int, temperature: float, quick: bool) -> Race:
+    if quick:
+        batch, n, m = tuple(b // 100 for b in batch), min(n, 256), min(m, 256)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*batch, n, dim, generator=generator)
+    y = torch.randn(*batch, m, dim, generator=generator)
+
+    def contender(f: functools.partial[torch.Tensor]) -> Contender:
+        def run() -> Result:
+            return (f(x, y),)
+
+        return run
+
+    contenders = {
+        OURS: lambda: contender(functools.partial(gwf.drift.gmd, temperature=temperature)),
+        "torch dense": lambda: contender(functools.partial(dense_drift, temperature=temperature)),
+    }
+    pairs = float(n) * (n + m) * (batch[0] if batch else 1)
+    return Race(contenders, truth=lambda: (true_drift(x, y, temperature),), pairs=pairs)
+
+
+register(
+    [
+        Case(
+            "drift/gmd/D2",
+            functools.partial(gmd_race, (), 2048, 2048, 2, 0.05),
+            # A distance of 5 at T = 0.05 is an exponent of 100: float32 leaves 1e-5 of its exponential.
+            tolerance=1e-5,
+            targets={"torch dense": 15.0},
+            facts={"family": "drifts", "reduction": "gmd", "kernel": "Laplace", "D": 2, "N": 2048},
+        ),
+        Case(
+            "drift/gmd/D64/batch",
+            functools.partial(gmd_race, (1000,), 64, 160, 64, 1.0),
+            tolerance=1e-5,
+            targets={"torch dense": 3.0},
+            facts={"family": "drifts", "reduction": "gmd, 1000 problems", "kernel": "Laplace", "D": 64, "N": 64},
+        ),
+    ]
+)

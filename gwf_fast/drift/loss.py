@@ -1,0 +1,28 @@
+"""The regression loss that trains a one-step generator along a drift."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .._validation import check_points
+
+
+def drifting_loss(x: Tensor, velocity: Tensor) -> Tensor:
+    """Mean of |x - stopgrad(x + v)|^2 over the samples (Deng et al. 2026): its gradient in x_i is -2 v_i / N.
+
+    Args:
+        x: Generated samples [*B, N, D], with their graph.
+        velocity: The drift at x, [*B, N, D]; taken as a constant.
+
+    Returns:
+        A scalar, mean |v|^2.
+
+    Raises:
+        ValueError, TypeError: If the velocity has not the shape of x.
+    """
+    check_points("x", x)
+    check_points("velocity", velocity)
+    if velocity.shape != x.shape:
+        raise ValueError(f"velocity must have the shape of x, {list(x.shape)}, got {list(velocity.shape)}")
+    target = (x + velocity).detach()
+    return (x - target).square().sum(-1).mean()
