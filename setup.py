@@ -34,6 +34,7 @@ def cpu_sources() -> list[str]:
     """Sources of gwf_fast._cpu; the first is the module itself."""
     sources = [
         "csrc/module.cpp",
+        "csrc/module_drift.cpp",
         "csrc/module_mlp.cpp",
         "csrc/module_primal_dual.cpp",
         *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),

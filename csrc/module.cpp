@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "module_drift.h"
 #include "module_mlp.h"
 #include "module_primal_dual.h"
 #include "near_field.h"
@@ -212,6 +213,7 @@ PYBIND11_MODULE(_cpu, m) {
         "use_instruction_set", [](const std::string& name) { active = find_backend(name); }, py::arg("name"),
         "Switches to another instruction set, for tests and benchmarks.");
     m.def("threads", [] { return omp_get_max_threads(); }, "Threads of the pool, which is torch's own.");
+    bind_drift(m, [] { return active->name; });
     bind_mlp(m, [] { return active->name; });
     bind_primal_dual(m, [] { return active->name; });
     m.def("fma_peak", [] { return active->fma_peak(); }, "Measured float32 operations per second of one thread.");

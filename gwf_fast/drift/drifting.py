@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..kernels import drift as small
+from ..ops.modes import is_concrete
 from ..radial import Laplace
-from ._checks import check_counts, check_positive, check_sets
+from ._checks import check_counts, check_positive, check_sets, require_grad
+
+_EXCLUDED = 1e30  # a distance that no pair has
 
 
 def gmd(
@@ -69,6 +73,14 @@ def gmd(
     u, positive = _fold(x - centre), _fold(y - centre)
     negative = u if negatives is x else _fold(negatives - centre)
     n, p, m = (None if lengths is None else lengths.flatten() for lengths in (x_lengths, y_lengths, negatives_lengths))
+    ragged = n is not None or p is not None or m is not None
+    if u.ndim == 3 and not ragged and backend == "cpp" and is_concrete(x, y, negatives):
+        columns = negative.shape[1] + positive.shape[1]
+        if not require_grad(x, y, negatives) and small.serves(u, columns):
+            targets = torch.cat([negative, positive], 1)
+            temperatures = u.new_full((1, len(u)), float(temperature))
+            own = u.new_full((len(u),), _EXCLUDED) if exclude_self else None
+            return small.forces(u, targets, None, negative.shape[1], temperatures, own, 0.0, 0.0)[0].view(x.shape)
     rows, logs, means = [], [], []
     for points, lengths, excluded in ((positive, p, False), (negative, m, exclude_self)):
         columns = ops.pair_logsumexp(points, u, None, kernel.spec, excluded, lengths, n, backend)  # c_j

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .._validation import check_companion
+from ..kernels import drift as small
+from ..ops.modes import is_concrete
 from ._checks import check_positive, check_sets
 
 _FLOOR = 1e-8  # of squared distances and of mean squared forces
@@ -127,6 +129,9 @@ def _forces(
     x: Tensor, targets: Tensor, w: Tensor, split: int, unit: Tensor, rates: list[float], clip: float
 ) -> Tensor:  # [K, B, N, D]
     """V_R of each temperature in the coordinates of x; the first N targets are x, those from ``split`` on positives."""
+    if is_concrete(x, targets, w) and small.serves(x, targets.shape[1]):
+        temperatures = torch.tensor(rates, dtype=x.dtype)[:, None] * unit
+        return small.forces(x, targets, w, split, temperatures, _SELF * unit, _FLOOR, clip)
     r = _distances(x, targets) / unit[:, None, None]
     r.diagonal(dim1=-2, dim2=-1).add_(_SELF)
     out = x.new_empty(len(rates), *x.shape)
