@@ -36,6 +36,11 @@ def times(result: dict) -> str:
     return result.get("failed") or "not installed"
 
 
+def error_of(result: dict) -> str:
+    """The error of a result, empty where nothing was compared."""
+    return "" if result.get("error") is None else f"{result['error']:.1e}"
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -69,12 +74,13 @@ def others_table(data: dict) -> str:
     """Everything else but the scaling runs."""
     rows = []
     for record in data["records"]:
-        if record["family"] in ("reductions", "scaling", "memory"):
+        if record["family"] in ("reductions", "scaling", "memory", "networks", "primal_dual"):
             continue
         peers = [f"{name} {times(r)}" for name, r in record["contenders"].items() if name != OURS]
         ours = record["contenders"][OURS]
-        what = f"{record['reduction']}, {record['kernel']}, D = {record['D']}, N = M = {record['N']:,}"
-        rows.append([what, duration(ours["median"]), f"{ours['error']:.1e}", "; ".join(peers)])
+        kernel = [record["kernel"]] if "kernel" in record else []
+        what = ", ".join([record["reduction"], *kernel, f"D = {record['D']}", f"N = M = {record['N']:,}"])
+        rows.append([what, duration(ours["median"]), error_of(ours), "; ".join(peers)])
     return table(["", "ours", "error", "peers"], rows)
 
 
@@ -94,7 +100,7 @@ def full_table(data: dict) -> str:
                 error = f"error {result['error']:.0e}" if "ratio" in result else None
                 detail = ", ".join(filter(None, [result.get("detail"), error]))
                 peers.append(f"{name} {times(result)}" + (f" ({detail})" if detail else ""))
-        rows.append([record["name"], spread, rate, share, f"{ours['error']:.1e}", "<br>".join(peers)])
+        rows.append([record["name"], spread, rate, share, error_of(ours), "<br>".join(peers)])
     return table(
         ["case", "ours: median (p20 to p80)", "G pairs/s", "of the floor", "error", "peers, by our time"], rows
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from gwf_fast.functional import KL
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import GaussianMixture
+from gwf_fast.radial import IMQ
 from gwf_fast.state import FlowResult
+from gwf_fast.stein import ksd2
 from gwf_fast.training import Training
 
 _COMPONENTS = 10
@@ -62,12 +65,19 @@ def build(settings: base.Settings) -> base.Problem:
             "mean_log_density_of_exact_samples": target.log_density(exact).mean().item(),
             "error_of_mean": (x.mean(0) - exact.mean(0)).norm().item(),
             "error_of_covariance": (_covariance(x) - _covariance(exact)).norm().item(),
+            "ksd": _ksd(target, x),
+            "ksd_of_exact_samples": _ksd(target, exact),
         }
 
     def figure(result: FlowResult, path: Path) -> None:
         _draw(target, result, source(2000), path)
 
     return base.Problem(flow, source, figure, metrics)
+
+
+def _ksd(target: GaussianMixture, x: Tensor) -> float:
+    """Kernel Stein discrepancy to the target with the IMQ kernel of bandwidth sqrt(D); biased, so not negative."""
+    return ksd2(x, target.score(x), kernel=IMQ(math.sqrt(x.shape[1])), unbiased=False).sqrt().item()
 
 
 def _covariance(x: Tensor) -> Tensor:
