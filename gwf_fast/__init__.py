@@ -1,6 +1,7 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
 
 from . import drift, nn, potentials
+from .adversarial import IPM, DonskerVaradhan, MMDUnbalanced
 from .blob import blob_density, blob_energy, blob_velocity
 from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
 from .drift.loss import drifting_loss
@@ -31,8 +32,10 @@ from .transport import SinkhornResult, barycentric_map, sinkhorn, sinkhorn_diver
 
 __all__ = [
     "IMQ",
+    "IPM",
     "KL",
     "AccuracyError",
+    "DonskerVaradhan",
     "FDivergence",
     "Functional",
     "Gaussian",
@@ -42,6 +45,7 @@ __all__ = [
     "JensenShannon",
     "Kernel",
     "Laplace",
+    "MMDUnbalanced",
     "Matern32",
     "Matern52",
     "Morse",

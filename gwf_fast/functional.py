@@ -259,11 +259,11 @@ class FDivergence(Functional):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_row", divergence(self.name, self.parameter))
-        _check_target(self.target)
+        check_target(self.target)
 
     @override
     def draw(self, n: int, reference: Any, draws: Draws | None = None) -> Tensor:
-        return _draw(self.target, n, draws)
+        return draw_target(self.target, n, draws)
 
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -306,11 +306,11 @@ class SquaredMMD(Functional):
     kernel: Any
 
     def __post_init__(self) -> None:
-        _check_target(self.target)
+        check_target(self.target)
 
     @override
     def draw(self, n: int, reference: Any, draws: Draws | None = None) -> Tensor:
-        return _draw(self.target, n, draws)
+        return draw_target(self.target, n, draws)
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -324,7 +324,7 @@ class SquaredMMD(Functional):
     def velocity(self, x: Tensor, particles: Tensor, critic: nn.Module | None, reference: Any) -> Tensor:
         from gwf_fast.interaction import interaction_velocity
 
-        z = _draw(self.target, len(particles))
+        z = draw_target(self.target, len(particles))
         return interaction_velocity(x, particles, kernel=self.kernel) - interaction_velocity(x, z, kernel=self.kernel)
 
 
@@ -358,7 +358,8 @@ def _evaluate(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Ten
     return out
 
 
-def _check_target(target: Target) -> None:
+def check_target(target: Target) -> None:
+    """Samples of Q: a finite tensor [M, D] with M > 0, or a callable."""
     if isinstance(target, Tensor):
         if target.ndim != 2 or len(target) == 0 or not target.is_floating_point():
             raise ValueError(
@@ -370,7 +371,8 @@ def _check_target(target: Target) -> None:
         raise TypeError(f"target: expected a tensor [M, D] or a callable n -> samples, got {type(target).__name__}")
 
 
-def _draw(target: Target, n: int, draws: Draws | None = None) -> Tensor:
+def draw_target(target: Target, n: int, draws: Draws | None = None) -> Tensor:
+    """n samples of Q."""
     if not isinstance(target, Tensor):
         return target(n)
     return batch(target, n, draws)

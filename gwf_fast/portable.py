@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gwf_fast import energies, functional, potentials
+from gwf_fast import adversarial, energies, functional, potentials
 from gwf_fast.nn import MLP
 from gwf_fast.training import Training
 
@@ -23,6 +23,9 @@ _CLASSES: dict[str, type] = {
         functional.FDivergence,
         functional.JensenShannon,
         functional.SquaredMMD,
+        adversarial.IPM,
+        adversarial.DonskerVaradhan,
+        adversarial.MMDUnbalanced,
         energies.Interaction,
         energies.GeneralizedEntropy,
         potentials.Gaussian,
