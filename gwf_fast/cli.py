@@ -28,7 +28,7 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(help="digits, gmm, blr or data")],
+    experiment: Annotated[str, typer.Argument(help="digits, gmm, blr, data, aggregation or semicircle")],
     input: Annotated[str | None, typer.Option(help="data file: .npy, .csv or .mat (data, blr)")] = None,
     particles: Annotated[int | None, typer.Option(help="number of particles N")] = None,
     dim: Annotated[int | None, typer.Option(help="dimension D (gmm)")] = None,

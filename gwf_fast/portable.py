@@ -10,8 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+<<<<<<< HEAD
 from gwf_fast import adversarial, energies, functional, potentials
 from gwf_fast.nn import MLP
+=======
+from gwf_fast import energies, functional, potentials
+from gwf_fast.nn import MLP, ICNNGradient
+>>>>>>> cae2a5b (nn.ICNNGradient, log densities through a flow, experiments aggregation and semicircle)
 from gwf_fast.training import Training
 
 _CLASSES: dict[str, type] = {
@@ -53,8 +58,8 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         return {"tensor": name}
     if isinstance(value, (tuple, list)):
         return [pack(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
-    if isinstance(value, MLP):
-        return {"class": "MLP", "arguments": value.config}
+    if isinstance(value, (MLP, ICNNGradient)):
+        return {"class": type(value).__name__, "arguments": value.config}
     if _known(type(value).__name__, type(value).__module__) is type(value):
         arguments = {
             f.name: pack(getattr(value, f.name), tensors, f"{name}.{f.name}")
@@ -81,6 +86,8 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[value["tensor"]]
     if value.get("class") == "MLP":
         return MLP(**value["arguments"])
+    if value.get("class") == "ICNNGradient":
+        return ICNNGradient(**value["arguments"])
     cls = _known(value.get("class"), value.get("module"))
     if cls is None:
         raise ValueError(f"unknown class {value.get('class')!r}")

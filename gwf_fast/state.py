@@ -107,6 +107,36 @@ class FlowResult:
             raise ValueError("sample: x0 was a tensor; give run() a callable n -> samples, or push() samples of P_0")
         return self.push(self.source(n))
 
+    def log_density(self, x: Tensor, initial: Any = None) -> Tensor:
+        """log P_K at x [N, D], where every map is invertible (``gwf.nn.ICNNGradient``), [N].
+
+        log P_K(x) = log P_0(x_0) - sum_k log |det DT_k(x_{k-1})|, with x_{k-1} the inverse image of x_k.
+
+        Args:
+            x: Points.
+            initial: log P_0, [N, D] -> [N], or an object with a ``log_density``; None for that of the potential whose
+                ``sample`` the flow was run with.
+
+        Raises:
+            ValueError: If a map has no inverse, or log P_0 is not known.
+        """
+        initial = getattr(self.source, "__self__", None) if initial is None else initial
+        log_density = getattr(initial, "log_density", initial)
+        if not callable(log_density):
+            raise ValueError("initial: log P_0 is not known; give it, or run the flow from the sample of a potential")
+        for k, transport in enumerate(self.maps, 1):
+            if not (hasattr(transport, "inverse") and hasattr(transport, "log_abs_det")):
+                raise ValueError(
+                    f"log_density: needs invertible maps such as gwf.nn.ICNNGradient; step {k} is a "
+                    f"{type(transport).__name__}"
+                )
+        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        with torch.no_grad():
+            for transport in reversed(self.maps):
+                x = transport.inverse(x)  # type: ignore[operator]
+                total -= transport.log_abs_det(x)  # type: ignore[operator]
+            return total + log_density(x)
+
 
 def push(maps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
     """Carry x [N, D] through the maps, in evaluation mode, chunk by chunk."""

@@ -7,7 +7,7 @@ import importlib
 
 from gwf_fast.experiments.base import Experiment
 
-NAMES = ("digits", "gmm", "blr", "data")
+NAMES = ("digits", "gmm", "blr", "data", "aggregation", "semicircle")
 
 
 def find(name: str) -> Experiment:
