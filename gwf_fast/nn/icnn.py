@@ -162,6 +162,7 @@ class ICNNGradient(nn.Module):
         if not self.inputs:
             return value, gradient, curvature
         weights = [softplus(w) for w in self.positive]
+        matrices: list[Any] = [layer.weight for layer in self.inputs]
         slopes, z = [], None
         for k, layer in enumerate(self.inputs):
             u = layer(x) if z is None else layer(x) + z @ weights[k - 1].T
@@ -171,13 +172,15 @@ class ICNNGradient(nn.Module):
         value = value + (z @ weights[-1].T)[..., 0]
         jacobians: list[Tensor] = []  # of u_k in x, [*B, width, D]
         if hessian:
-            for k, layer in enumerate(self.inputs):
-                carried = weights[k - 1] @ (slopes[k - 1][..., None] * jacobians[-1]) if k else 0.0
-                jacobians.append(layer.weight + carried if k else layer.weight.expand(*x.shape[:-1], -1, -1))
+            for k, matrix in enumerate(matrices):
+                if k == 0:
+                    jacobians.append(matrix.expand(*x.shape[:-1], -1, -1))
+                else:
+                    jacobians.append(matrix + weights[k - 1] @ (slopes[k - 1][..., None] * jacobians[-1]))
         adjoint = weights[-1][0].expand_as(slopes[-1])  # of z_k
         for k in reversed(range(len(slopes))):
             back = adjoint * slopes[k]
-            gradient = gradient + back @ self.inputs[k].weight
+            gradient = gradient + back @ matrices[k]
             if hessian:  # s'' = s' (1 - s'), and the adjoint is positive
                 scaled = (back * (1 - slopes[k]))[..., None] * jacobians[k]
                 curvature = curvature + jacobians[k].mT @ scaled
