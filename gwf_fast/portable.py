@@ -10,13 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-<<<<<<< HEAD
 from gwf_fast import adversarial, energies, functional, potentials
-from gwf_fast.nn import MLP
-=======
-from gwf_fast import energies, functional, potentials
 from gwf_fast.nn import MLP, ICNNGradient
->>>>>>> cae2a5b (nn.ICNNGradient, log densities through a flow, experiments aggregation and semicircle)
 from gwf_fast.training import Training
 
 _CLASSES: dict[str, type] = {
