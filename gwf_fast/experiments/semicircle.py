@@ -23,7 +23,7 @@ _DEFAULTS = base.Settings(particles=4096, steps=12, step_size=0.5, iterations=20
 def distribution(x: Tensor) -> Tensor:
     """The distribution function of the semicircle on [-sqrt 2, sqrt 2]."""
     x = x.clamp(-math.sqrt(2), math.sqrt(2))
-    return 0.5 + x * (2 - x**2).sqrt() / (2 * math.pi) + (x / math.sqrt(2)).asin() / math.pi
+    return 0.5 + x * (2 - x**2).clamp(min=0).sqrt() / (2 * math.pi) + (x / math.sqrt(2)).asin() / math.pi
 
 
 def kolmogorov(x: Tensor) -> float:
