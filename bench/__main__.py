@@ -63,6 +63,7 @@ def main() -> None:
     from bench import (  # noqa: F401
         discrepancies,
         drifts,
+        interactions,
         memory,
         networks,
         overhead,
