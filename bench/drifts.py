@@ -59,8 +59,9 @@ register(
         Case(
             "drift/gmd/D2",
             functools.partial(gmd_race, (), 2048, 2048, 2, 0.05),
-            # A distance of 5 at T = 0.05 is an exponent of 100: float32 leaves 1e-5 of its exponential.
-            tolerance=1e-5,
+            # A distance of 5 at T = 0.05 is an exponent of 100, of which float32 keeps 1e-5: dense PyTorch is off by
+            # 3.6e-5, and no time is reported where we are off by more than that.
+            tolerance=3.6e-5,
             targets={"torch dense": 15.0},
             facts={"family": "drifts", "reduction": "gmd", "kernel": "Laplace", "D": 2, "N": 2048},
         ),
