@@ -37,6 +37,7 @@ def cpu_sources() -> list[str]:
         "csrc/module_drift.cpp",
         "csrc/module_mlp.cpp",
         "csrc/module_primal_dual.cpp",
+        "csrc/module_sliced.cpp",
         *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
     ]
     return [path for path in sources if X86 or not Path(path).stem.endswith(("_avx512", "_avx2"))]

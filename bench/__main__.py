@@ -69,6 +69,7 @@ def main() -> None:
         overhead,
         primal_dual,
         reductions,
+        sliced,
         stein,
         transport,
     )

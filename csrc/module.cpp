@@ -11,6 +11,7 @@
 #include "module_drift.h"
 #include "module_mlp.h"
 #include "module_primal_dual.h"
+#include "module_sliced.h"
 #include "near_field.h"
 #include "pairwise.h"
 #include "stein.h"
@@ -216,6 +217,7 @@ PYBIND11_MODULE(_cpu, m) {
     bind_drift(m, [] { return active->name; });
     bind_mlp(m, [] { return active->name; });
     bind_primal_dual(m, [] { return active->name; });
+    bind_sliced(m, [] { return active->name; });
     m.def("fma_peak", [] { return active->fma_peak(); }, "Measured float32 operations per second of one thread.");
 }
 

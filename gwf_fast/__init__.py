@@ -26,6 +26,7 @@ from .radial import (
     Riesz,
 )
 from .radial_formula import Radial
+from .sliced import sliced_energy_distance, sliced_wasserstein2
 from .stein import ksd2, svgd_direction
 from .training import Training
 from .transport import SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
@@ -83,5 +84,7 @@ __all__ = [
     "potentials",
     "sinkhorn",
     "sinkhorn_divergence",
+    "sliced_energy_distance",
+    "sliced_wasserstein2",
     "svgd_direction",
 ]

@@ -10,6 +10,7 @@ from .drifting import gmd
 from .kernels import energy, mmd
 from .multi import MultiDrift, gmd_multi
 from .parzen import f_divergence, parzen_kl
+from .sliced import sliced_wasserstein
 
 __all__ = [
     "MultiDrift",
@@ -22,4 +23,5 @@ __all__ = [
     "mmd",
     "parzen_kl",
     "sinkhorn",
+    "sliced_wasserstein",
 ]
