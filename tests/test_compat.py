@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import geomloss
 import numpy as np
 import pytest
 import torch
@@ -12,8 +13,6 @@ from torch import Tensor
 from gwf_fast.compat.geomloss import SamplesLoss
 from gwf_fast.compat.mmd_gan import mix_rbf_mmd2
 from gwf_fast.compat.svgd import SVGD
-
-geomloss = pytest.importorskip("geomloss")
 
 
 def samples(n: int = 60, m: int = 45, batch: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, Tensor, Tensor]:

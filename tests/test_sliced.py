@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import ot
 import pytest
 import scipy.stats
 import torch
@@ -13,7 +14,6 @@ import gwf_fast as gwf
 from gwf_fast.compat.pot import sliced_wasserstein_distance
 from gwf_fast.kernels import sliced_reference
 
-ot = pytest.importorskip("ot")
 F64 = torch.float64
 
 
