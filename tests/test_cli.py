@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from gwf_fast import cli
-from gwf_fast.experiments import NAMES, inputs
+from gwf_fast import Gaussian, JKOFlow, SquaredMMD, Training, cli
+from gwf_fast.experiments import NAMES, base, find, inputs, runner
+from gwf_fast.experiments.computation import Flow, Study
 from gwf_fast.fused_engine import FusedEngine
 
 QUICK = ["--particles", "60", "--steps", "2", "--iterations", "3", "--batch-size", "16"]
@@ -226,3 +227,71 @@ def test_help_is_quick_and_complete():
     assert result.exit_code == 0
     for option in ("--particles", "--dim", "--steps", "--out", "--resume", "--seed", "--input"):
         assert option in result.output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_of_an_experiment_lists_its_own_options(name):
+    result = call("run", name, "--help")
+    assert result.exit_code == 0, result.output
+    experiment = find(name)
+    listed = {word for word in result.output.split() if word.startswith("--")}
+    assert listed == {base.spelled(o) for o in experiment.options()} | {"--out", "--resume", "--threads", "--help"}
+    assert experiment.summary.split()[0] in call("run", "--help").output
+
+
+def test_an_argument_too_many():
+    assert_one_line(call("run", "gmm", "digits"), "unexpected argument 'digits'")
+    assert_one_line(call("run", "gmm", "--dimm=3"), "dimm: the experiment 'gmm' has no such option")
+
+
+def _study(settings):
+    def flow(seed):
+        return JKOFlow(
+            SquaredMMD(torch.eye(2), Gaussian(1.0)),
+            2,
+            0.5,
+            training=Training(batch_size=8, iterations=2, pool_size=20),
+            seed=seed,
+        )
+
+    members = {
+        name: Flow(flow(settings.seed + k), lambda n: torch.randn(n, 2), settings.steps) for k, name in enumerate("ab")
+    }
+    return base.Problem(
+        Study(members),
+        lambda results, path: path.write_text(" ".join(results)),
+        lambda results: {name: result.particles.mean().item() for name, result in results.items()},
+    )
+
+
+def test_a_study_of_several_flows_is_interrupted_and_resumed(tmp_path, monkeypatch):
+    defaults = base.FlowSettings(particles=20, steps=3, step_size=0.5, iterations=2, batch_size=8)
+    study = base.Experiment("a-study", "two flows", defaults, _study)
+    monkeypatch.setattr(runner, "find", lambda name: study)
+    lines = []
+    arguments = {"resume": False, "say": lines.append}
+    whole = runner.run("a-study", {}, tmp_path / "whole", **arguments)
+    assert lines == ["a-study: 2 runs: a, b"] + [f"[{k}/2] {n}: {_flow_line(k - 1)}" for k, n in ((1, "a"), (2, "b"))]
+    step, calls = JKOFlow.step, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:  # the second step of the second flow
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(JKOFlow, "step", interrupted)
+    with pytest.raises(runner.Interrupted, match=r"gwf-fast run a-study --out \S*broken --resume"):
+        runner.run("a-study", {}, tmp_path / "broken", **arguments)
+    broken = runner.run("a-study", {}, tmp_path / "broken", resume=True, say=lines.append)
+    assert len(calls) == 7  # no step was done twice
+    assert broken == whole
+    for name in "ab":
+        assert (tmp_path / "broken" / name / "history.csv").exists()
+        samples = [np.load(tmp_path / folder / name / "samples.npy") for folder in ("whole", "broken")]
+        assert np.array_equal(*samples)
+    assert runner.artefacts(tmp_path / "broken") == ["a/", "b/", "figure.png", "run.json"]
+
+
+def _flow_line(seed):
+    return f"D = 2, 20 particles, 3 JKO steps of size 0.5, seed {seed}"

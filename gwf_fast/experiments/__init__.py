@@ -8,6 +8,7 @@ import importlib
 from gwf_fast.experiments.base import Experiment
 
 NAMES = ("digits", "gmm", "blr", "data", "aggregation", "semicircle")
+"""The module of ``a-name`` is ``a_name.py``."""
 
 
 def find(name: str) -> Experiment:
@@ -20,4 +21,4 @@ def find(name: str) -> Experiment:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown experiment {name!r}, expected one of: {', '.join(NAMES)}{hint}")
-    return importlib.import_module(f"gwf_fast.experiments.{name}").EXPERIMENT
+    return importlib.import_module(f"gwf_fast.experiments.{name.replace('-', '_')}").EXPERIMENT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from gwf_fast.energies import Interaction
 from gwf_fast.experiments import base
+from gwf_fast.experiments.computation import Flow
 from gwf_fast.jko import JKOFlow
 from gwf_fast.radial import PowerLaw
 from gwf_fast.state import FlowResult
@@ -18,10 +20,15 @@ from gwf_fast.training import Training
 RADIUS = 1 / math.sqrt(3)
 """On a uniform ring of radius R the force is R (3 R^2 - 1)."""
 
-_DEFAULTS = base.Settings(particles=2000, steps=100, step_size=0.1, iterations=1, batch_size=1)
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings(base.Settings):
+    particles: int = base.option("number of particles N", 2000)
+    steps: int = base.option("explicit steps", 100, extends=True)
+    step_size: float = base.option("step size a", 0.1)
 
 
-def build(settings: base.Settings) -> base.Problem:
+def build(settings: _Settings) -> base.Problem:
     """Explicit steps of all particles under each other's influence, by moments: O(N)."""
     flow = JKOFlow(
         Interaction(PowerLaw(4, 2)),
@@ -64,9 +71,9 @@ def build(settings: base.Settings) -> base.Problem:
         base.save_figure(fig, path)
 
     # the particles themselves are P_0 here: a callable would draw others for every step
-    return base.Problem(flow, lambda n: cloud[:n], figure, metrics)
+    return base.Problem(Flow(flow, lambda n: cloud[:n], settings.steps), figure, metrics)
 
 
 EXPERIMENT = base.Experiment(
-    "aggregation", "particles under r^4/4 - r^2/2 form a ring of radius 1/sqrt(3)", _DEFAULTS, build
+    "aggregation", "particles under r^4/4 - r^2/2 form a ring of radius 1/sqrt(3)", _Settings(), build
 )

@@ -1,7 +1,9 @@
-"""What an experiment is, and the data that all of them share."""
+"""What an experiment is, and the data and figures that all of them share."""
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +13,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gwf_fast.experiments.computation import Computation
 from gwf_fast.functional import Functional, JensenShannon, SquaredMMD, Target
-from gwf_fast.jko import JKOFlow
-from gwf_fast.state import FlowResult
 
 FUNCTIONALS = ("js", "mmd", "js+mmd")
 
 
-@dataclass(frozen=True)
+def option(
+    help: str, default: Any = dataclasses.MISSING, *, choices: tuple[str, ...] = (), extends: bool = False
+) -> Any:
+    """A field of ``Settings``, and so an option of the command line.
+
+    Args:
+        help: For the help text.
+        default: Where the user gives none; the experiment's ``defaults`` have the last word.
+        choices: What a string may be; () for anything.
+        extends: Whether a run that has begun can be resumed with another value.
+    """
+    metadata = {"help": help, "choices": choices, "extends": extends}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The options of a run.
+    """The options of every run. An experiment with more of its own derives from this or from ``FlowSettings``.
+
+    Fields are int, float, str or bool. Integers other than ``seed`` have to be positive; what else an experiment asks
+    of them is checked where they are used.
+
+    Attributes:
+        seed: Seed of everything random.
+    """
+
+    seed: int = option("seed of everything random", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSettings(Settings):
+    """The options of an experiment on JKO flows.
 
     Attributes:
         particles: N.
@@ -28,25 +58,13 @@ class Settings:
         step_size: a.
         iterations: J1.
         batch_size: M.
-        seed: Seed of everything random.
-        dim: D, where the experiment leaves a choice.
-        functional: One of ``FUNCTIONALS``, where the target is samples.
-        input: A file with data; "" for the experiment's own.
     """
 
-    particles: int
-    steps: int
-    step_size: float
-    iterations: int
-    batch_size: int
-    seed: int = 0
-    dim: int = 0
-    functional: str = ""
-    input: str = ""
-
-
-SPECIAL = ("dim", "functional", "input")
-"""Settings that only some experiments have."""
+    particles: int = option("number of particles N")
+    steps: int = option("JKO steps", extends=True)
+    step_size: float = option("JKO step size a")
+    iterations: int = option("training iterations a JKO step")
+    batch_size: int = option("samples an iteration")
 
 
 @dataclass(frozen=True)
@@ -54,18 +72,15 @@ class Problem:
     """An experiment made concrete by its settings.
 
     Attributes:
-        flow: What to run.
-        source: n -> samples of P_0, from torch's global generator.
-        decode: Particles of the flow [N, D] to what a user wants to see and save.
-        figure: Draws the result into a file.
+        computation: What to run: a ``Flow``, a ``Study`` of several, or another one; see
+            ``gwf_fast.experiments.computation``.
+        figure: Draws the result of the computation into a file.
         metrics: Numbers about the result, by name; printed, and kept in run.json.
     """
 
-    flow: JKOFlow
-    source: Callable[[int], Tensor]
-    figure: Callable[[FlowResult, Path], None]
-    metrics: Callable[[FlowResult], dict[str, Any]]
-    decode: Callable[[Tensor], Tensor] = lambda x: x
+    computation: Computation
+    figure: Callable[[Any, Path], None]
+    metrics: Callable[[Any], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -75,16 +90,27 @@ class Experiment:
     Attributes:
         name: How it is called.
         summary: One line for the help text.
-        defaults: Settings where the user gives none.
-        build: Settings to problem.
-        special: Which of ``SPECIAL`` it has.
+        defaults: Settings where the user gives none; its class says which options there are.
+        build: Settings to problem. It may read data, and must not train.
     """
 
     name: str
     summary: str
     defaults: Settings
-    build: Callable[[Settings], Problem]
-    special: tuple[str, ...] = ()
+    build: Callable[[Any], Problem]
+
+    def options(self) -> dict[str, dataclasses.Field]:
+        """The fields of its settings by name."""
+        return {field.name: field for field in dataclasses.fields(self.defaults)}
+
+    def types(self) -> dict[str, type]:
+        """The types of its settings by name."""
+        return typing.get_type_hints(type(self.defaults))
+
+
+def spelled(name: str) -> str:
+    """A setting as an option of the command line."""
+    return "--" + name.replace("_", "-")
 
 
 def sample_functional(name: str, target: Target, mmd_scale: float, kernel: Any = None) -> Functional:
@@ -96,8 +122,6 @@ def sample_functional(name: str, target: Target, mmd_scale: float, kernel: Any =
         mmd_scale: Factor on the squared MMD, which is small beside a W2^2 in many dimensions.
         kernel: Its kernel; None for the energy distance.
     """
-    if name not in FUNCTIONALS:
-        raise ValueError(f"functional: expected one of {', '.join(FUNCTIONALS)}, got {name!r}")
     from gwf_fast.radial import Riesz
 
     mmd = mmd_scale * SquaredMMD(target, Riesz() if kernel is None else kernel)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gwf_fast.experiments import base, inputs
+from gwf_fast.experiments.computation import Flow
 from gwf_fast.functional import KL
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
@@ -15,8 +17,14 @@ from gwf_fast.potentials import BayesianLogisticRegression
 from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
 
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings(base.FlowSettings):
+    input: str = base.option("data file: .npy, .csv or .mat; default scikit-learn's breast cancer data", "")
+
+
 # The posterior is about 1/sqrt(S) wide, so a step of the flow is counted in units of 1/S.
-_DEFAULTS = base.Settings(particles=4096, steps=12, step_size=4.0, iterations=250, batch_size=512)
+_DEFAULTS = _Settings(particles=4096, steps=12, step_size=4.0, iterations=250, batch_size=512)
 
 
 def load(path: str) -> tuple[Tensor, Tensor]:
@@ -44,7 +52,7 @@ def split(features: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, 
     return features, labels, train, test
 
 
-def build(settings: base.Settings) -> base.Problem:
+def build(settings: _Settings) -> base.Problem:
     """Prior and posterior over the weights of all features and the log of their precision."""
     features, labels, train, test = split(*load(settings.input), settings.seed)
     n_train = len(train)
@@ -92,7 +100,7 @@ def build(settings: base.Settings) -> base.Problem:
         accuracy = [((probabilities(x) > 0.5) == (labels[test] > 0)).float().mean().item() for x in trajectory]
         _draw(result, probabilities(result.particles), labels[test] > 0, accuracy, path)
 
-    return base.Problem(flow, source, figure, metrics)
+    return base.Problem(Flow(flow, source, settings.steps), figure, metrics)
 
 
 def _draw(result: FlowResult, p: Tensor, positive: Tensor, accuracy: list[float], path: Path) -> None:
@@ -125,5 +133,4 @@ EXPERIMENT = base.Experiment(
     "Bayesian logistic regression: breast cancer data, or a labelled file (--input)",
     _DEFAULTS,
     build,
-    special=("input",),
 )

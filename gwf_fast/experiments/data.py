@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gwf_fast.experiments import base, inputs
+from gwf_fast.experiments.computation import Flow
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
 
-_DEFAULTS = base.Settings(particles=4096, steps=8, step_size=5.0, iterations=300, batch_size=512, functional="js")
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings(base.FlowSettings):
+    functional: str = base.option("of samples", choices=base.FUNCTIONALS)
+    input: str = base.option("data file: .npy, .csv or .mat", "")
 
 
-def build(settings: base.Settings) -> base.Problem:
+_DEFAULTS = _Settings(particles=4096, steps=8, step_size=5.0, iterations=300, batch_size=512, functional="js")
+
+
+def build(settings: _Settings) -> base.Problem:
     """The flow runs in coordinates with mean 0 and mean variance 1; samples are given back in those of the file."""
     if not settings.input:
         raise ValueError("input: the experiment 'data' needs a file: --input points.npy, .csv or .mat")
@@ -64,7 +73,7 @@ def build(settings: base.Settings) -> base.Problem:
             "energy_distance": float(energy_distance(result.particles[:n], target[torch.randperm(len(target))[:n]])),
         }
 
-    return base.Problem(flow, source, figure, metrics, decode)
+    return base.Problem(Flow(flow, source, settings.steps, decode), figure, metrics)
 
 
 def _snapshots(result: FlowResult, z: Tensor, decode: Callable[[Tensor], Tensor]) -> tuple[list[int], list[Tensor]]:
@@ -100,6 +109,4 @@ def _draw(steps: list[int], clouds: list[Tensor], points: Tensor, path: Path) ->
     base.save_figure(figure, path)
 
 
-EXPERIMENT = base.Experiment(
-    "data", "noise to the points of a file (--input)", _DEFAULTS, build, special=("functional", "input")
-)
+EXPERIMENT = base.Experiment("data", "noise to the points of a file (--input)", _DEFAULTS, build)

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from gwf_fast.discrepancy import energy_distance
 from gwf_fast.experiments import base
+from gwf_fast.experiments.computation import Flow
 from gwf_fast.functional import batch
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
@@ -26,9 +27,15 @@ from gwf_fast.training import Training
 _WIDTH = 384
 _SMOOTHING = 0.2  # standard deviation in whitened coordinates, where the data have 1
 _MMD_SCALE = 3000.0  # the squared energy distance between data and P_0 is 0.002
-_DEFAULTS = base.Settings(
-    particles=4096, dim=20, steps=10, step_size=10.0, iterations=500, batch_size=256, functional="js"
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings(base.FlowSettings):
+    dim: int = base.option("dimension D")
+    functional: str = base.option("of samples", choices=base.FUNCTIONALS)
+
+
+_DEFAULTS = _Settings(particles=4096, dim=20, steps=10, step_size=10.0, iterations=500, batch_size=256, functional="js")
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def load() -> tuple[Tensor, Tensor]:
     return torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
 
 
-def build(settings: base.Settings) -> base.Problem:
+def build(settings: _Settings) -> base.Problem:
     """One map a JKO step, each from the identity; a critic that goes on from step to step."""
     images, labels = load()
     whitening = _Whitening.fit(images, settings.dim)
@@ -117,7 +124,7 @@ def build(settings: base.Settings) -> base.Problem:
             "samples_by_digit": torch.bincount(labels[_nearest(samples, images)[1]], minlength=10).tolist(),
         }
 
-    return base.Problem(flow, source, figure, metrics, whitening.decode)
+    return base.Problem(Flow(flow, source, settings.steps, whitening.decode), figure, metrics)
 
 
 def _two_sample_checks(images: Tensor, labels: Tensor, clouds: dict[str, Tensor]) -> dict[str, Any]:
@@ -209,5 +216,4 @@ EXPERIMENT = base.Experiment(
     "Gaussian noise to scikit-learn's real handwritten digits",
     _DEFAULTS,
     build,
-    special=("dim", "functional"),
 )

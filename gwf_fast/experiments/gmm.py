@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gwf_fast.experiments import base
+from gwf_fast.experiments.computation import Flow
 from gwf_fast.functional import KL
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
@@ -28,11 +30,18 @@ _TABLE = (
     (64, 2.0, 128, 5, 128, 4),
 )
 _BEYOND = (1.5, 128, 5, 128, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings(base.FlowSettings):
+    dim: int = base.option("dimension D")
+
+
 # their batch, steps and step size; they train each step 1000 iterations (--iterations 1000)
-_DEFAULTS = base.Settings(particles=4096, dim=2, steps=40, step_size=0.1, iterations=200, batch_size=512)
+_DEFAULTS = _Settings(particles=4096, dim=2, steps=40, step_size=0.1, iterations=200, batch_size=512)
 
 
-def build(settings: base.Settings) -> base.Problem:
+def build(settings: _Settings) -> base.Problem:
     """Ten spherical components of variance 1, means uniform in a cube."""
     dim = settings.dim
     side, t_width, t_depth, h_width, h_depth = next((row[1:] for row in _TABLE if dim <= row[0]), _BEYOND)
@@ -72,7 +81,7 @@ def build(settings: base.Settings) -> base.Problem:
     def figure(result: FlowResult, path: Path) -> None:
         _draw(target, result, source(2000), path)
 
-    return base.Problem(flow, source, figure, metrics)
+    return base.Problem(Flow(flow, source, settings.steps), figure, metrics)
 
 
 def _ksd(target: GaussianMixture, x: Tensor) -> float:
@@ -121,5 +130,5 @@ def _draw(target: GaussianMixture, result: FlowResult, z: Tensor, path: Path) ->
 
 
 EXPERIMENT = base.Experiment(
-    "gmm", "sampling from a 10-component Gaussian mixture in --dim dimensions", _DEFAULTS, build, special=("dim",)
+    "gmm", "sampling from a 10-component Gaussian mixture in --dim dimensions", _DEFAULTS, build
 )

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import difflib
 import json
 import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save as save_tensors
 
 from gwf_fast import checkpoint
 from gwf_fast.experiments import find
-from gwf_fast.experiments.base import SPECIAL, Experiment, Problem, Settings
-from gwf_fast.state import FlowResult, StepRecord
+from gwf_fast.experiments.base import Experiment, Settings, spelled
+from gwf_fast.experiments.computation import Say
 
 RUN = "run.json"
 CHECKPOINT = "checkpoint"
@@ -29,12 +26,12 @@ class Interrupted(Exception):  # noqa: N818 - not an error
     """The user pressed Ctrl-C; the argument is what to type to go on."""
 
 
-def run(name: str, given: dict[str, Any], out: Path, *, resume: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run an experiment and leave samples, maps, history, figure and configuration in a folder.
+def run(name: str, given: dict[str, Any], out: Path, *, resume: bool, say: Say) -> dict[str, Any]:
+    """Run an experiment and leave its artefacts, a figure and the configuration in a folder.
 
     Args:
         name: Of the experiment.
-        given: The settings that the user gave; with ``resume`` only ``steps`` may differ from before.
+        given: The settings that the user gave; with ``resume`` only those that extend a run may differ from before.
         out: The folder; must be empty or new, unless ``resume``.
         resume: Whether to go on with the run in the folder.
         say: Receives lines for the user.
@@ -47,36 +44,39 @@ def run(name: str, given: dict[str, Any], out: Path, *, resume: bool, say: Calla
         Interrupted: On Ctrl-C.
     """
     experiment = find(name)
-    settings = _stored(out, name, given) if resume else _settled(experiment, given)
+    settings = _checked(experiment, _stored(out, experiment, given) if resume else given)
     problem = experiment.build(settings)
+    computation = problem.computation
     if not resume:
         _claim(out)
     record = {
         "experiment": name,
         "status": "running",
         "settings": dataclasses.asdict(settings),
-        "dim": problem.flow.dim,
-        "step_size": problem.flow.step_size,
-        "training": dataclasses.asdict(problem.flow.training),
+        **computation.configuration(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
     _write_json(out / RUN, record)
-    say(
-        f"{name}: D = {problem.flow.dim}, {problem.flow.training.pool_size} particles, {settings.steps} JKO steps "
-        f"of size {problem.flow.step_size:g}, seed {settings.seed}"
-    )
+    say(f"{name}: {computation.describe()}")
     start = time.perf_counter()
     try:
-        result = _flow(problem, settings, out)
+        result = computation.solve(out / CHECKPOINT, say)
     except KeyboardInterrupt:
         raise Interrupted(f"gwf-fast run {name} --out {out} --resume") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        metrics = _leave(problem, result, out)
+        computation.save(result, out)
+        problem.figure(result, out / "figure.png")
+        metrics = problem.metrics(result)
     seconds = time.perf_counter() - start
     _write_json(out / RUN, {**record, "status": "finished", "seconds": seconds, "metrics": metrics})
     return metrics
+
+
+def artefacts(out: Path) -> list[str]:
+    """What a run has left in its folder, beside its checkpoints."""
+    return sorted(path.name + "/" * path.is_dir() for path in out.iterdir() if path.name != CHECKPOINT)
 
 
 def versions() -> dict[str, str]:
@@ -90,63 +90,45 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _flow(problem: Problem, settings: Settings, out: Path) -> FlowResult:
-    folder = out / CHECKPOINT
-    if not (folder / checkpoint.MANIFEST).exists():  # a new run, or one that was killed before its first checkpoint
-        return problem.flow.run(problem.source, settings.steps, checkpoint=folder)
-    flow = problem.flow
-    return type(flow).resume(
-        folder,
-        n_steps=settings.steps,
-        functional=flow.functional,
-        map=flow.map,
-        critic=flow.critic,
-        x0=problem.source,
-    )
-
-
-def _leave(problem: Problem, result: FlowResult, out: Path) -> dict[str, Any]:
-    samples = problem.decode(result.particles).numpy()
-    with open(out / "samples.npy", "wb") as file:
-        np.save(file, samples)
-    maps = {f"{k:05d}.{n}": t.contiguous() for k, m in enumerate(result.maps, 1) for n, t in m.state_dict().items()}
-    checkpoint.write_atomically(out / "maps.safetensors", save_tensors(maps))
-    with open(out / "history.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(StepRecord)])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(record) for record in result.history)
-    problem.figure(result, out / "figure.png")
-    return problem.metrics(result)
-
-
-def _settled(experiment: Experiment, given: dict[str, Any]) -> Settings:
+def _checked(experiment: Experiment, given: dict[str, Any]) -> Settings:
     """The given settings over the defaults; one that does not apply is an error, not silently dropped."""
-    for name in SPECIAL:
-        if name in given and name not in experiment.special:
+    options, types = experiment.options(), experiment.types()
+    for name in given:
+        if name not in options:
             raise ValueError(f"{name}: the experiment {experiment.name!r} has no such option")
     settings = dataclasses.replace(experiment.defaults, **given)
-    for name in ("particles", "steps", "iterations", "batch_size", *({"dim"} & set(experiment.special))):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {getattr(settings, name)}")
+    for name, field in options.items():
+        value, choices = getattr(settings, name), field.metadata["choices"]
+        if types[name] is int and name != "seed" and value < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {value}")
+        if choices and value not in choices:
+            close = difflib.get_close_matches(value, choices, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{hint}")
     return settings
 
 
-def _stored(out: Path, name: str, given: dict[str, Any]) -> Settings:
+def _stored(out: Path, experiment: Experiment, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the run in the folder, those that extend it replaced."""
     path = out / RUN
     try:
         record = json.loads(path.read_text())
-        settings = Settings(**record["settings"])
-        stored_name = record["experiment"]
+        settings, stored_name = dict(record["settings"]), record["experiment"]
     except FileNotFoundError:
         raise ValueError(f"resume: {out} holds no run ({RUN} is missing)") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"resume: {path} is not the record of a run") from None
-    if stored_name != name:
-        raise ValueError(f"resume: {out} holds a run of {stored_name!r}, not of {name!r}")
-    changed = [key for key, value in given.items() if key != "steps" and value != getattr(settings, key)]
+    if stored_name != experiment.name:
+        raise ValueError(f"resume: {out} holds a run of {stored_name!r}, not of {experiment.name!r}")
+    options = experiment.options()
+    if unknown := settings.keys() - options.keys():
+        raise ValueError(f"resume: {path} has settings that this version doesn't know: {', '.join(sorted(unknown))}")
+    extending = [name for name, field in options.items() if field.metadata["extends"]]
+    changed = [key for key, value in given.items() if key not in extending and value != settings.get(key)]
     if changed:
-        raise ValueError(f"resume: {', '.join(changed)} can't change in a run that has begun; only --steps can")
-    return dataclasses.replace(settings, steps=given.get("steps", settings.steps))
+        can = ", ".join(map(spelled, extending)) or "none"
+        raise ValueError(f"resume: {', '.join(changed)} can't change in a run that has begun; only {can} can")
+    return {**settings, **given}
 
 
 def _claim(out: Path) -> None:

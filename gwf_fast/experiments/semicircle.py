@@ -11,13 +11,14 @@ from torch import Tensor
 
 from gwf_fast.energies import Interaction
 from gwf_fast.experiments import base
+from gwf_fast.experiments.computation import Flow
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import ICNNGradient
 from gwf_fast.radial import PowerLaw
 from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
 
-_DEFAULTS = base.Settings(particles=4096, steps=12, step_size=0.5, iterations=200, batch_size=1024)
+_DEFAULTS = base.FlowSettings(particles=4096, steps=12, step_size=0.5, iterations=200, batch_size=1024)
 
 
 def distribution(x: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def kolmogorov(x: Tensor) -> float:
     return float(torch.maximum((exact - steps[:-1]).abs(), (steps[1:] - exact).abs()).max())
 
 
-def build(settings: base.Settings) -> base.Problem:
+def build(settings: base.FlowSettings) -> base.Problem:
     """JKO steps with convex potentials: explicit steps of a logarithmic repulsion would have to be tiny."""
     flow = JKOFlow(
         Interaction(PowerLaw(2, 0)),
@@ -69,7 +70,7 @@ def build(settings: base.Settings) -> base.Problem:
         axis.legend(frameon=False)
         base.save_figure(fig, path)
 
-    return base.Problem(flow, lambda n: torch.randn(n, 1), figure, metrics)
+    return base.Problem(Flow(flow, lambda n: torch.randn(n, 1), settings.steps), figure, metrics)
 
 
 EXPERIMENT = base.Experiment("semicircle", "W = r^2/2 - log r on the line: Wigner's semicircle", _DEFAULTS, build)
