@@ -1,22 +1,27 @@
-// Drifting (Deng et al. 2026) for many small problems, as the rest of the library sees it: pointers and sizes.
+// Drifting (Deng et al. 2026), as the rest of the library sees it: pointers and sizes.
 #pragma once
 #include <cstdint>
 
 namespace gwf {
 
+struct DriftSizes {
+    int64_t rows, split, columns;
+};
+
 // Forces of Algorithm 2 on joint targets: with L = -(r + own) / T, A = sqrt(max(softmax_rows softmax_columns, clip)) w,
 // V_i = (sum_neg A_i) (sum_pos A_ij y_j) - (sum_pos A_i) (sum_neg A_ij y_j). Arrays are contiguous.
 template <class T> struct DriftCall {
     int64_t batch, rows, columns, split, dim, rates;
-    const T* x;             // [B, N, D]
-    const T* y;             // [B, M, D]  targets: negatives, then positives from column split on
-    const T* weights;       // [B, M], null = ones
-    const T* temperatures;  // [K, B]
-    const T* own;           // [B]  added to the distance of row i and column i, null = there is no such pair
-    T floor;                // least squared distance
-    T clip;                 // least product of the softmaxes
-    T* out;                 // [K, B, N, D]
-    T* total;               // [B]  sum_ij w_j r_ij; null = not wanted
+    const T* x;               // [B, N, D]
+    const T* y;               // [B, M, D]  targets: negatives, then positives from column split on
+    const T* weights;         // [B, M], null = ones
+    const T* temperatures;    // [K, B]
+    const T* own;             // [B]  added to the distance of row i and column i, null = there is no such pair
+    const DriftSizes* sizes;  // [B]  of each problem, padded to N and M; null = N, split and M
+    double floor;             // least squared distance
+    double clip;              // least product of the softmaxes
+    T* out;                   // [K, B, N, D], null = not wanted
+    double* total;            // [B]  sum_ij w_j r_ij; null = not wanted
 };
 
 #define GWF_DECLARE_DRIFT(isa)                      \

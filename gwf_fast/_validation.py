@@ -67,6 +67,16 @@ def check_companion(name: str, value: Tensor, y: Tensor, channels: bool, y_name:
     raise ValueError(f"{name} must have shape {wanted} to go with {y_name} {list(y.shape)}, got {list(value.shape)}")
 
 
+def check_weights(name: str, weights: Tensor, points: Tensor, points_name: str) -> None:
+    """Weights [*B, N] of points [*B, N, D]: finite, not negative, with a positive sum for each set."""
+    check_companion(name, weights, points, channels=False, y_name=points_name)
+    if not (bool(torch.isfinite(weights).all()) and bool((weights >= 0).all()) and bool((weights.sum(-1) > 0).all())):
+        least, most = (f"{float(t):g}" for t in (weights.min(), weights.max()))
+        raise ValueError(
+            f"{name} must be finite and not negative, with a positive sum for each set, got values in {least}..{most}"
+        )
+
+
 def check_lengths(name: str, lengths: Tensor, points: Tensor, readable: bool) -> None:
     """Lengths [*B] of ragged sets that are padded to the shape of points [*B, N, D]; the values where readable."""
     if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:

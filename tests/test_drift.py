@@ -128,24 +128,36 @@ def test_far_clouds_do_not_matter():
     torch.testing.assert_close(near, far, rtol=1e-3, atol=1e-3)  # x itself is rounded to 1e-4
 
 
-def algorithm_2(x, y, negatives, temperature, mask):
-    """Deng et al., Algorithm 2, dense: MATH.md 4."""
+def algorithm_2(x, y, negatives, temperature, mask, clip=0.0):
+    """Deng et al., Algorithm 2, dense: MATH.md 4; the clip of the released code."""
     d_neg = distances(x, negatives)
     if mask:
         d_neg = d_neg + 1e6 * torch.eye(len(x), dtype=x.dtype)
     logit = -torch.cat([distances(x, y), d_neg], 1) / temperature
-    a = (logit.softmax(1) * logit.softmax(0)).sqrt()
+    a = (logit.softmax(1) * logit.softmax(0)).clamp(min=clip).sqrt()
     pos, neg = a[:, : len(y)], a[:, len(y) :]
     return (pos * neg.sum(1, keepdim=True)) @ y - (neg * pos.sum(1, keepdim=True)) @ negatives
 
 
+@pytest.mark.parametrize("clip", [None, 1e-6, 1e-3])
 @pytest.mark.parametrize("temperature", [0.02, 0.3, 5.0])
 @pytest.mark.parametrize("own", [True, False])
-def test_gmd_is_algorithm_2(own, temperature):
-    x, y = clouds(70, 130, 2)
+@pytest.mark.parametrize(("n", "m"), [(70, 130), (401, 388)])  # in a core's cache, and streamed
+def test_gmd_is_algorithm_2(n, m, own, temperature, clip):
+    x, y = clouds(n, m, 2)
     negatives = x if own else clouds(55, 5, 2, seed=4)[0]
-    got = gwf.drift.gmd(x, y, temperature=temperature, negatives=None if own else negatives)
-    torch.testing.assert_close(got, algorithm_2(x, y, negatives, temperature, own), rtol=1e-9, atol=1e-11)
+    got = gwf.drift.gmd(x, y, temperature=temperature, negatives=None if own else negatives, clip=clip)
+    want = algorithm_2(x, y, negatives, temperature, own, clip or 0.0)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("n", [60, 300])
+def test_gmd_clips_on_the_portable_path(n):
+    x, y = clouds(n, 2 * n, 7)
+    options = {"temperature": 0.4, "clip": 1e-5}
+    assert torch.allclose(gwf.drift.gmd(x, y, **options), gwf.drift.gmd(x, y, backend="torch", **options), atol=1e-12)
+    with pytest.raises(ValueError, match="clip is served by backend"):
+        gwf.drift.gmd(x, y, backend="keops", **options)
 
 
 def test_gmd_in_float32():
@@ -233,6 +245,7 @@ G = gwf.Gaussian(1.0)
     [
         (lambda: gwf.drift.gmd(TWO, TWO, temperature=0.0), "temperature must be positive"),
         (lambda: gwf.drift.gmd(TWO, TWO, temperature=float("nan")), "temperature must be positive"),
+        (lambda: gwf.drift.gmd(TWO, TWO, temperature=1.0, clip=0.0), "clip must be positive"),
         (lambda: gwf.drift.gmd(ONE, TWO, temperature=1.0), "at least two particles"),
         (lambda: gwf.drift.gmd(TWO, TWO, temperature=1.0, negatives=TWO[:0]), "negatives must have at least one"),
         (lambda: gwf.drift.gmd(TWO, TWO[:0], temperature=1.0), "y must have at least one sample"),

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..kernels import drift as small
+from ..kernels import drift_cpp
 from ..ops.modes import is_concrete
 from ..radial import Laplace
 from ._checks import check_counts, check_positive, check_sets, require_grad
+from .joint import Targets, join
 
 _EXCLUDED = 1e30  # a distance that no pair has
 
@@ -20,6 +21,7 @@ def gmd(
     *,
     temperature: float,
     negatives: Tensor | None = None,
+    clip: float | None = None,
     exclude_self: bool | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
@@ -39,6 +41,8 @@ def gmd(
         y: Positives [*B, P, D].
         temperature: T > 0, in units of distance.
         negatives: [*B, Nn, D]; None means the particles themselves.
+        clip: Least value of softmax_rows softmax_columns, as in the released code (1e-6 there); the result is then a
+            constant to autograd. None for none.
         exclude_self: Drop the pair of a particle with itself; None means where the negatives are x itself.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to P.
@@ -68,19 +72,25 @@ def gmd(
             f"exclude_self=True needs as many negatives as particles, got x {list(x.shape)} and negatives"
             f" {list(negatives.shape)}"
         )
+    if clip is not None:
+        check_positive("clip", clip)
+        if backend not in (None, "cpp", "torch"):
+            raise ValueError(f'clip is served by backend "cpp" or "torch", got {backend!r}')
     backend = ops.resolve(backend, x.device, x.dtype)
     centre = y.detach()[..., :1, :]  # differences of means do not mind where the origin is
     u, positive = _fold(x - centre), _fold(y - centre)
     negative = u if negatives is x else _fold(negatives - centre)
     n, p, m = (None if lengths is None else lengths.flatten() for lengths in (x_lengths, y_lengths, negatives_lengths))
-    ragged = n is not None or p is not None or m is not None
-    if u.ndim == 3 and not ragged and backend == "cpp" and is_concrete(x, y, negatives):
-        columns = negative.shape[1] + positive.shape[1]
-        if not require_grad(x, y, negatives) and small.serves(u, columns):
-            targets = torch.cat([negative, positive], 1)
+    small = drift_cpp.in_cache(x.shape[-2], negatives.shape[-2] + y.shape[-2])
+    small = small and backend == "cpp" and is_concrete(x, y, negatives) and not require_grad(x, y, negatives)
+    if clip is not None or small:
+        with torch.no_grad():
+            u, positive, negative = (t if t.ndim == 3 else t[None] for t in (u, positive, negative))
+            joint = join(u, n, [Targets(negative, None, m)], Targets(positive, None, p))
             temperatures = u.new_full((1, len(u)), float(temperature))
             own = u.new_full((len(u),), _EXCLUDED) if exclude_self else None
-            return small.forces(u, targets, None, negative.shape[1], temperatures, own, 0.0, 0.0)[0].view(x.shape)
+            options = {"floor": 0.0, "clip": clip or 0.0, "portable": backend == "torch"}
+            return joint.forces(temperatures, own, **options)[0].view(x.shape)  # type: ignore[arg-type]
     rows, logs, means = [], [], []
     for points, lengths, excluded in ((positive, p, False), (negative, m, exclude_self)):
         columns = ops.pair_logsumexp(points, u, None, kernel.spec, excluded, lengths, n, backend)  # c_j

@@ -9,14 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._validation import check_companion
-from ..kernels import drift as small
-from ..ops.modes import is_concrete
-from ._checks import check_positive, check_sets
+from .._validation import check_weights
+from ._checks import check_counts, check_positive, check_sets
+from .joint import Targets, join
 
 _FLOOR = 1e-8  # of squared distances and of mean squared forces
 _SELF = 100.0  # added to the normalised distance of a particle to itself
-_CHUNK = 1 << 22  # pairs at a time
 
 
 class MultiDrift(NamedTuple):
@@ -44,6 +42,9 @@ def gmd_multi(
     negative_weights: Tensor | None = None,
     clip: float = 1e-6,
     normalization: str = "batch",
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+    negatives_lengths: Tensor | None = None,
 ) -> MultiDrift:
     """The released variant of drifting (Deng et al. 2026).
 
@@ -52,6 +53,9 @@ def gmd_multi(
     particle to itself. For each temperature, A = sqrt(max(softmax_rows softmax_columns, clip)) w and the cross weights
     of Algorithm 2 give V_R, which is divided by sqrt(max(mean V_R^2, 1e-8)); these are added up. Each V_R has unit mean
     square whatever its size, so the length of the drift tells nothing: ``raw`` does.
+
+    Four passes over the pairs (mean distance; sums of rows, of columns; forces), each for all temperatures at once, and
+    nothing of size N x M: 10^5 particles in one problem are served.
 
     Args:
         x: Particles [*B, N, D].
@@ -63,6 +67,9 @@ def gmd_multi(
         negative_weights: The same of the negatives, [*B, Nn].
         clip: Least product of the two softmaxes.
         normalization: "batch": means over all problems of the batch, as published; "problem": each on its own.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to P.
+        negatives_lengths: Sizes [*B], int64, of ragged negatives padded to Nn.
 
     Returns:
         ``MultiDrift``; a constant to autograd.
@@ -77,70 +84,36 @@ def gmd_multi(
     check_positive("clip", clip)
     if normalization not in ("batch", "problem"):
         raise ValueError(f'normalization must be "batch" or "problem", got {normalization!r}')
-    sides = [("x", x, x_weights), ("y", y, y_weights)]
+    sides = [("x", x, x_weights, x_lengths), ("y", y, y_weights, y_lengths)]
     if negatives is not None:
         check_sets(x, negatives, False, "negatives")
-        sides.insert(1, ("negatives", negatives, negative_weights))
-    elif negative_weights is not None:
-        raise ValueError("negative_weights needs negatives, got None")
-    weights = []
-    for name, points, given in sides:
-        if given is not None:
-            title = "negative_weights" if name == "negatives" else f"{name}_weights"
-            check_companion(title, given, points, channels=False, y_name=name)
-            if (given < 0).any() or not (given.sum(-1) > 0).all():
-                raise ValueError(f"{title} must not be negative and must have a positive sum")
-        weights.append(points.new_ones(points.shape[:-1]) if given is None else given)
+        sides.insert(1, ("negatives", negatives, negative_weights, negatives_lengths))
+    elif negative_weights is not None or negatives_lengths is not None:
+        raise ValueError("negative_weights and negatives_lengths need negatives, got None")
+    kinds = []
+    for name, points, weights, lengths in sides:
+        check_counts(f"{name}_lengths", lengths, points, 2 if name == "x" and negatives is None else 1)
+        if weights is not None:
+            check_weights("negative_weights" if name == "negatives" else f"{name}_weights", weights, points, name)
+            weights = weights.reshape(-1, points.shape[-2])
+        kinds.append(Targets(_fold(points), weights, None if lengths is None else lengths.flatten()))
     with torch.no_grad():
-        dim = x.shape[-1]
-        particles = x.reshape(-1, *x.shape[-2:])
-        targets = torch.cat([points for _, points, _ in sides], -2).reshape(len(particles), -1, dim)
-        w = torch.cat(weights, -1).reshape(len(particles), -1)
-        split = targets.shape[1] - y.shape[-2]
-        per_problem = normalization == "problem"
-        size = max(1, _CHUNK // max(1, particles.shape[1] * targets.shape[1]))
-        pieces = list(zip(particles.split(size), targets.split(size), w.split(size), strict=True))
-        # In double: these are sums of millions of terms.
-        totals = torch.cat([(_distances(p, t) @ v[..., None]).double().sum((1, 2)) for p, t, v in pieces])
-        masses = w.double().sum(1) * particles.shape[1]
+        dim, per_problem = x.shape[-1], normalization == "problem"
+        joint = join(kinds[0].points, kinds[0].lengths, kinds[:-1], kinds[-1])
+        totals, masses, rows = joint.total_distances(floor=_FLOOR), joint.masses(), joint.row_counts()
         scale = totals / masses if per_problem else totals.sum() / masses.sum()  # [B] or []
         scale = scale.to(x.dtype)
-        unit = scale.expand(len(particles)).clamp(min=1e-3)
-        forces = [
-            _forces(p, t, v, split, u, rates, clip) for (p, t, v), u in zip(pieces, unit.split(size), strict=True)
-        ]
-        force = torch.cat(forces, 1)  # [K, B, N, D], in coordinates divided by the step below
-        step = (scale.expand(len(particles)) / math.sqrt(dim)).clamp(min=1e-3)[:, None, None]
-        force = force / step
-        raw = force.square().mean((2, 3) if per_problem else (1, 2, 3))  # [K, B] or [K]
-        rms = raw.clamp(min=_FLOOR).sqrt()
-        velocity = (force / rms.reshape(len(rates), -1, 1, 1)).sum(0) * step
+        unit = scale.expand(len(joint.x)).clamp(min=1e-3)
+        step = (scale.expand(len(joint.x)) / math.sqrt(dim)).clamp(min=1e-3)[:, None, None]
+        temperatures = x.new_tensor(rates)[:, None] * unit
+        force = joint.forces(temperatures, _SELF * unit, floor=_FLOOR, clip=clip) / step  # [K, B, N, D]
+        squares, count = force.square().sum((2, 3)), rows * dim
+        raw = squares / count if per_problem else squares.sum(1, keepdim=True) / count.sum()  # [K, B] or [K, 1]
+        velocity = ((force / raw.clamp(min=_FLOOR).sqrt()[..., None, None]).sum(0) * step).view(x.shape)
         if per_problem:
-            return MultiDrift(velocity.view(x.shape), scale.view(x.shape[:-2]), raw.T.reshape(*x.shape[:-2], -1))
-        return MultiDrift(velocity.view(x.shape), scale, raw)
+            return MultiDrift(velocity, scale.view(x.shape[:-2]), raw.T.reshape(*x.shape[:-2], -1))
+        return MultiDrift(velocity, scale, raw[:, 0])
 
 
-def _distances(x: Tensor, y: Tensor) -> Tensor:  # [B, N, D], [B, M, D] -> [B, N, M]
-    r = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    return r.clamp_(min=math.sqrt(_FLOOR))
-
-
-def _forces(
-    x: Tensor, targets: Tensor, w: Tensor, split: int, unit: Tensor, rates: list[float], clip: float
-) -> Tensor:  # [K, B, N, D]
-    """V_R of each temperature in the coordinates of x; the first N targets are x, those from ``split`` on positives."""
-    if is_concrete(x, targets, w) and small.serves(x, targets.shape[1]):
-        temperatures = torch.tensor(rates, dtype=x.dtype)[:, None] * unit
-        return small.forces(x, targets, w, split, temperatures, _SELF * unit, _FLOOR, clip)
-    r = _distances(x, targets) / unit[:, None, None]
-    r.diagonal(dim1=-2, dim2=-1).add_(_SELF)
-    out = x.new_empty(len(rates), *x.shape)
-    for k, rate in enumerate(rates):
-        logit = r / -rate
-        rows, columns = logit.logsumexp(2, keepdim=True), logit.logsumexp(1, keepdim=True)
-        a = logit.mul_(2).sub_(rows).sub_(columns).exp_().clamp_(min=clip).sqrt_().mul_(w[:, None, :])
-        negative, positive = a[..., :split], a[..., split:]
-        attraction = torch.bmm(positive, targets[:, split:]) * negative.sum(2, keepdim=True)
-        repulsion = torch.bmm(negative, targets[:, :split]) * positive.sum(2, keepdim=True)
-        out[k] = attraction - repulsion
-    return out
+def _fold(points: Tensor) -> Tensor:  # [*B, N, D] -> [B, N, D]
+    return points.reshape(-1, *points.shape[-2:])

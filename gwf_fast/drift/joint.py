@@ -1,0 +1,104 @@
+"""What the two forms of drifting share: targets of all kinds in one row, and who computes the forces between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels import drift_cpp, drift_reference
+from ..ops.modes import is_concrete
+
+
+class Targets(NamedTuple):
+    """Samples of one kind.
+
+    Attributes:
+        points: [B, M, D].
+        weights: [B, M]; None means ones.
+        lengths: [B], the sizes of ragged sets; None means M.
+    """
+
+    points: Tensor
+    weights: Tensor | None = None
+    lengths: Tensor | None = None
+
+
+class Joint(NamedTuple):
+    """Particles against all their targets, without gaps.
+
+    Attributes:
+        x: [B, N, D].
+        targets: [B, M, D]: negatives, then positives.
+        weights: [B, M]; None means ones.
+        split: The number of negatives, where all problems have the same.
+        sizes: [B, 3] int64: particles, negatives, targets of each problem; None where all are N, split, M.
+    """
+
+    x: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    split: int
+    sizes: Tensor | None
+
+    def forces(
+        self, temperatures: Tensor, own: Tensor | None, *, floor: float, clip: float, portable: bool = False
+    ) -> Tensor:
+        """V at each temperature, [K, B, N, D], in the coordinates of x; temperatures [K, B], own [B]."""
+        return self._implementation(portable).forces(*self, temperatures, own, floor, clip)
+
+    def total_distances(self, *, floor: float) -> Tensor:
+        """sum_ij w_j r_ij [B] in float64."""
+        return self._implementation().total_distances(*self, floor)
+
+    def _implementation(self, portable: bool = False):  # type: ignore[no-untyped-def]
+        x = self.x
+        compiled = x.is_cpu and x.dtype in (torch.float32, torch.float64) and is_concrete(*self[:3])
+        return drift_cpp if compiled and not portable else drift_reference
+
+    def row_counts(self) -> Tensor:
+        """Particles of each problem, [B]."""
+        return self._counts(0, self.x.shape[1])
+
+    def masses(self) -> Tensor:
+        """sum_ij w_j of each problem, [B] in float64."""
+        if self.weights is None:
+            return self.row_counts().double() * self._counts(2, self.targets.shape[1])
+        exists = (
+            torch.arange(self.targets.shape[1], device=self.x.device) < self._counts(2, self.targets.shape[1])[:, None]
+        )
+        return self.row_counts() * torch.where(exists, self.weights, 0.0).double().sum(1)
+
+    def _counts(self, column: int, everywhere: int) -> Tensor:
+        if self.sizes is not None:
+            return self.sizes[:, column]
+        return torch.full((len(self.x),), everywhere, device=self.x.device)
+
+
+def join(x: Tensor, x_lengths: Tensor | None, negatives: Sequence[Targets], positives: Targets) -> Joint:
+    """Put targets in a row; the members of ragged sets move up, so that no problem has a gap."""
+    kinds = [*negatives, positives]
+    points = torch.cat([kind.points for kind in kinds], 1) if len(kinds) > 1 else positives.points
+    weights = None
+    if any(kind.weights is not None for kind in kinds):
+        each = [k.points.new_ones(k.points.shape[:2]) if k.weights is None else k.weights for k in kinds]
+        weights = torch.cat(each, 1)
+    split = points.shape[1] - positives.points.shape[1]
+    if x_lengths is None and all(kind.lengths is None for kind in kinds):
+        return Joint(x, points, weights, split, None)
+
+    def counts(points: Tensor, lengths: Tensor | None) -> Tensor:
+        return torch.full((len(x),), points.shape[1], device=x.device) if lengths is None else lengths
+
+    sizes = [counts(kind.points, kind.lengths) for kind in kinds]
+    exists = [
+        torch.arange(kind.points.shape[1], device=x.device) < size[:, None]
+        for kind, size in zip(kinds, sizes, strict=True)
+    ]
+    order = (~torch.cat(exists, 1)).to(torch.uint8).argsort(dim=1, stable=True)
+    points = points.gather(1, order[..., None].expand_as(points))
+    weights = None if weights is None else weights.gather(1, order)
+    total = torch.stack(sizes).sum(0)
+    return Joint(x, points, weights, split, torch.stack([counts(x, x_lengths), total - sizes[-1], total], 1))

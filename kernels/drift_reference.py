@@ -1,0 +1,73 @@
+"""Drifting in PyTorch operations, a chunk of rows at a time, on any device: the meaning of kernels/drift_cpp.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 22  # pairs at a time
+
+
+def forces(
+    x: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    split: int,
+    sizes: Tensor | None,
+    temperatures: Tensor,
+    own: Tensor | None,
+    floor: float,
+    clip: float,
+) -> Tensor:
+    """V of Algorithm 2 at each temperature, [K, B, N, D]; arguments as in kernels/drift_cpp.py."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        wide = [t if t is None else t.float() for t in (x, targets, weights)]
+        result = forces(*wide, split, sizes, temperatures.float(), None if own is None else own.float(), floor, clip)
+        return result.to(x.dtype)
+    out = x.new_zeros(len(temperatures), *x.shape)
+    for b in range(len(x)):
+        n, cut, m = (x.shape[1], split, targets.shape[1]) if sizes is None else sizes[b].tolist()
+        w = x.new_ones(m) if weights is None else weights[b, :m]
+        shift = None if own is None else own[b]
+        points, y = x[b, :n], targets[b, :m]
+        columns = x.new_full((len(temperatures), m), -torch.inf)
+        for _, r in _distances(points, y, shift, floor):
+            for k, temperature in enumerate(temperatures[:, b]):
+                columns[k] = torch.logaddexp(columns[k], (r / -temperature).logsumexp(0))
+        centred = y - y[-1:]
+        for rows, r in _distances(points, y, shift, floor):
+            for k, temperature in enumerate(temperatures[:, b]):
+                logit = r / -temperature
+                half = 0.5 * (logit.logsumexp(1, keepdim=True) + columns[k])
+                a = (logit - half).exp_().clamp_(min=math.sqrt(clip)).mul_(w)
+                negative, positive = a[:, :cut], a[:, cut:]
+                attraction = positive @ centred[cut:] * negative.sum(1, keepdim=True)
+                out[k, b, rows] = attraction - negative @ centred[:cut] * positive.sum(1, keepdim=True)
+    return out
+
+
+def total_distances(
+    x: Tensor, targets: Tensor, weights: Tensor | None, split: int, sizes: Tensor | None, floor: float
+) -> Tensor:
+    """sum_ij w_j r_ij of each problem, [B] in float64; r is at least sqrt(floor)."""
+    totals = []
+    for b in range(len(x)):
+        n, _, m = (x.shape[1], split, targets.shape[1]) if sizes is None else sizes[b].tolist()
+        w = x.new_ones(m) if weights is None else weights[b, :m]
+        parts = [(r @ w).double().sum() for _, r in _distances(x[b, :n], targets[b, :m], None, floor)]
+        totals.append(torch.stack(parts).sum())
+    return torch.stack(totals)
+
+
+def _distances(x: Tensor, y: Tensor, own: Tensor | None, floor: float) -> Iterator[tuple[slice, Tensor]]:
+    """Chunks of rows with their distances [n, M]."""
+    step = max(1, _CHUNK // len(y))
+    for start in range(0, len(x), step):
+        rows = slice(start, min(start + step, len(x)))
+        r = torch.cdist(x[rows], y, compute_mode="donot_use_mm_for_euclid_dist").clamp_(min=math.sqrt(floor))
+        if own is not None:
+            r.diagonal(start).add_(own)
+        yield rows, r
