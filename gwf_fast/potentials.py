@@ -79,6 +79,13 @@ class Gaussian:
         """The inverse of :meth:`whiten`."""
         return self.mean + w @ self._scale.T
 
+    def kl(self, other: Gaussian) -> float:
+        """KL(self | other) in closed form; with KL(other | self) added, the symmetric one (SymKL)."""
+        ratio = other._inverse @ self._scale
+        log_det = self._scale.diagonal().log().sum() - other._scale.diagonal().log().sum()
+        quadratic = ratio.square().sum() + other.whiten(self.mean).square().sum()
+        return float((quadratic - len(self.mean)) / 2 - log_det)
+
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:

@@ -7,7 +7,16 @@ import importlib
 
 from gwf_fast.experiments.base import Experiment
 
-NAMES = ("digits", "gmm", "blr", "data", "aggregation", "semicircle")
+NAMES = (
+    "digits",
+    "gmm",
+    "blr",
+    "data",
+    "ornstein-uhlenbeck",
+    "porous-medium",
+    "aggregation",
+    "semicircle",
+)
 """The module of ``a-name`` is ``a_name.py``."""
 
 

@@ -27,6 +27,7 @@ class Activation(NamedTuple):
 
 
 ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(nn.Identity, Compiled("identity")),
     "relu": Activation(nn.ReLU, Compiled("leaky", 0.0)),
     "leaky_relu": Activation(lambda: nn.LeakyReLU(0.2), Compiled("leaky", 0.2)),
     "prelu": Activation(nn.PReLU, Compiled("leaky")),  # the constant is learned
