@@ -94,7 +94,8 @@ def fused(count: int, penalised: bool, size: Size) -> Contender:
     problem = StepProblem(
         functional=gwf.FDivergence("kl", nets.z),
         step_size=1.0,
-        particles=nets.y,
+        inputs=nets.y,
+        anchors=nets.y,
         reference=None,
         map=nets.map,
         critic=nets.critic,

@@ -72,12 +72,14 @@ template <class T> Density<T> density(const py::dict& from) {
 
 template <class T> PrimalDualProblem<T> problem(const py::dict& from) {
     PrimalDualProblem<T> made{};
+    made.input_dim = from["input_dim"].cast<int64_t>();
     made.dim = from["dim"].cast<int64_t>();
     made.batch = from["batch"].cast<int64_t>();
     made.critic_steps = from["critic_steps"].cast<int64_t>();
     made.map_steps = from["map_steps"].cast<int64_t>();
     made.step_size = from["step_size"].cast<double>();
-    made.pool = pointer<const T>(from["pool"]);
+    made.inputs = pointer<const T>(from["inputs"]);
+    made.anchors = pointer<const T>(from["anchors"]);
     made.pool_size = from["pool_size"].cast<int64_t>();
     made.whole_pool = from["whole_pool"].cast<bool>();
     made.target_kind = TargetKind(from["target_kind"].cast<int>());

@@ -1,8 +1,9 @@
 // The inner loop of a parametric JKO step, as the rest of the library sees it: pointers and sizes.
 //
-// inf_T sup_h  E |x - T x|^2 / (2a) + E A(h(w(T x))) - E B(h(z)) + E [log mu - log Q](T x)    (Fan et al., ICML 2022)
+// inf_T sup_h  E |x - T u|^2 / (2a) + E A(h(w(T u))) - E B(h(z)) + E [log mu - log Q](T u)    (Fan et al., ICML 2022)
 //
-// with w the whitening of a Gaussian mu; w, log mu and log Q are there for the Kullback-Leibler divergence only.
+// over pairs of an input u and an anchor x, which are the same unless T is a generator from latent noise; with w the
+// whitening of a Gaussian mu; w, log mu and log Q are there for the Kullback-Leibler divergence only.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -54,9 +55,10 @@ struct Elementwise {
 };
 
 template <class T> struct PrimalDualProblem {
-    int64_t dim, batch, critic_steps, map_steps;
-    double step_size;
-    const T* pool;  // [pool_size, D]
+    int64_t input_dim, dim, batch, critic_steps, map_steps;
+    double step_size;  // infinite: no proximity
+    const T* inputs;   // [pool_size, input_dim]
+    const T* anchors;  // [pool_size, D]; null = the inputs
     int64_t pool_size;
     bool whole_pool;  // all of it each iteration; pool_size == batch
     TargetKind target_kind;

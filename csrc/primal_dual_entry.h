@@ -17,11 +17,13 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
   public:
     explicit PrimalDualLoop(const PrimalDualProblem<T>& problem)
         : p_(problem),
+          input_stride_(row_stride<T>(problem.input_dim)),
           stride_(row_stride<T>(problem.dim)),
           map_(problem.map),
           critic_(problem.critic),
           density_(problem.density, problem.dim),
-          x_(problem.batch * stride_),
+          inputs_(problem.batch * input_stride_),
+          anchors_(problem.anchors ? problem.batch * stride_ : 0),
           y_(problem.batch * stride_),
           z_(problem.target_batch * stride_),
           flat_(std::max(problem.batch, problem.target_batch) * problem.dim),
@@ -164,45 +166,51 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         for (int64_t r = chunk.begin; r < chunk.end; r += tile) body(r, std::min(tile, chunk.end - r));
     }
 
-    void spread(const T* from, int64_t rows, T* to) const {
-        for (int64_t r = 0; r < rows; r++) copy_row(from + r * p_.dim, to + r * stride_);
+    // Rows of width dim into rows of its stride: the first ones, or those of the indices.
+    static void spread(const T* from, int64_t dim, int64_t rows, T* to) {
+        for (int64_t r = 0; r < rows; r++) copy_row(from + r * dim, dim, to + r * row_stride<T>(dim));
+    }
+
+    void gather(const T* from, int64_t dim, int64_t rows, T* to) const {
+        for (int64_t r = 0; r < rows; r++) copy_row(from + indices_[size_t(r)] * dim, dim, to + r * row_stride<T>(dim));
     }
 
     // a call for each of a few numbers would cost more than they do
-    void copy_row(const T* from, T* to) const {
-        if (p_.dim > 16) return void(std::copy_n(from, p_.dim, to));
-        for (int64_t d = 0; d < p_.dim; d++) to[d] = from[d];
-    }
-
-    void gather(const T* pool, int64_t rows, T* to) const {
-        for (int64_t r = 0; r < rows; r++) copy_row(pool + indices_[size_t(r)] * p_.dim, to + r * stride_);
+    static void copy_row(const T* from, int64_t dim, T* to) {
+        if (dim > 16) return void(std::copy_n(from, dim, to));
+        for (int64_t d = 0; d < dim; d++) to[d] = from[d];
     }
 
     void draw(int64_t iteration) {
         const auto i = uint32_t(iteration);
-        if (p_.whole_pool) {
-            spread(p_.pool, p_.batch, x_.data());
-        } else {
-            philox_indices(p_.seed, i, particle_stream, p_.batch, p_.pool_size, indices_.data());
-            gather(p_.pool, p_.batch, x_.data());
-        }
+        if (!p_.whole_pool) philox_indices(p_.seed, i, particle_stream, p_.batch, p_.pool_size, indices_.data());
+        auto take = [&](const T* pool, int64_t dim, T* to) {
+            p_.whole_pool ? spread(pool, dim, p_.batch, to) : gather(pool, dim, p_.batch, to);
+        };
+        take(p_.inputs, p_.input_dim, inputs_.data());
+        if (p_.anchors) take(p_.anchors, p_.dim, anchors_.data());
         if (p_.target_kind == TargetKind::samples) {
             philox_indices(p_.seed, i, target_stream, p_.target_batch, p_.target_size, indices_.data());
-            gather(p_.target, p_.target_batch, z_.data());
+            gather(p_.target, p_.dim, p_.target_batch, z_.data());
             return;
         }
         if (p_.target_kind == TargetKind::normal)
             philox_normals(p_.seed, i, target_stream, p_.target_batch * p_.dim, flat_.data());
         if (p_.target_kind == TargetKind::callback) p_.draw_target(iteration, flat_.data());
-        spread(p_.target_kind == TargetKind::whole ? p_.target : flat_.data(), p_.target_batch, z_.data());
+        spread(p_.target_kind == TargetKind::whole ? p_.target : flat_.data(), p_.dim, p_.target_batch, z_.data());
     }
 
-    // y_: what the critic sees of T(x)
+    const T* input_rows(int64_t first) const { return inputs_.data() + first * input_stride_; }
+    const T* anchor_rows(int64_t first) const {
+        return p_.anchors ? anchors_.data() + first * stride_ : input_rows(first);
+    }
+
+    // y_: what the critic sees of T(u)
     void map_batch() {
         each_chunk(map_chunks_, [&](Worker& worker, const Chunk& chunk, size_t) {
             each_tile(chunk, [&](int64_t r, int64_t rows) {
                 T* y = y_.data() + r * stride_;
-                MapPass<T>{map_, worker.map}.forward(x_.data() + r * stride_, rows, whitening_ ? worker.y : y);
+                MapPass<T>{map_, worker.map}.forward(input_rows(r), rows, whitening_ ? worker.y : y);
                 if (whitening_) whitening_->apply(worker.y, rows, y);
             });
         });
@@ -304,9 +312,9 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         const CriticPass<T> critic{critic_, worker.critic, worker.values, worker.cotangents};
         const double weight = 1.0 / double(p_.batch);
         const int64_t count = rows * stride_;
-        const T* x = x_.data() + first * stride_;
+        const T* x = anchor_rows(first);
         T *y = worker.y, *g = worker.g, *u = worker.u;
-        map.forward(x, rows, y);
+        map.forward(input_rows(first), rows, y);
         const T* seen = y;
         if (whitening_) {
             whitening_->apply(y, rows, worker.w);
@@ -341,7 +349,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             }
             moved += double(tree_sum<T>(squares));
         }
-        map.backward(x, g, rows, sums);
+        map.backward(input_rows(first), g, rows, sums);
         return total + moved * weight / (2 * p_.step_size);
     }
 
@@ -349,7 +357,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     void ask_density() {
         each_chunk(map_chunks_, [&](Worker& worker, const Chunk& chunk, size_t) {
             each_tile(chunk, [&](int64_t r, int64_t rows) {
-                MapPass<T>{map_, worker.map}.forward(x_.data() + r * stride_, rows, worker.y);
+                MapPass<T>{map_, worker.map}.forward(input_rows(r), rows, worker.y);
                 for (int64_t i = 0; i < rows; i++)
                     std::copy_n(worker.y + i * stride_, p_.dim, flat_.data() + (r + i) * p_.dim);
             });
@@ -364,11 +372,11 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     }
 
     PrimalDualProblem<T> p_;
-    int64_t stride_, tile_ = 0, target_tile_ = 0;
+    int64_t input_stride_, stride_, tile_ = 0, target_tile_ = 0;
     TrainedNetwork<T> map_, critic_;
     TileDensity<T> density_;
     std::unique_ptr<Whitening<T>> whitening_;
-    AlignedArray<T> x_, y_, z_, flat_, scores_;
+    AlignedArray<T> inputs_, anchors_, y_, z_, flat_, scores_;
     AlignedArray<double> mixing_;
     AlignedArray<T> sums_memory_;
     std::vector<int64_t> indices_;

@@ -178,12 +178,12 @@ template <class T> struct CriticPass {
     }
 };
 
-// A map: as many outputs as inputs.
+// A map; where it adds its input, with as many outputs as inputs.
 template <class T> struct MapPass {
     const TrainedNetwork<T>& net;
     const NetworkBuffers<T>& buffers;
 
-    // y [rows][in_stride] = T(x)
+    // y [rows][stride of its outputs] = T(x)
     void forward(const T* x, int64_t rows, T* y) const {
         const auto& layer = net.layers.back();
         const int64_t P = layer.out_stride;

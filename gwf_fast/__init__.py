@@ -1,6 +1,6 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
 
-from . import drift, nn, potentials
+from . import drift, nn, potentials, presets
 from .adversarial import IPM, DonskerVaradhan, MMDUnbalanced
 from .blob import blob_density, blob_energy, blob_velocity
 from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
@@ -82,6 +82,7 @@ __all__ = [
     "parzen_log_density",
     "parzen_score",
     "potentials",
+    "presets",
     "sinkhorn",
     "sinkhorn_divergence",
     "sliced_energy_distance",

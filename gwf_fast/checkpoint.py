@@ -75,6 +75,7 @@ def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, sour
         "parametrization": flow.parametrization,
         "seed": flow.seed,
         "engine": flow.engine,
+        "latent_dim": flow.latent_dim,
         "training": pack(flow.training, fixed, "training"),
     }
     for part in _PARTS:
@@ -88,6 +89,8 @@ def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, sour
         config["x0"] = {"missing": "x0 (a callable) can't be stored"}
 
     moving: dict[str, Tensor] = {"particles": state.particles.contiguous()}
+    if state.latents is not None:
+        moving["latents"] = state.latents.contiguous()
     if state.critic is not None:
         moving |= _flat(state.critic.state_dict(), "critic")
     optimizers = {}
@@ -100,7 +103,8 @@ def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, sour
                 moving |= _flat(slots, f"{name}.{index}")
 
     files = {"fixed": "problem.safetensors", "moving": f"state-{state.step:05d}.safetensors"}
-    maps = [f"map-{k:05d}.safetensors" for k in range(1, state.step + 1)]
+    first = state.step + 1 - len(state.maps)  # a generator keeps its last network only
+    maps = [f"map-{k:05d}.safetensors" for k in range(first, state.step + 1)]
     if not (folder / files["fixed"]).exists():
         write_atomically(folder / files["fixed"], save_tensors(fixed))
     for name, transport in zip(maps, state.maps, strict=True):
@@ -118,9 +122,10 @@ def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, sour
         "torch": torch.__version__,
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    for stale in folder.glob("state-*.safetensors"):
-        if stale.name != files["moving"]:
-            stale.unlink()
+    for pattern, current in (("state-*.safetensors", [files["moving"]]), ("map-*.safetensors", maps)):
+        for stale in folder.glob(pattern):
+            if stale.name not in current:
+                stale.unlink()
 
 
 def load(
@@ -189,7 +194,16 @@ def _state(folder: Path, manifest: dict[str, Any], flow: JKOFlow) -> FlowState:
         groups = [{**g, "params": p} for g, p in zip(stored["param_groups"], stored["params"], strict=True)]
         optimizers[name] = {"state": slots, "param_groups": groups}
     history = tuple(StepRecord(**record) for record in manifest["history"])
-    return FlowState(manifest["step"], flow.seed, particles, tuple(maps), critic=critic, history=history, **optimizers)
+    return FlowState(
+        manifest["step"],
+        flow.seed,
+        particles,
+        tuple(maps),
+        critic=critic,
+        history=history,
+        latents=moving.get("latents"),
+        **optimizers,
+    )
 
 
 def _flat(tensors: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:

@@ -17,13 +17,15 @@ from typing_extensions import override
 
 from gwf_fast.draws import Draws
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.functional import Functional, batch
+from gwf_fast.functional import Functional, batch, batch_rows
 from gwf_fast.training import CHECK_EVERY, Training
 
 
 @dataclass
 class StepProblem:
-    """One JKO step: inf_T sup_h E_{P_k} |x - T x|^2 / (2a) + F(T#P_k).
+    """One JKO step: inf_T sup_h E |T(u) - x|^2 / (2a) + F(T#rho), over pairs of an input u ~ rho and an anchor x ~ P_k.
+
+    In a composition the input is the anchor; a generator's inputs are its noise u, and its anchors are G_k(u).
 
     The engine updates map, critic and both optimisers in place. Minibatches come from ``Draws.from_torch()``, all other
     random draws from torch's global generator, which the caller has seeded for this step.
@@ -31,9 +33,11 @@ class StepProblem:
     Attributes:
         functional: F.
         step_size: a.
-        particles: Samples of P_k, [N, D].
-        reference: What ``functional.reference(particles)`` returned.
-        map: The map to train, [M, D] -> [M, D].
+        inputs: What the map takes, [N, L].
+        anchors: Samples of P_k, to which the images of the inputs stay close, [N, D]; the same tensor as ``inputs`` in
+            a composition.
+        reference: What ``functional.reference(anchors)`` returned.
+        map: The map to train, [M, L] -> [M, D].
         critic: The critic to train, or None.
         map_optimizer, critic_optimizer: Adam, bound to the parameters of the two.
         training: Hyperparameters.
@@ -42,7 +46,8 @@ class StepProblem:
 
     functional: Functional
     step_size: float
-    particles: Tensor
+    inputs: Tensor
+    anchors: Tensor
     reference: object
     map: nn.Module
     critic: nn.Module | None
@@ -50,6 +55,21 @@ class StepProblem:
     critic_optimizer: torch.optim.Optimizer | None
     training: Training
     on_iteration: Callable[[int, float], None] | None = None
+
+    def minibatch(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Pairs of inputs and anchors, [M, L] and [M, D]."""
+        if self.anchors is self.inputs:
+            x = batch(self.inputs, self.training.batch_size, draws)
+            return x, x
+        rows = batch_rows(self.inputs, self.training.batch_size, draws)
+        return (self.inputs, self.anchors) if rows is None else (self.inputs[rows], self.anchors[rows])
+
+
+def require_shape(name: str, out: object, shape: tuple[int, ...]) -> None:
+    """Raise ValueError where a module's output has another shape, before it is broadcast."""
+    if not isinstance(out, Tensor) or out.shape != shape:
+        got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"{name}: expected an output of shape {list(shape)}, got {got}")
 
 
 class Watch:
@@ -123,9 +143,10 @@ class TorchEngine(Engine):
         for j in range(training.iterations):
             draws.begin(j)
             rate = training.rate(j)
-            x = batch(problem.particles, training.batch_size, draws)
+            inputs, x = problem.minibatch(draws)
             z = functional.draw(training.batch_size, reference, draws)
-            tx = problem.map(x)
+            tx = problem.map(inputs)
+            require_shape("map", tx, x.shape)
             if problem.critic is not None:
                 still = tx.detach()
                 for _ in range(training.critic_steps):
@@ -133,7 +154,7 @@ class TorchEngine(Engine):
                     _descend(problem.critic_optimizer, critic_loss, critic_parameters, rate, training.gradient_clip)
             for i in range(training.map_steps):
                 if i:
-                    tx = problem.map(x)
+                    tx = problem.map(inputs)
                 loss = (tx - x).square().sum() * (inverse_2a / len(x))
                 loss = loss + functional.map_objective(problem.critic, tx, z, reference)
                 _descend(problem.map_optimizer, loss, map_parameters, rate, training.gradient_clip)

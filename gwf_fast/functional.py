@@ -380,10 +380,16 @@ def draw_target(target: Target, n: int, draws: Draws | None = None) -> Tensor:
 
 def batch(pool: Tensor, n: int, draws: Draws | None = None) -> Tensor:
     """n rows of a pool [N, D], drawn with replacement; the pool itself where n is not smaller than it."""
+    rows = batch_rows(pool, n, draws)
+    return pool if rows is None else pool[rows]
+
+
+def batch_rows(pool: Tensor, n: int, draws: Draws | None = None) -> Tensor | None:
+    """The rows that :func:`batch` takes, [n]; None for all of them."""
     if n >= len(pool):
         if draws is not None:
             draws.skip()
-        return pool
+        return None
     if draws is not None:
-        return pool[draws.indices(n, len(pool), pool.device)]
-    return pool[torch.randint(len(pool), (n,), device=pool.device)]
+        return draws.indices(n, len(pool), pool.device)
+    return torch.randint(len(pool), (n,), device=pool.device)

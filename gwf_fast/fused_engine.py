@@ -54,7 +54,7 @@ class FusedEngine(Engine):
         assert isinstance(critic, MLP)
         if critic.config["output"] is not None or critic.spec.residual or critic.spec.sizes[-1] != 1:
             return f"the critic must have one raw output, got {critic.config}"
-        if not map.spec.sizes[0] == map.spec.sizes[-1] == critic.spec.sizes[0]:
+        if map.spec.sizes[-1] != critic.spec.sizes[0]:
             return f"the critic takes {critic.spec.sizes[0]} dimensions, the map gives {map.spec.sizes[-1]}"
         if isinstance(target, Tensor) and target.device.type != "cpu":
             return f"the target is on {target.device}, not the CPU"
@@ -99,13 +99,15 @@ def _refuses_network(module: nn.Module | None) -> str | None:
 
 def compiled_problem(problem: StepProblem) -> Any:
     """The step as the compiled loop takes it. Creates the optimisers' states where there are none."""
-    training, functional, particles = problem.training, problem.functional, problem.particles
+    training, functional, particles = problem.training, problem.functional, problem.anchors
     assert isinstance(functional, (KL, FDivergence))
     assert problem.critic_optimizer is not None
-    size, kernels, dim = training.batch_size, _kernels(), particles.shape[1]
+    size, kernels = training.batch_size, _kernels()
     assert isinstance(problem.map, MLP)
-    if problem.map.spec.sizes[0] != dim:
-        raise ValueError(f"map: takes {problem.map.spec.sizes[0]} dimensions, the particles have {dim}")
+    for verb, width, pool in (("takes", 0, problem.inputs), ("gives", -1, problem.anchors)):
+        if problem.map.spec.sizes[width] != pool.shape[1]:
+            owner = "particles have" if pool is problem.anchors else "noise has"
+            raise ValueError(f"map: {verb} {problem.map.spec.sizes[width]} dimensions, the {owner} {pool.shape[1]}")
     fields: dict[str, Any] = {"whitening": None, "density": kernels.Density(), "target": None, "draw_target": None}
     if isinstance(functional, KL):
         mu = problem.reference
@@ -118,8 +120,10 @@ def compiled_problem(problem: StepProblem) -> Any:
         fields["of_model"] = activation_of(functional.name, functional.parameter)
         fields["of_target"] = conjugate_of(functional.name, functional.parameter)
     clip, average = training.gradient_clip or 0.0, training.ema or 0.0
+    inputs = problem.inputs.contiguous()
     return kernels.Problem(
-        pool=particles.contiguous(),
+        inputs=inputs,
+        anchors=inputs if problem.anchors is problem.inputs else particles.contiguous(),
         batch_size=size,
         map=_trained(problem.map, problem.map_optimizer),
         critic=_trained(problem.critic, problem.critic_optimizer),

@@ -1,4 +1,7 @@
-"""The parametric JKO loop: P_{k+1} = argmin_P F(P) + W2^2(P, P_k) / (2a), each P_{k+1} = T_k # P_k with a network T_k.
+"""The parametric JKO loop: P_{k+1} = argmin_P F(P) + W2^2(P, P_k) / (2a).
+
+As a composition P_{k+1} = T_k # P_k, with a network T_k a step, or as a generator P_k = G_k # rho, with one network
+that takes latent noise z ~ rho and stays close to its previous self: E |G_{k+1}(z) - G_k(z)|^2 stands for W2^2.
 
 The state is explicit: :meth:`JKOFlow.init` makes one, :meth:`JKOFlow.step` turns one into the next without changing
 it, :meth:`JKOFlow.run` loops, shows progress and writes checkpoints. Step k draws all its randomness from a generator
@@ -22,14 +25,15 @@ from torch import Tensor, nn
 
 from gwf_fast import engine as engines
 from gwf_fast import fused_engine  # noqa: F401 - enters itself among the engines
+from gwf_fast.engine import require_shape
 from gwf_fast.errors import NonFiniteError
+from gwf_fast.flow_networks import default_critic, default_map, make_module
 from gwf_fast.functional import Functional, batch
-from gwf_fast.nn import MLP
 from gwf_fast.schemes import SCHEMES, ForwardStep, fit_critic, require_finite, split
 from gwf_fast.state import FlowResult, FlowState, Source, StepRecord, push
 from gwf_fast.training import Training
 
-PARAMETRIZATIONS = ("composition",)
+PARAMETRIZATIONS = ("composition", "generator")
 _VALUE_SAMPLES = 8192  # samples in the estimate of F(P) after a step
 
 
@@ -39,17 +43,21 @@ class JKOFlow:
     Args:
         functional: F, of ``gwf_fast.functional``.
         dim: D.
-        step_size: a, the step of the flow in its own time; positive.
+        step_size: a, the step of the flow in its own time; positive. ``math.inf`` leaves out the proximity to P_k: one
+            step is then the GAN of the functional (see ``gwf_fast.presets``).
         scheme: How a step is taken: "jko", "forward_backward", "crank_nicolson" or "explicit"; see
             ``gwf_fast.schemes``. An explicit step of a functional with a critic first fits the critic to P_k.
-        parametrization: "composition": a map a step, samples pass through all of them.
+        parametrization: "composition": a map a step, samples pass through all of them. "generator": one network from
+            latent noise, so that a sample is one evaluation; ``x0`` is then that noise, and W2 its upper bound by
+            pairs with the same noise.
         map: The transport map: a module [M, D] -> [M, D] that serves as template, or a callable that makes one. None
-            for a residual MLP with widths after Fan et al. (2022), table 4.
+            for a residual MLP with widths after Fan et al. (2022), table 4. Of a generator, [M, latent_dim] -> [M, D].
         critic: The same for the critic [M, D] -> [M, 1]; its raw output, see ``gwf_fast.functional``.
         training: Hyperparameters of the inner problem.
         seed: Seed of everything random in the flow; torch's global generator is left as it was.
         engine: What solves a step: "fused", compiled loops for ``gwf_fast.nn.MLP`` networks and KL or f-divergences on
             the CPU; "torch", which takes everything; None for the first that can. Both draw the same minibatches.
+        latent_dim: Dimension of a generator's noise; None for D.
 
     Raises:
         ValueError: If a scheme, parametrisation or engine is not available, or an argument is out of range.
@@ -68,45 +76,63 @@ class JKOFlow:
         training: Training | None = None,
         seed: int = 0,
         engine: str | None = None,
+        latent_dim: int | None = None,
     ) -> None:
         if not isinstance(functional, Functional):
             raise TypeError(f"functional: expected a functional of gwf_fast, got {type(functional).__name__}")
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"dim: expected a positive integer, got {dim!r}")
-        if not (math.isfinite(step_size) and step_size > 0):
-            raise ValueError(f"step_size: expected a positive number, got {step_size!r}")
+        latent = dim if latent_dim is None else latent_dim
+        for name, size in (("dim", dim), ("latent_dim", latent)):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {size!r}")
+        if not step_size > 0:
+            raise ValueError(f"step_size: expected a positive number or math.inf, got {step_size!r}")
         for name, value, known in (
             ("scheme", scheme, SCHEMES),
             ("parametrization", parametrization, PARAMETRIZATIONS),
         ):
             if value not in known:
                 raise ValueError(f"{name}: {value!r} is not available, expected one of: {', '.join(known)}")
+        is_generator = parametrization == "generator"
+        if latent_dim is not None and not is_generator:
+            raise ValueError(f"latent_dim: got {latent_dim}, but only parametrization='generator' takes noise")
+        if scheme != "jko" and (is_generator or math.isinf(step_size)):
+            reason = "parametrization='generator'" if is_generator else "an infinite step_size"
+            raise ValueError(f"scheme: {scheme!r} moves the particles themselves; {reason} needs 'jko'")
         self.functional = functional
         self._split = split(scheme, functional)
         self.dim = dim
+        self.latent_dim = latent_dim
         self.step_size = float(step_size)
         self.scheme = scheme
         self.parametrization = parametrization
-        self.map = default_map(dim) if map is None else map
+        self._source_dim = latent if is_generator else dim
+        self.map = default_map(dim, self._source_dim) if map is None else map
         self.critic = default_critic(dim) if critic is None else critic
         self.training = training or Training()
         self.seed = int(seed)
         self.engine = engine
         with self._randomness(0, torch.device("cpu")):
             if self._split.implicit is not None:
-                engines.resolve(engine, self._split.implicit, _make(self.map, "map"), self._new_critic())
+                engines.resolve(engine, self._split.implicit, make_module(self.map, "map"), self._new_critic())
 
     def init(self, x0: Source) -> FlowState:
         """The state before the first step.
 
         Args:
-            x0: Samples of P_0 [N, D], or a callable n -> [n, D].
+            x0: Samples of P_0 [N, D], or a callable n -> [n, D]; of a generator, its noise [N, latent_dim].
         """
         with self._randomness(0, x0.device if isinstance(x0, Tensor) else torch.device("cpu")):
-            particles = x0 if isinstance(x0, Tensor) else x0(self.training.pool_size)
-            self._check_particles(particles)
+            source = x0 if isinstance(x0, Tensor) else x0(self.training.pool_size)
+            self._check_source(source)
+            source = source.detach()
             critic = self._new_critic()
-            return FlowState(0, self.seed, particles.detach(), critic=critic.to(particles) if critic else None)
+            critic = critic.to(source) if critic else None
+            if self.parametrization == "composition":
+                return FlowState(0, self.seed, source, critic=critic)
+            maps = (make_module(self.map, "map").to(source),)
+            particles = push(maps, source)
+            require_shape("map", particles, (len(source), self.dim))
+            return FlowState(0, self.seed, particles, maps, critic=critic, latents=source)
 
     def step(self, state: FlowState, *, x0: Source | None = None, on_iteration: Any = None) -> FlowState:
         """Solve one JKO step. ``state`` stays as it was, whatever happens.
@@ -122,9 +148,11 @@ class JKOFlow:
         start = time.perf_counter()
         k = state.step + 1
         with self._randomness(k, state.particles.device):
-            particles = state.particles
+            particles, latents = state.particles, state.latents
             if callable(x0) and state.step:
-                particles = push(state.maps, x0(self.training.pool_size))
+                fresh = x0(self.training.pool_size)
+                self._check_source(fresh)
+                particles, latents = push(state.maps, fresh), None if latents is None else fresh
             critic = copy.deepcopy(state.critic)
             critic_optimizer = None
             if critic is not None:
@@ -142,7 +170,8 @@ class JKOFlow:
                     problem = engines.StepProblem(
                         functional=self._split.implicit,
                         step_size=self.step_size * self._split.fraction,
-                        particles=moved,
+                        inputs=moved if latents is None else latents,
+                        anchors=moved,
                         reference=self._split.implicit.reference(moved),
                         map=backward,
                         critic=critic,
@@ -152,7 +181,7 @@ class JKOFlow:
                         on_iteration=on_iteration,
                     )
                     engines.resolve(self.engine, self._split.implicit, backward, critic).solve(problem)
-                    moved = push((backward,), moved)
+                    moved = push((backward,), problem.inputs)
                     map_state = problem.map_optimizer.state_dict()
                     transport = backward if forward is None else nn.Sequential(forward, backward)
                 record = self._record(k, critic, reference, particles, moved, start)
@@ -163,7 +192,8 @@ class JKOFlow:
             state,
             step=k,
             particles=moved,
-            maps=(*state.maps, transport),
+            latents=latents,
+            maps=(*state.maps, transport) if latents is None else (transport,),
             critic=critic,
             map_optimizer=map_state,
             critic_optimizer=critic_optimizer.state_dict() if critic_optimizer else None,
@@ -182,7 +212,8 @@ class JKOFlow:
         """Run the flow for ``n_steps`` JKO steps.
 
         Args:
-            x0: Samples of P_0 [N, D], or a callable n -> [n, D]: then every step sees fresh particles.
+            x0: Samples of P_0 [N, D], or a callable n -> [n, D]: then every step sees fresh particles. Of a generator,
+                its noise [N, latent_dim], or a callable n -> [n, latent_dim].
             n_steps: Steps in all, those already in ``state`` included.
             progress: Whether to show a progress bar.
             checkpoint: A folder that receives the state after every step; see ``gwf_fast.checkpoint``.
@@ -253,7 +284,7 @@ class JKOFlow:
         with self._randomness(0, particles.device):
             critic = self._new_critic()
             critic = critic.to(particles) if critic is not None else None
-            backward = _make(self.map, "map").to(particles)
+            backward = make_module(self.map, "map").to(particles)
             if self._split.explicit is None:
                 return backward, critic
             forward = ForwardStep(
@@ -284,10 +315,10 @@ class JKOFlow:
         if self.training.warm_start and state.maps:
             last = state.maps[-1] if self._split.explicit is None else list(state.maps[-1].children())[-1]
             return copy.deepcopy(last).requires_grad_(True), state.map_optimizer
-        return _make(self.map, "map").to(state.particles), None
+        return make_module(self.map, "map").to(state.particles), None
 
     def _new_critic(self) -> nn.Module | None:
-        return self.functional.build_critic(lambda: _make(self.critic, "critic"))
+        return self.functional.build_critic(lambda: make_module(self.critic, "critic"))
 
     def _optimizer(self, module: nn.Module, lr: float, carried: dict[str, Any] | None) -> torch.optim.Optimizer:
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -324,10 +355,10 @@ class JKOFlow:
             torch.manual_seed(int.from_bytes(digest, "little"))
             yield
 
-    def _check_particles(self, particles: Tensor) -> None:
-        if not isinstance(particles, Tensor) or particles.ndim != 2 or particles.shape[1] != self.dim:
+    def _check_source(self, particles: Tensor) -> None:
+        if not isinstance(particles, Tensor) or particles.ndim != 2 or particles.shape[1] != self._source_dim:
             got = list(particles.shape) if isinstance(particles, Tensor) else type(particles).__name__
-            raise ValueError(f"x0: expected samples [N, {self.dim}], got {got}")
+            raise ValueError(f"x0: expected samples [N, {self._source_dim}], got {got}")
         if len(particles) == 0 or not particles.is_floating_point():
             raise ValueError(f"x0: expected floating-point samples, N > 0; got {particles.dtype}, N = {len(particles)}")
         if not particles.isfinite().all():
@@ -337,31 +368,6 @@ class JKOFlow:
             raise ValueError(
                 f"batch_size: {self.training.batch_size} is larger than the pool of {len(particles)} particles"
             )
-
-
-def default_map(dim: int) -> MLP:
-    """The residual network that a flow in D dimensions uses where none is given."""
-    width = _default_width(dim)
-    return MLP([dim, *[width] * 4, dim], residual=True)
-
-
-def default_critic(dim: int) -> MLP:
-    """The critic that a flow in D dimensions uses where none is given."""
-    width = _default_width(dim)
-    return MLP([dim, *[width] * 3, 1])
-
-
-def _default_width(dim: int) -> int:
-    return next((width for limit, width in ((2, 16), (8, 32), (32, 64)) if dim <= limit), 128)
-
-
-def _make(template: nn.Module | Callable[[], nn.Module], name: str) -> nn.Module:
-    if isinstance(template, MLP):
-        return MLP(**template.config)  # new weights for each, drawn from the flow's own generator
-    module = copy.deepcopy(template) if isinstance(template, nn.Module) else template()
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name}: expected a torch.nn.Module or a callable that makes one, got {type(module).__name__}")
-    return module
 
 
 def _postfix(bar: Any, iterations: int) -> Callable[[int, float], None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Source = Tensor | Callable[[int], Tensor]
-"""P_0: samples [N, D], or a callable n -> [n, D]."""
+"""P_0: samples [N, D], or a callable n -> [n, D]; of a generator, its latent noise [N, L]."""
 
 _CHUNK = 1 << 16  # rows pushed at once: bounds the memory of the activations
 
@@ -42,11 +42,12 @@ class FlowState:
         step: JKO steps done.
         seed: Seed of the whole run; with ``step`` it is the state of the generator.
         particles: Samples of P_k, [N, D].
-        maps: T_1, ..., T_k.
+        maps: T_1, ..., T_k; of a generator, G_k alone.
         critic: The critic after step k, or None.
         map_optimizer: ``state_dict`` of Adam for the last map; None before the first step.
         critic_optimizer: The same for the critic.
         history: One record a step.
+        latents: Of a generator, the noise [N, L] whose images the particles are; else None.
     """
 
     step: int
@@ -57,6 +58,7 @@ class FlowState:
     map_optimizer: dict[str, Any] | None = None
     critic_optimizer: dict[str, Any] | None = None
     history: tuple[StepRecord, ...] = ()
+    latents: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -83,22 +85,28 @@ class FlowResult:
 
     @property
     def maps(self) -> tuple[nn.Module, ...]:
-        """T_1, ..., T_k."""
+        """T_1, ..., T_k; of a generator, G_k alone."""
         return self.state.maps
 
     def push(self, z: Tensor) -> Tensor:
-        """Carry samples of P_0 [N, D] through all maps."""
+        """Carry samples of P_0 [N, D] through all maps; of a generator, G_k(z) for its noise z [N, L]."""
         return push(self.maps, z)
 
     def trajectory(self, z: Tensor) -> Tensor:
-        """The same samples after 0, 1, ..., k maps, [k + 1, N, D]."""
+        """The same samples after 0, 1, ..., k maps, [k + 1, N, D].
+
+        Raises:
+            ValueError: If the flow is a generator, which keeps its last network only.
+        """
+        if self.state.latents is not None:
+            raise ValueError("trajectory: a generator keeps its last network only; push z after each flow.step")
         rows = [z]
         for transport in self.maps:
             rows.append(push((transport,), rows[-1]))
         return torch.stack(rows)
 
     def sample(self, n: int) -> Tensor:
-        """n new samples of the last P_k, [n, D]; P_0 must have been a callable.
+        """n new samples of the last P_k, [n, D]; P_0, or a generator's noise, must have been a callable.
 
         Raises:
             ValueError: If P_0 was given by samples: there are no new ones to draw.
@@ -144,8 +152,11 @@ def push(maps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
         transport.eval()
     out = torch.empty_like(x)
     with torch.no_grad():
-        for rows, result in zip(x.split(_CHUNK), out.split(_CHUNK), strict=True):
+        for start in range(0, len(x), _CHUNK):
+            rows = x[start : start + _CHUNK]
             for transport in maps:
                 rows = transport(rows)
-            result.copy_(rows)
+            if start == 0 and rows.shape[1:] != x.shape[1:]:  # a generator's noise has a dimension of its own
+                out = rows.new_empty((len(x), *rows.shape[1:]))
+            out[start : start + len(rows)] = rows
     return out

@@ -121,8 +121,9 @@ class Problem:
     """What ``csrc/primal_dual.h`` is told; see there.
 
     Attributes:
-        pool: Samples of P_k, [N, D].
-        batch_size: M, at most N; the pool itself where equal.
+        inputs: What the map takes, [N, L].
+        anchors: Samples of P_k, [N, D]; the same tensor as ``inputs`` in a composition.
+        batch_size: M, at most N; all of them where equal.
         target_kind: One of ``TARGET_KINDS``.
         target: Samples of Q, for "whole" and "samples".
         target_batch: Samples of Gamma an iteration.
@@ -139,7 +140,8 @@ class Problem:
         penalty: lambda of lambda E (|grad h| - 1)^2 between the batches, which are then equally large; 0 for none.
     """
 
-    pool: Tensor
+    inputs: Tensor
+    anchors: Tensor
     batch_size: int
     target_kind: str
     target: Tensor | None
@@ -171,16 +173,18 @@ class PrimalDual:
         self._problem = p = problem  # kept: the loop has addresses only
         mean, whitening, log_norm = p.whitening or (None, None, 0.0)
         self._loop = _cpu.PrimalDual(
-            p.pool.dtype is torch.float64,
+            p.inputs.dtype is torch.float64,
             {
-                "dim": p.pool.shape[1],
+                "input_dim": p.inputs.shape[1],
+                "dim": p.anchors.shape[1],
                 "batch": p.batch_size,
                 "critic_steps": p.critic_steps,
                 "map_steps": p.map_steps,
                 "step_size": p.step_size,
-                "pool": p.pool.data_ptr(),
-                "pool_size": len(p.pool),
-                "whole_pool": p.batch_size == len(p.pool),
+                "inputs": p.inputs.data_ptr(),
+                "anchors": 0 if p.anchors is p.inputs else p.anchors.data_ptr(),
+                "pool_size": len(p.inputs),
+                "whole_pool": p.batch_size == len(p.inputs),
                 "target_kind": TARGET_KINDS.index(p.target_kind),
                 "target": _address(p.target),
                 "target_size": 0 if p.target is None else len(p.target),
@@ -223,11 +227,11 @@ def _view(address: int, rows: int, like: Tensor) -> Tensor:
 # What the loop calls back must not hold the loop: nobody could see that cycle.
 def _draw_target(problem: Problem, iteration: int, address: int) -> None:
     assert problem.draw_target is not None
-    _view(address, problem.target_batch, problem.pool).copy_(problem.draw_target())
+    _view(address, problem.target_batch, problem.anchors).copy_(problem.draw_target())
 
 
 def _log_density(problem: Problem, x: int, gradient: int) -> float:
     assert problem.density.evaluate is not None
-    value, slope = problem.density.evaluate(_view(x, problem.batch_size, problem.pool).clone())
-    _view(gradient, problem.batch_size, problem.pool).copy_(slope)
+    value, slope = problem.density.evaluate(_view(x, problem.batch_size, problem.anchors).clone())
+    _view(gradient, problem.batch_size, problem.anchors).copy_(slope)
     return value.double().sum().item()

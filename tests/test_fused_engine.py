@@ -31,23 +31,26 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def solved(engine, functional, dtype, dim=3, training=None, activation="prelu", widths=(16, 16), pool=500):
-    """Parameters and Adam's states of map and critic after one inner problem."""
+def solved(engine, functional, dtype, dim=3, training=None, activation="prelu", widths=(16, 16), pool=500,
+           latent=None, step_size=0.5):  # fmt: skip
+    """Parameters and Adam's states of map and critic after one inner problem; a generator's with ``latent``."""
     training = training or Training(batch_size=64, iterations=20, critic_steps=3, map_steps=2)
     torch.manual_seed(0)
-    transport = MLP([dim, *widths, dim], activation, residual=True)
+    transport = MLP([latent or dim, *widths, dim], activation, residual=latent is None)
     critic = MLP([dim, *widths, 1], activation)
     with torch.no_grad():
         for p in transport.parameters():
             p.add_(0.05 * torch.randn_like(p))
     transport, critic = transport.to(dtype), critic.to(dtype)
-    particles = 1.5 * torch.randn(pool, dim, dtype=torch.float64, generator=generator()).to(dtype) + 0.3
-    flow = JKOFlow(functional, dim, 0.5, map=transport, critic=critic, training=training)
+    inputs = torch.randn(pool, latent or dim, dtype=torch.float64, generator=generator()).to(dtype)
+    anchors = 1.5 * inputs[:, :dim].contiguous() + 0.3
+    flow = JKOFlow(functional, dim, step_size, map=transport, critic=critic, training=training)
     problem = StepProblem(
         functional=functional,
-        step_size=0.5,
-        particles=particles,
-        reference=functional.reference(particles),
+        step_size=step_size,
+        inputs=inputs if latent else anchors,
+        anchors=anchors,
+        reference=functional.reference(anchors),
         map=transport,
         critic=critic,
         map_optimizer=flow._optimizer(transport, training.lr, None),
@@ -329,7 +332,8 @@ def test_a_large_pool_is_not_copied():
     problem = StepProblem(
         functional=JensenShannon(torch.ones(50, 1)),
         step_size=0.5,
-        particles=pool,
+        inputs=pool,
+        anchors=pool,
         reference=None,
         map=MLP([1, 4, 1], residual=True),
         critic=(critic := MLP([1, 4, 1])),
@@ -338,7 +342,7 @@ def test_a_large_pool_is_not_copied():
         training=Training(batch_size=64, iterations=50),
     )
     problem.map_optimizer = torch.optim.AdamW(problem.map.parameters())
-    assert compiled_problem(problem).pool.data_ptr() == pool.data_ptr()
+    assert compiled_problem(problem).inputs.data_ptr() == pool.data_ptr()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ENGINES["fused"].solve(problem)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB; the pool has 39,000
@@ -369,7 +373,8 @@ def test_the_gradient_penalty_against_autograd(activation):
     problem = StepProblem(
         functional=FDivergence("kl", z),
         step_size=0.5,
-        particles=x,
+        inputs=x,
+        anchors=x,
         reference=None,
         map=transport,
         critic=critic,

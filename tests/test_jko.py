@@ -241,7 +241,7 @@ def test_mlp_is_its_sequential_twin():
     ("make", "text"),
     [
         (lambda f: JKOFlow(f, 2, 0.5, scheme="euler"), "scheme: 'euler' is not available.*: jko"),
-        (lambda f: JKOFlow(f, 2, 0.5, parametrization="generator"), "parametrization: 'generator'.*: composition"),
+        (lambda f: JKOFlow(f, 2, 0.5, parametrization="flow"), "parametrization: 'flow'.*: composition, generator"),
         (lambda f: JKOFlow(f, 2, 0.5, engine="swift"), "engine: unknown 'swift', available: fused, torch"),
         (lambda f: JKOFlow(f, 0, 0.5), "dim: "),
         (lambda f: JKOFlow(f, 2, -0.5), "step_size: "),
