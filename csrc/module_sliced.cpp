@@ -25,12 +25,35 @@ const SlicedBackend& backend() {
 
 template <class T>
 void run(void (*function)(const SlicedCall<T>&), int kind, double power, double scale,
-         const std::array<int64_t, 5>& sizes, const std::array<uintptr_t, 10>& at) {
+         const std::array<int64_t, 6>& sizes, const std::array<uintptr_t, 16>& at) {
     auto pointer = [&](int i) { return reinterpret_cast<T*>(at[size_t(i)]); };
     auto doubles = [&](int i) { return reinterpret_cast<double*>(at[size_t(i)]); };
-    const SlicedCall<T> call{SlicedKind(kind), power,      scale,      sizes[0],   sizes[1],   sizes[2],
-                             sizes[3],         sizes[4],   pointer(0), pointer(1), pointer(2), doubles(3),
-                             doubles(4),       pointer(5), pointer(6), pointer(7), pointer(8), doubles(9)};
+    auto counts = [&](int i) { return reinterpret_cast<const int64_t*>(at[size_t(i)]); };
+    const SlicedCall<T> call{.kind = SlicedKind(kind),
+                             .power = power,
+                             .scale = scale,
+                             .batch = sizes[0],
+                             .rows = sizes[1],
+                             .columns = sizes[2],
+                             .dim = sizes[3],
+                             .directions = sizes[4],
+                             .x = pointer(0),
+                             .y = pointer(1),
+                             .theta = pointer(2),
+                             .row_weights = doubles(3),
+                             .column_weights = doubles(4),
+                             .x_tangent = pointer(5),
+                             .y_tangent = pointer(6),
+                             .x_gradient = pointer(7),
+                             .y_gradient = pointer(8),
+                             .values = doubles(9),
+                             .row_counts = counts(10),
+                             .column_counts = counts(11),
+                             .x_potential = doubles(12),
+                             .y_potential = doubles(13),
+                             .nodes = sizes[5],
+                             .rates = doubles(14),
+                             .coefficients = doubles(15)};
     const py::gil_scoped_release release;
     function(call);
 }
@@ -41,8 +64,8 @@ void bind_sliced(py::module_& m, const char* (*instruction_set)()) {
     active_set = instruction_set;
     m.def(
         "sliced",
-        [](bool is_double, int kind, double power, double scale, const std::array<int64_t, 5>& sizes,
-           const std::array<uintptr_t, 10>& addresses) {
+        [](bool is_double, int kind, double power, double scale, const std::array<int64_t, 6>& sizes,
+           const std::array<uintptr_t, 16>& addresses) {
             if (is_double)
                 run<double>(backend().run_double, kind, power, scale, sizes, addresses);
             else

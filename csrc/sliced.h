@@ -4,12 +4,12 @@
 
 namespace gwf {
 
-enum class SlicedKind { wasserstein, energy };
+enum class SlicedKind { wasserstein, energy, power };
 
 // All sets of a batch share the directions. Arrays are contiguous; any but x, y and directions may be absent.
 template <class T> struct SlicedCall {
     SlicedKind kind;
-    double power;  // of the Wasserstein cost |a - b|^power
+    double power;  // of the Wasserstein cost |a - b|^power, or of the distance in 2 E|a-b|^e - E|a-a'|^e - E|b-b'|^e
     double scale;  // of the gradients
     int64_t batch, rows, columns, dim, directions;
     const T *x, *y, *theta;                      // [batch, rows, dim], [batch, columns, dim], [directions, dim]
@@ -17,6 +17,10 @@ template <class T> struct SlicedCall {
     const T *x_tangent, *y_tangent;              // where given, gradients are replaced by their derivative along these
     T *x_gradient, *y_gradient;                  // shapes of x and y
     double* values;                              // [batch, directions]
+    const int64_t *row_counts, *column_counts;   // [batch], sizes of ragged sets; the rest is not read, gradients are 0
+    double *x_potential, *y_potential;           // [batch, rows], [batch, columns]  derivatives in the weights, scaled
+    int64_t nodes;                               // u^(e-1) = sum_q coefficients_q exp(-rates_q u) for u in (0, 1]
+    const double *rates, *coefficients;          // of which the first rate is 0
 };
 
 struct SlicedBackend {

@@ -6,7 +6,7 @@
 #include <limits>
 #include <memory>
 
-#include "sliced_line.h"
+#include "sliced_power.h"
 
 namespace gwf::GWF_ISA {
 
@@ -26,37 +26,59 @@ template <class T> class SlicedTiles {
             x_tangent_.resize(x_.size());
             y_tangent_.resize(y_.size());
         }
+        if (wants_potentials()) {
+            x_potential_.resize(x_.size());
+            y_potential_.resize(y_.size());
+        }
     }
 
     // Called by every thread of a team, with lines of its own.
-    void run(int64_t set, SortedSide<T>& a, SortedSide<T>& b) {
+    void run(int64_t set, SortedSide<T>& a, SortedSide<T>& b, PowerLine<T>& power) {
         const SlicedCall<T>& c = call_;
         const int64_t at_x = set * c.rows, at_y = set * c.columns;
+        const int64_t rows = c.row_counts ? c.row_counts[set] : c.rows;
+        const int64_t columns = c.column_counts ? c.column_counts[set] : c.columns;
         for (int64_t first = 0; first < c.directions; first += width_) {
             const int count = int(std::min<int64_t>(width_, c.directions - first));
 #pragma omp single
             pack(c.theta + first * c.dim, count);
-            project(c.x + at_x * c.dim, c.rows, count, x_.data());
-            project(c.y + at_y * c.dim, c.columns, count, y_.data());
+            project(c.x + at_x * c.dim, rows, count, x_.data());
+            project(c.y + at_y * c.dim, columns, count, y_.data());
             if (c.x_tangent) {
-                project(c.x_tangent + at_x * c.dim, c.rows, count, x_tangent_.data());
-                project(c.y_tangent + at_y * c.dim, c.columns, count, y_tangent_.data());
+                project(c.x_tangent + at_x * c.dim, rows, count, x_tangent_.data());
+                project(c.y_tangent + at_y * c.dim, columns, count, y_tangent_.data());
             }
 #pragma omp for schedule(dynamic, 1)
             for (int t = 0; t < count; t++) {
-                T *px = x_.data() + t * c.rows, *py = y_.data() + t * c.columns;
-                a.sort(px, c.x_tangent ? x_tangent_.data() + t * c.rows : nullptr,
-                       c.row_weights ? c.row_weights + at_x : nullptr, c.rows);
-                b.sort(py, c.x_tangent ? y_tangent_.data() + t * c.columns : nullptr,
-                       c.column_weights ? c.column_weights + at_y : nullptr, c.columns);
-                const double value =
-                    c.kind == SlicedKind::energy ? energy(a, b, c.scale) : wasserstein(a, b, c.power, c.scale);
+                T *px = x_.data() + t * rows, *py = y_.data() + t * columns;
+                a.sort(px, c.x_tangent ? x_tangent_.data() + t * rows : nullptr,
+                       c.row_weights ? c.row_weights + at_x : nullptr, rows);
+                b.sort(py, c.x_tangent ? y_tangent_.data() + t * columns : nullptr,
+                       c.column_weights ? c.column_weights + at_y : nullptr, columns);
+                a.want_potential(wants_potentials());
+                b.want_potential(wants_potentials());
+                const double value = along_line(a, b, power);
                 if (c.values) c.values[set * c.directions + first + t] = value;
                 if (c.x_gradient) a.scatter(px);
                 if (c.y_gradient) b.scatter(py);
+                if (wants_potentials()) {
+                    a.scatter_potential(x_potential_.data() + t * rows);
+                    b.scatter_potential(y_potential_.data() + t * columns);
+                }
             }
-            if (c.x_gradient) project_back(x_.data(), c.rows, count, c.x_gradient + at_x * c.dim, first == 0);
-            if (c.y_gradient) project_back(y_.data(), c.columns, count, c.y_gradient + at_y * c.dim, first == 0);
+            if (c.x_gradient) project_back(x_.data(), rows, count, c.x_gradient + at_x * c.dim, first == 0);
+            if (c.y_gradient) project_back(y_.data(), columns, count, c.y_gradient + at_y * c.dim, first == 0);
+            if (wants_potentials()) {
+                add_up(x_potential_.data(), rows, count, c.x_potential + at_x, first == 0);
+                add_up(y_potential_.data(), columns, count, c.y_potential + at_y, first == 0);
+            }
+        }
+#pragma omp single
+        {
+            clear(c.x_gradient, c.dim, at_x + rows, at_x + c.rows);
+            clear(c.y_gradient, c.dim, at_y + columns, at_y + c.columns);
+            clear(c.x_potential, 1, at_x + rows, at_x + c.rows);
+            clear(c.y_potential, 1, at_y + columns, at_y + c.columns);
         }
     }
 
@@ -73,6 +95,33 @@ template <class T> class SlicedTiles {
                 columns_[d * tile_width + t] = theta[t * call_.dim + d];
                 rows_[t * padded_ + d] = theta[t * call_.dim + d];
             }
+    }
+
+    bool wants_potentials() const { return call_.x_potential; }
+
+    double along_line(SortedSide<T>& a, SortedSide<T>& b, PowerLine<T>& power) {
+        switch (call_.kind) {
+            case SlicedKind::energy:
+                return energy(a, b, call_.scale);
+            case SlicedKind::power:
+                return power.run(a, b, call_);
+            default:
+                return wasserstein(a, b, call_.power, call_.scale);
+        }
+    }
+
+    template <class U> static void clear(U* out, int64_t width, int64_t first, int64_t last) {
+        if (out) std::fill(out + first * width, out + last * width, U(0));
+    }
+
+    // out[i] (+)= scale sum_t potential[t, i]
+    void add_up(const double* potential, int64_t n, int count, double* out, bool fresh) {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n; i++) {
+            double sum = fresh ? 0.0 : out[i];
+            for (int t = 0; t < count; t++) sum += call_.scale * potential[t * n + i];
+            out[i] = sum;
+        }
     }
 
     // out[t, i] = sum_d x[i, d] theta[t, d]
@@ -161,6 +210,7 @@ template <class T> class SlicedTiles {
     int64_t padded_;
     std::vector<T> columns_, rows_;  // directions, [dim, tile] and [tile, padded dim]
     std::vector<T> x_, y_, x_tangent_, y_tangent_;
+    std::vector<double> x_potential_, y_potential_;
 };
 
 template <class T> void run_sliced(const SlicedCall<T>& call) {
@@ -171,7 +221,8 @@ template <class T> void run_sliced(const SlicedCall<T>& call) {
 #pragma omp parallel num_threads(threads) if (work > 40000)
         {
             SortedSide<T> a, b;
-            tiles.run(0, a, b);
+            PowerLine<T> power;
+            tiles.run(0, a, b, power);
         }
         return;
     }
@@ -181,7 +232,8 @@ template <class T> void run_sliced(const SlicedCall<T>& call) {
         {
             SlicedTiles<T> tiles(call);
             SortedSide<T> a, b;
-            tiles.run(set, a, b);
+            PowerLine<T> power;
+            tiles.run(set, a, b, power);
         }
     }
 }

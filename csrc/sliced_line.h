@@ -13,7 +13,8 @@ template <class T> struct SortedSide {
     const Keyed<T>* order = nullptr;
     int64_t n = 0;
     std::vector<T> value, tangent, gradient;
-    std::vector<double> mass;  // empty: 1 / n each
+    std::vector<double> mass;       // empty: 1 / n each
+    std::vector<double> potential;  // the derivative in the masses; empty where it is not wanted
 
     void sort(const T* projections, const T* tangents, const double* weights, int64_t count) {
         n = count;
@@ -28,9 +29,13 @@ template <class T> struct SortedSide {
         if (weights)
             for (int64_t i = 0; i < n; i++) mass[i] = weights[order[i].index()];
     }
+    void want_potential(bool wanted) { potential.assign(wanted ? size_t(n) : 0, 0.0); }
     double mass_of(int64_t i) const { return mass.empty() ? 1.0 / double(n) : mass[i]; }
     void scatter(T* out) const {
         for (int64_t i = 0; i < n; i++) out[order[i].index()] = gradient[i];
+    }
+    void scatter_potential(double* out) const {
+        for (int64_t i = 0; i < n; i++) out[order[i].index()] = potential[i];
     }
 };
 
@@ -81,8 +86,32 @@ double transport(SortedSide<T>& x, SortedSide<T>& y, const Transport& cost, doub
     return total;
 }
 
+// Kantorovich's potentials: f_i + g_j is the cost along the path of the merge above, which makes them optimal.
+template <class T> void transport_potentials(SortedSide<T>& x, SortedSide<T>& y, const Transport& cost) {
+    auto between = [&](int64_t i, int64_t j) { return cost.cost(double(x.value[i]) - double(y.value[j])); };
+    int64_t i = 0, j = 0;
+    double left_x = x.mass_of(0), left_y = y.mass_of(0);
+    x.potential[0] = 0;
+    y.potential[0] = between(0, 0);
+    while (i + 1 < x.n || j + 1 < y.n) {
+        const double piece = std::min(left_x, left_y);
+        left_x -= piece;
+        left_y -= piece;
+        if (i + 1 < x.n && (left_x <= 0 || j + 1 == y.n)) {
+            i++;
+            x.potential[i] = between(i, j) - y.potential[j];
+            left_x = x.mass_of(i);
+        } else {
+            j++;
+            y.potential[j] = between(i, j) - x.potential[i];
+            left_y = y.mass_of(j);
+        }
+    }
+}
+
 template <class T> double wasserstein(SortedSide<T>& x, SortedSide<T>& y, double power, double scale) {
     const Transport cost{power, scale};
+    if (!x.potential.empty() && x.n && y.n) transport_potentials(x, y, cost);
     if (!x.mass.empty() || !y.mass.empty())
         return transport<T, double>(
             x, y, cost, 1.0, [&](int64_t i) { return x.mass_of(i); }, [&](int64_t j) { return y.mass_of(j); });
@@ -107,6 +136,7 @@ template <class T> double spoiled(SortedSide<T>& x, SortedSide<T>& y) {
     constexpr double nan = std::numeric_limits<double>::quiet_NaN();
     std::fill(x.gradient.begin(), x.gradient.end(), T(nan));
     std::fill(y.gradient.begin(), y.gradient.end(), T(nan));
+    for (auto* side : {&x.potential, &y.potential}) std::fill(side->begin(), side->end(), nan);
     return nan;
 }
 
@@ -116,10 +146,14 @@ template <class T> double energy(SortedSide<T>& x, SortedSide<T>& y, double scal
     double total = 0, f = 0, g = 0;
     int64_t i = 0, j = 0;
     const bool flat = !x.tangent.empty();  // the derivative is piecewise constant
-    double last = 0;
+    const bool potentials = !x.potential.empty();
+    double last = 0, height = 0;  // h' = -4 (F - G) in between
     while (i < x.n || j < y.n) {
         const T at = j == y.n || (i < x.n && x.value[i] < y.value[j]) ? x.value[i] : y.value[j];
-        if (i || j) total += 2 * (f - g) * (f - g) * (double(at) - last);
+        if (i || j) {
+            total += 2 * (f - g) * (f - g) * (double(at) - last);
+            height -= 4 * (f - g) * (double(at) - last);
+        }
         last = double(at);
         const int64_t first_x = i, first_y = j;
         double after_f = f, after_g = g;
@@ -131,6 +165,10 @@ template <class T> double energy(SortedSide<T>& x, SortedSide<T>& y, double scal
         const double force = flat ? 0 : 2 * scale * (g + after_g - f - after_f);
         for (int64_t k = first_x; k < i; k++) x.gradient[k] = T(force * x.mass_of(k));
         for (int64_t k = first_y; k < j; k++) y.gradient[k] = T(-force * y.mass_of(k));
+        if (potentials) {
+            for (int64_t k = first_x; k < i; k++) x.potential[k] = height;
+            for (int64_t k = first_y; k < j; k++) y.potential[k] = -height;
+        }
         f = after_f;
         g = after_g;
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ops.modes import is_concrete
+
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -93,3 +95,13 @@ def check_lengths(name: str, lengths: Tensor, points: Tensor, readable: bool) ->
         low, high = int(lengths.min()), int(lengths.max())
         if low < 0 or high > points.shape[-2]:
             raise ValueError(f"{name} must lie in 0..{points.shape[-2]}, got values in {low}..{high}")
+
+
+def check_counts(name: str, lengths: Tensor | None, points: Tensor, least: int) -> None:
+    """Ragged lengths in their range, each set with ``least`` members or, where that is allowed, none at all."""
+    if lengths is None:
+        return
+    readable = isinstance(lengths, Tensor) and is_concrete(lengths) and lengths.is_cpu
+    check_lengths(name, lengths, points, readable)
+    if readable and (lengths < least).any():
+        raise ValueError(f"{name} must be at least {least}, got {lengths.tolist()}")

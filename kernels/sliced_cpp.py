@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .cpp import _cpu
 
-KINDS = ("wasserstein", "energy")
+KINDS = ("wasserstein", "energy", "power")
+
+
+class Sliced(NamedTuple):
+    """Of each direction the value, and the gradients of the sum over directions, times ``scale``.
+
+    Attributes:
+        values: [B, P], float64.
+        x: [B, N, D], None where not wanted.
+        y: [B, M, D], likewise.
+        x_weights: [B, N], float64, likewise; up to a constant for each set.
+        y_weights: [B, M], likewise.
+    """
+
+    values: Tensor
+    x: Tensor | None
+    y: Tensor | None
+    x_weights: Tensor | None
+    y_weights: Tensor | None
 
 
 def sliced(
@@ -19,18 +40,22 @@ def sliced(
     power: float = 2.0,
     scale: float = 1.0,
     weights: tuple[Tensor | None, Tensor | None] = (None, None),  # float64, [B, N] and [B, M], sums 1
-    tangents: tuple[Tensor, Tensor] | None = None,
-    wanted: tuple[bool, bool] = (True, True),
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Values of each direction [B, P] in float64, and ``scale`` times the gradients of their sum over directions.
-
-    With ``tangents`` the derivative of the gradients along them is returned instead.
-    """
+    lengths: tuple[Tensor | None, Tensor | None] = (None, None),  # int64, [B]
+    exponentials: tuple[Tensor, Tensor] | None = None,  # of "power": rates, of which the first is 0, and coefficients
+    tangents: tuple[Tensor, Tensor] | None = None,  # the derivative of the gradients along these, in their place
+    wanted: Sequence[bool] = (True, True, False, False),
+) -> Sliced:
+    """The discrepancy ``kind`` of the projections on each direction."""
     batch, n, d = x.shape
     values = torch.empty(batch, len(directions), dtype=torch.float64)
-    gradients = [torch.empty_like(points) if wish else None for points, wish in zip((x, y), wanted, strict=True)]
-    inputs = (x, y, directions, *weights, *(tangents or (None, None)), *gradients, values)
-    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in inputs]
-    sizes = (batch, n, y.shape[1], d, len(directions))
+    gradients = [torch.empty_like(points) if wish else None for points, wish in zip((x, y), wanted[:2], strict=True)]
+    potentials: list[Tensor | None] = [None, None]
+    if any(wanted[2:]):
+        potentials = [points.new_empty(points.shape[:2], dtype=torch.float64) for points in (x, y)]
+    nodes = exponentials or (None, None)
+    inputs = (x, y, directions, *weights, *(tangents or (None, None)))
+    tensors = (*inputs, *gradients, values, *lengths, *potentials, *nodes)
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    sizes = (batch, n, y.shape[1], d, len(directions), 0 if exponentials is None else len(exponentials[0]))
     _cpu.sliced(x.dtype is torch.float64, KINDS.index(kind), power, scale, sizes, addresses)
-    return values, gradients[0], gradients[1]
+    return Sliced(values, *gradients, *potentials)

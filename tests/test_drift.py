@@ -188,8 +188,10 @@ def test_ragged_sets_are_their_members(exclude_self):
     for f in (
         lambda x, y, **k: gwf.drift.gmd(x, y, temperature=0.5, **k),
         lambda x, y, **k: gwf.drift.parzen_kl(x, y, 0.7, **k),
+        lambda x, y, **k: gwf.drift.f_divergence(x, y, 0.7, divergence="reverse_kl", **k),
         lambda x, y, **k: gwf.drift.mmd(x, y, kernel=gwf.Gaussian(0.8), **k),
         lambda x, y, **k: gwf.drift.energy(x, y, **k),
+        lambda x, y, **k: gwf.drift.gmd(x, y, temperature=0.5, clip=1e-3, **k),
     ):
         got = f(x, y, x_lengths=n, y_lengths=m, **options)
         for b in range(3):

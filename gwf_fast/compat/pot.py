@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sliced import choose_directions, directional
+from ..directional import directional
+from ..sliced import choose_directions
 
 
 def sliced_wasserstein_distance(

@@ -8,8 +8,7 @@ import numbers
 import torch
 from torch import Tensor
 
-from .._validation import check_lengths, check_pair
-from ..ops.modes import is_concrete
+from .._validation import check_pair
 
 
 def check_positive(name: str, value: float) -> float:
@@ -34,16 +33,6 @@ def check_sets(x: Tensor, y: Tensor, exclude_self: bool, name: str = "y") -> Non
             "x must have at least two particles where the pair of a particle with itself is excluded, got shape"
             f" {list(x.shape)}"
         )
-
-
-def check_counts(name: str, lengths: Tensor | None, points: Tensor, least: int) -> None:
-    """Ragged lengths in their range, each set with ``least`` members or, where that is allowed, none at all."""
-    if lengths is None:
-        return
-    readable = isinstance(lengths, Tensor) and is_concrete(lengths) and lengths.is_cpu
-    check_lengths(name, lengths, points, readable)
-    if readable and (lengths < least).any():
-        raise ValueError(f"{name} must be at least {least}, got {lengths.tolist()}")
 
 
 def inverse_counts(points: Tensor, lengths: Tensor | None, excluded: int = 0) -> Tensor | float:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .._validation import check_counts
 from ..kernels import drift_cpp
 from ..ops.modes import is_concrete
 from ..radial import Laplace
-from ._checks import check_counts, check_positive, check_sets, require_grad
+from ._checks import check_positive, check_sets, require_grad
 from .joint import Targets, join
 
 _EXCLUDED = 1e30  # a distance that no pair has

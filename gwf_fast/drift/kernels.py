@@ -7,9 +7,10 @@ import numbers
 import torch
 from torch import Tensor
 
+from .._validation import check_counts
 from ..pairwise import kernel_gradient
 from ..radial import Kernel, Riesz
-from ._checks import check_counts, check_sets, inverse_counts
+from ._checks import check_sets, inverse_counts
 from .sliced import sliced_energy
 
 
@@ -76,8 +77,8 @@ def energy(
         x: Particles [*B, N, D].
         y: Targets [*B, M, D].
         exponent: e, 0 < e < 2; 1 is the energy distance. Coincident points exert no force.
-        sliced: A number P of directions, drawn afresh: the forces are then estimated by sorting, in O(P (N + M) D),
-            without bias (Hertrich et al. 2024). Serves e = 1 without the options below.
+        sliced: A number P of directions, drawn afresh: the forces are then estimated along them, without bias, in
+            O(P (N + M) D) (Hertrich et al. 2024); not with ``exclude_self`` or ``backend``.
         exclude_self: Average the repulsion over the other N - 1 particles.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
@@ -90,15 +91,10 @@ def energy(
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
     """
     if sliced is not None:
-        unserved = {
-            "exclude_self": exclude_self or None,
-            "x_lengths": x_lengths,
-            "y_lengths": y_lengths,
-            "backend": backend,
-        }
-        if exponent != 1 or any(value is not None for value in unserved.values()):
-            names = ", ".join(unserved)
-            raise ValueError(f"sliced serves exponent=1 without {names}, got exponent={exponent}, {unserved}")
-        return sliced_energy(x, y, sliced)
+        if exclude_self or backend is not None:
+            raise ValueError(
+                f"sliced goes without exclude_self and backend, got exclude_self={exclude_self}, backend={backend!r}"
+            )
+        return sliced_energy(x, y, sliced, exponent, x_lengths, y_lengths)
     options = {"exclude_self": exclude_self, "x_lengths": x_lengths, "y_lengths": y_lengths, "backend": backend}
     return mmd(x, y, kernel=Riesz(exponent), **options)  # type: ignore[arg-type]

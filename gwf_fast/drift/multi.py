@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._validation import check_weights
-from ._checks import check_counts, check_positive, check_sets
+from .._validation import check_counts, check_weights
+from ._checks import check_positive, check_sets
 from .joint import Targets, join
 
 _FLOOR = 1e-8  # of squared distances and of mean squared forces

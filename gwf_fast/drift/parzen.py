@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..discrepancy import parzen_log_density
-from ..pairwise import kernel_average
+from .._validation import check_counts
+from ..pairwise import kernel_average, kernel_logsumexp
 from ..radial import Gaussian
-from ._checks import check_counts, check_positive, check_sets
+from ._checks import check_positive, check_sets, inverse_counts
 
 # r f''(r) as a function of log r, r = q_h / p_h: what multiplies the difference of the scores.
 _SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -79,6 +81,8 @@ def f_divergence(
     *,
     divergence: str,
     exclude_self: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """-grad f'(q_h / p_h) = r f''(r) (grad log p_h - grad log q_h), r = q_h / p_h, of Parzen estimates.
@@ -93,6 +97,8 @@ def f_divergence(
         divergence: "kl" (of q from p), "reverse_kl", "pearson" (chi-squared), "neyman", "js", "jeffreys" (the sum of
             both KL), "log_d" (Gao et al. 2019) or "squared_hellinger".
         exclude_self: Estimate q_h at x_i from the other particles.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
         backend: None picks; a name asks for one (see ``gwf_fast.backends()``).
 
     Returns:
@@ -103,9 +109,20 @@ def f_divergence(
     """
     if divergence not in _SLOPES:
         raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
-    velocity = parzen_kl(x, y, bandwidth, exclude_self=exclude_self, backend=backend)
+    options: dict[str, Any] = {"x_lengths": x_lengths, "backend": backend}
+    velocity = parzen_kl(x, y, bandwidth, exclude_self=exclude_self, y_lengths=y_lengths, **options)
     if divergence == "kl":
         return velocity
-    log_q = parzen_log_density(x, x, bandwidth, exclude_self=exclude_self, backend=backend)
-    log_p = parzen_log_density(x, y, bandwidth, backend=backend)
-    return _SLOPES[divergence](log_q - log_p)[..., None] * velocity
+    kernel = Gaussian(check_positive("bandwidth", bandwidth))
+    log_q = kernel_logsumexp(x, x, kernel=kernel, exclude_self=exclude_self, y_lengths=x_lengths, **options)
+    log_p = kernel_logsumexp(x, y, kernel=kernel, y_lengths=y_lengths, **options)
+    # The estimates' other constants are the same.
+    share = inverse_counts(x, x_lengths, int(exclude_self)) / inverse_counts(y, y_lengths)
+    log_share = math.log(share) if isinstance(share, float) else share[..., 0].log()
+    slope = _SLOPES[divergence](log_q - log_p + log_share)[..., None]
+    if x_lengths is None:
+        return slope * velocity
+    return (
+        torch.where(torch.arange(x.shape[-2], device=x.device)[:, None] < x_lengths[..., None, None], slope, 0.0)
+        * velocity
+    )

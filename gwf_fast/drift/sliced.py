@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..sliced import sliced_energy_distance, sliced_wasserstein2
+from ._checks import inverse_counts
 
 
 def sliced_wasserstein(
@@ -16,6 +20,10 @@ def sliced_wasserstein(
     generator: torch.Generator | None = None,
     sampling: str = "normal",
     directions: Tensor | None = None,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
 ) -> Tensor:
     """The flow of SW_2^2 / 2: v = E_theta theta (Q_y(F_x(theta . x)) - theta . x) (Bonneel et al. 2015).
 
@@ -28,9 +36,13 @@ def sliced_wasserstein(
         generator: Source of the directions; None means torch's global one.
         sampling: "normal", "orthogonal" or "quasi", as in ``sliced_wasserstein2``.
         directions: [P, D] to use instead.
+        x_weights: [*B, N], not negative; each set is scaled to sum to 1. None means 1 / N.
+        y_weights: [*B, M], likewise.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
 
     Returns:
-        [*B, N, D].
+        [*B, N, D]; 0 where a weight is 0.
 
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
@@ -40,20 +52,39 @@ def sliced_wasserstein(
         "generator": generator,
         "sampling": sampling,
         "directions": directions,
+        "x_weights": x_weights,
+        "y_weights": y_weights,
+        "x_lengths": x_lengths,
+        "y_lengths": y_lengths,
     }
     return _velocity(sliced_wasserstein2, x, y, options)
 
 
-def sliced_energy(x: Tensor, y: Tensor, n_projections: int) -> Tensor:
+def sliced_energy(
+    x: Tensor, y: Tensor, n_projections: int, exponent: float, x_lengths: Tensor | None, y_lengths: Tensor | None
+) -> Tensor:
     """The flow of half the energy distance, by slices (Hertrich et al. 2024); [*B, N, D]."""
-    return _velocity(sliced_energy_distance, x, y, {"n_projections": n_projections})
+    options = {
+        "n_projections": n_projections,
+        "exponent": exponent,
+        "x_lengths": x_lengths,
+        "y_lengths": y_lengths,
+    }
+    return _velocity(sliced_energy_distance, x, y, options)
 
 
-def _velocity(discrepancy, x: Tensor, y: Tensor, options: dict[str, object]) -> Tensor:  # type: ignore[no-untyped-def]
-    """-N/2 times the gradient in x; differentiable again where x or y requires grad."""
+def _velocity(discrepancy: Callable[..., Tensor], x: Tensor, y: Tensor, options: dict[str, Any]) -> Tensor:
+    """-1/2 times the gradient in x over the weight; differentiable again where x or y requires grad."""
     keep = torch.is_grad_enabled() and isinstance(x, Tensor) and (x.requires_grad or y.requires_grad)
     with torch.enable_grad():
         points = x if isinstance(x, Tensor) and x.requires_grad else x.detach().requires_grad_()
         value = discrepancy(points, y if keep else y.detach(), **options).sum()
         (gradient,) = torch.autograd.grad(value, points, create_graph=keep)
-    return gradient * (-0.5 * x.shape[-2])
+    weights, lengths = options.get("x_weights"), options["x_lengths"]
+    if weights is None:
+        return gradient * (-0.5 / inverse_counts(x, lengths))
+    if lengths is not None:
+        exists = torch.arange(x.shape[-2], device=x.device) < lengths[..., None]
+        weights = torch.where(exists, weights, 0.0)
+    share = weights / weights.sum(-1, keepdim=True)
+    return torch.where(share > 0, -0.5 / share, 0.0)[..., None] * gradient
