@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from gwf_fast.errors import NonFiniteError
+
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -50,11 +52,21 @@ class Gaussian:
         """The Gaussian with the mean and covariance of samples x [N, D].
 
         A ridge of 1e-6 of the mean variance keeps it positive definite for few or degenerate samples.
+
+        Raises:
+            NonFiniteError: If the samples are one point to rounding: they have no density.
         """
         mean = x.mean(0)
         centred = x - mean
         covariance = centred.T @ centred / max(len(x) - 1, 1)
-        variance = covariance.diagonal().mean().clamp(min=torch.finfo(x.dtype).tiny)
+        variance = covariance.diagonal().mean()
+        resolution = 4 * torch.finfo(x.dtype).eps * mean.abs().max()
+        if variance <= resolution**2 or variance < torch.finfo(x.dtype).tiny / 1e-6:
+            spread = float(centred.abs().max())
+            raise NonFiniteError(
+                f"{len(x)} samples have collapsed to a point (largest distance from their mean: {spread:.1e}); "
+                "a functional of densities is infinite there"
+            )
         covariance.diagonal().add_(1e-6 * variance)
         return cls(mean, covariance)
 

@@ -10,7 +10,7 @@ from scipy import integrate, optimize, special
 
 from gwf_fast.experiments import dimensions, ornstein_uhlenbeck, porous_medium, runner
 from gwf_fast.experiments.ornstein_uhlenbeck import Process, symkl
-from gwf_fast.experiments.porous_medium import Barenblatt, common_symkl
+from gwf_fast.experiments.porous_medium import Barenblatt, common_symkl, mass
 from gwf_fast.potentials import Gaussian
 
 
@@ -158,20 +158,23 @@ def test_symkl_on_the_common_support():
             edge,
             limit=200,
         )[0]
-        x = profile.sample(400_000, p).double()
-        assert common_symkl(profile.log_density(x, p), profile.log_density(x, b)) == pytest.approx(both, rel=0.03)
-    assert common_symkl(profile.log_density(x, 1.0), profile.log_density(x, 1.0)) == 0
+        x, log_u = profile.spread(20_000, p)
+        log_p, log_b = (profile.log_density(x, radius) for radius in (p, b))
+        assert common_symkl(log_p, log_b, log_u) == pytest.approx(both, rel=0.01)
+        assert mass(log_p, log_u, log_b.isfinite() | log_b.isinf()) == pytest.approx(1, rel=1e-3)
+    outside = 2 * integrate.quad(lambda r: math.exp(log_at(r, 1.0)), 0.9, 1)[0]  # p = 1, b = 0.9
+    assert mass(log_p, log_u, log_b.isinf()) == pytest.approx(outside, rel=0.01)
+    assert common_symkl(log_p, log_p, log_u) == 0
 
 
 def test_a_short_run_stays_a_barenblatt_profile(tmp_path):
     given = {"dim": "2", "steps": 2, "particles": 5000, "iterations": 300, "batch_size": 512}
     metrics = runner.run("porous-medium", given, tmp_path / "out", resume=False, say=lambda line: None)
     moved = Barenblatt(2, 2.0)
-    torch.manual_seed(0)
-    x = moved.sample(50_000, moved.radius(1e-3)).double()
-    still = common_symkl(*(moved.log_density(x, moved.radius(t)) for t in (1e-3, 2e-3)))
+    x, log_u = moved.spread(20_000, moved.radius(1e-3))
+    still = common_symkl(*(moved.log_density(x, moved.radius(t)) for t in (1e-3, 2e-3)), log_u)
     assert 0 < metrics["symkl"] < 0.1 * still
-    assert metrics["symkl_to_exact_JKO_steps"] < 2e-3 and metrics["mass_outside"] < 1e-3
+    assert metrics["symkl_to_exact_JKO_steps"] < 2e-3 and metrics["mass_outside_of_the_exact_support"] < 1e-3
     assert metrics["entropy_estimated"] == pytest.approx(metrics["entropy_exact"], rel=0.15)
     assert (tmp_path / "out" / "samples.npy").exists() and (tmp_path / "out" / "figure.png").stat().st_size > 10_000
 

@@ -168,6 +168,32 @@ def test_runaway_particles_keep_the_last_good_state():
     assert torch.equal(state.particles, before)
 
 
+@pytest.mark.parametrize("m", [1, 2])
+def test_particles_that_collapse_keep_the_last_checkpoint(m, tmp_path):
+    """A forward step as large as the inverse of the curvature takes all to their mean, where entropies are infinite."""
+    start = cloud(200, 2, dtype=torch.float32) + 1e3
+    flow = gwf.JKOFlow(
+        gwf.Interaction(SQUARE) + gwf.GeneralizedEntropy(m), 2, 1.0, scheme="forward_backward", training=QUICK
+    )
+    with pytest.raises(
+        gwf.NonFiniteError, match=r"JKO step 1: 200 samples have collapsed to a point .*; the state after step 0 is"
+    ):
+        flow.run(start, 5, progress=False, checkpoint=tmp_path)
+    assert torch.equal(gwf.JKOFlow.resume(tmp_path, n_steps=0, progress=False).particles, start)
+
+
+def test_particles_that_run_away_keep_the_last_checkpoint(tmp_path):
+    """Repulsion by x^4 grows without bound: some steps are finite, then one is not."""
+    start = cloud(200, 2, dtype=torch.float32)
+    flow = gwf.JKOFlow(gwf.Interaction(gwf.PowerLaw(4, 2) * -1.0), 2, 1.0, scheme="explicit")
+    with pytest.raises(gwf.NonFiniteError, match=r"JKO step (\d): .*; the state after step (\d) is kept") as error:
+        flow.run(start, 9, progress=False, checkpoint=tmp_path)
+    last = int(str(error.value).split("after step ")[1][0])
+    kept = gwf.JKOFlow.resume(tmp_path, n_steps=last, progress=False)
+    assert last > 0 and kept.particles.isfinite().all() and len(kept.history) == last
+    assert torch.equal(kept.particles, flow.run(start, last, progress=False).particles)
+
+
 def test_bad_schemes():
     entropy = gwf.GeneralizedEntropy(2)
     with pytest.raises(ValueError, match=r"no Interaction term, use 'jko'"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gwf_fast import checkpoint
 from gwf_fast.jko import JKOFlow
-from gwf_fast.state import FlowResult, StepRecord
+from gwf_fast.state import FlowResult, Source, StepRecord
 
 Say = Callable[[str], None]
 """Receives lines for the user."""
@@ -52,13 +52,13 @@ class Flow:
 
     Attributes:
         flow: What to run.
-        source: n -> samples of P_0, from torch's global generator.
+        source: Samples of P_0 [N, D], or a callable n -> samples from torch's global generator.
         steps: JKO steps.
         decode: Particles of the flow [N, D] to what a user wants to see and save.
     """
 
     flow: JKOFlow
-    source: Callable[[int], Tensor]
+    source: Source
     steps: int
     decode: Callable[[Tensor], Tensor] = lambda x: x
 
