@@ -90,7 +90,13 @@ def cases(quick: bool) -> Iterator[Case]:
 
 def signature(kernel: object, arguments: tuple, constants: dict) -> tuple[dict, dict, dict]:
     """(types, constant values, compiler options) of a launch."""
-    pointers = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
+    pointers = {
+        torch.float32: "*fp32",
+        torch.float64: "*fp64",
+        torch.bfloat16: "*bf16",
+        torch.float16: "*fp16",
+        torch.int64: "*i64",
+    }
     types = {}
     for name, value in zip(kernel.arg_names, arguments):
         types[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else "i32"

@@ -23,7 +23,7 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import KL, TAME, FDivergence, Functional, JensenShannon
 from gwf_fast.nn import MLP
 from gwf_fast.nn.functions import activation_of, conjugate_of
-from gwf_fast.nn.mlp import WIDEST_FUSED
+from gwf_fast.ops.mlp import WIDEST_FUSED
 from gwf_fast.thread_choice import ThreadChoice
 from gwf_fast.training import CHECK_EVERY
 

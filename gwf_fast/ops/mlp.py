@@ -1,7 +1,7 @@
-"""Fused perceptrons as operators: forward, backward and double backward, each one compiled call.
+"""Fused perceptrons as operators: forward, backward and double backward, each one call of the device's backend.
 
 Three operators that are each other's derivatives: ``mlp``, ``mlp_backward`` and ``mlp_second``. Derivatives end there:
-a third one raises. See ``kernels/mlp_cpp.py`` for arguments; what is not wanted is an empty tensor or list.
+a third one raises. See ``kernels/mlp_reference.py`` for arguments; what is not wanted is an empty tensor or list.
 """
 
 from __future__ import annotations
@@ -10,25 +10,67 @@ import functools
 import importlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from ..kernels.mlp import MLPSpec, Side
+from .dispatch import BACKENDS
 from .modes import is_eager
 from .registry import _LIBRARY
 
-__all__ = ["MLPSpec", "Side", "mlp", "objective", "value_and_gradient"]
+__all__ = ["MLPSpec", "Side", "is_served", "mlp", "objective", "value_and_gradient"]
 
 _SPEC = "int[] sizes, str[] functions, float[] constants, bool[] learned, bool residual"
 
 
+class _Passes(NamedTuple):
+    """Compiled passes: their module, which has the functions of ``kernels/mlp_reference.py``, and what they serve."""
+
+    module: str
+    backend: str  # of ops/dispatch.py, where it says whether it is installed
+    dtypes: tuple[torch.dtype, ...]
+    widest: int
+
+
+WIDEST_FUSED = 512
+"""Of all widths of a network on the CPU."""
+
+_PASSES = {
+    "cpu": _Passes("gwf_fast.kernels.mlp_cpp", "cpp", (torch.float32, torch.float64), WIDEST_FUSED),
+    "cuda": _Passes(
+        "gwf_fast.kernels.triton.mlp",
+        "triton",
+        (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+        128,
+    ),
+}
+"""By the type of the device."""
+
+
 @functools.cache
-def _kernels() -> ModuleType:
-    """The compiled passes, loaded on first use: importing this package must not need them."""
-    return importlib.import_module("gwf_fast.kernels.mlp_cpp")
+def _kernels(device: str) -> ModuleType:
+    """The compiled passes of a device, loaded on first use: importing this package must not need them."""
+    return importlib.import_module(_PASSES[device].module)
+
+
+def is_served(device: str, dtype: torch.dtype, widest: int) -> bool:
+    """Whether compiled passes exist for tensors of this kind and networks up to this width."""
+    passes = _PASSES.get(device)
+    return passes is not None and dtype in passes.dtypes and widest <= passes.widest and _is_installed(passes.backend)
+
+
+# A plain dict: torch.compile warns of functools.cache.
+_INSTALLED: dict[str, bool] = {}
+
+
+def _is_installed(backend: str) -> bool:
+    found = _INSTALLED.get(backend)
+    if found is None:
+        found = _INSTALLED[backend] = BACKENDS[backend].absence() is None
+    return found
 
 
 def _spec(sizes: Any, functions: Any, constants: Any, learned: Any, residual: bool) -> MLPSpec:
@@ -47,13 +89,13 @@ def _or_empty(value: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _run(x: Tensor, parameters: Sequence[Tensor], *spec: Any) -> Tensor:
-    return _kernels().mlp_forward(x.contiguous(), _contiguous(parameters), _spec(*spec))
+    return _kernels(x.device.type).mlp_forward(x.contiguous(), _contiguous(parameters), _spec(*spec))
 
 
 def _run_backward(
     x: Tensor, parameters: Sequence[Tensor], cotangent: Tensor, wants_dx: bool, wants_parameters: bool, *spec: Any
 ) -> tuple[Tensor, list[Tensor]]:
-    _, dx, gradients = _kernels().mlp_backward(
+    _, dx, gradients = _kernels(x.device.type).mlp_backward(
         x.contiguous(), _contiguous(parameters), cotangent.contiguous(), _spec(*spec), wants_dx=wants_dx,
         wants_parameters=wants_parameters,
     )  # fmt: skip
@@ -71,7 +113,7 @@ def _run_second(
     *spec: Any,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     x_tangent, *tangents = (None if t is None else t.contiguous() for t in (x_tangent, *tangents))
-    out, dx, gradients = _kernels().mlp_second(
+    out, dx, gradients = _kernels(x.device.type).mlp_second(
         x.contiguous(), _contiguous(parameters), cotangent.contiguous(), x_tangent, tangents, _spec(*spec),
         wants_dx=wants_dx, wants_parameters=wants_parameters,
     )  # fmt: skip
@@ -135,7 +177,8 @@ def _no_third_derivative(*_: Any) -> Any:
 def _register(schema: str, run: Callable, fake: Callable, setup: Callable, backward: Callable) -> None:
     name = schema[: schema.index("(")]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, run, "CPU")
+    for device in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, run, device)
     torch.library.register_fake(f"gwf_fast::{name}", fake, lib=_LIBRARY)
     torch.library.register_autograd(f"gwf_fast::{name}", backward, setup_context=setup, lib=_LIBRARY)
 
@@ -247,7 +290,7 @@ def value_and_gradient(x: Tensor, parameters: Sequence[Tensor], spec: MLPSpec) -
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         value = mlp(x, parameters, spec)
         return value, gradients(x, parameters, torch.ones_like(value), spec, True, False)[0]
-    value, dx, _ = _kernels().mlp_backward(
+    value, dx, _ = _kernels(x.device.type).mlp_backward(
         x.contiguous(), _contiguous(parameters), None, spec, wants_out=True, wants_parameters=False
     )
     return value, dx
@@ -259,7 +302,7 @@ class _Objective(Function):
         count = len(sides)
         parameters = tensors[count:]
         needs = ctx.needs_input_grad[3:]
-        value, inputs, found = _kernels().mlp_objective(
+        value, inputs, found = _kernels(tensors[0].device.type).mlp_objective(
             _contiguous(parameters), sides, spec, wants_dx=needs[:count], wants_parameters=any(needs[count:])
         )
         ctx.save_for_backward(*tensors)
