@@ -25,7 +25,9 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 
 from gwf_fast.kernels.profiles import PROFILES
+from gwf_fast.nn.functions import ACTIVATIONS
 from gwf_fast.selftest import NEEDS_LOGARITHM, OPERATIONS, Case
+from gwf_fast.selftest_networks import OUTPUTS, NetworkCase, results
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import sass
@@ -54,24 +56,51 @@ class Recorder:
         return lambda *arguments, **constants: self.launches.append((self.kernel, arguments, constants))
 
 
-def launches(case: Case) -> list[tuple]:
-    """(kernel, positional arguments, constants) of every launch that a case makes."""
-    from gwf_fast.kernels.triton import backend, launch
+PAIRWISE = ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many")
+NETWORKS = ("mlp_forward_kernel", "mlp_backward_kernel")
 
-    kernels = ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many")
+
+def launches(case: Case | NetworkCase, is_amd: bool) -> list[tuple]:
+    """(kernel, positional arguments, constants) of every launch that a case makes on a GPU of this maker."""
+    from gwf_fast.kernels.triton import backend, launch, mlp
+
+    is_network = isinstance(case, NetworkCase)
+    module, kernels = (mlp, NETWORKS) if is_network else (backend, PAIRWISE)
     found: list[tuple] = []
-    originals = {name: getattr(backend, name) for name in kernels}
-    check = launch.check_device
+    originals = {name: getattr(module, name) for name in kernels}
+    check, hip = launch.check_device, torch.version.hip
     try:
         launch.check_device = lambda x: None
+        torch.version.hip = "as if" if is_amd else None
         for name, kernel in originals.items():
-            setattr(backend, name, Recorder(kernel, found))
-        OPERATIONS[case.operation](backend, case.inputs("cpu"))
+            setattr(module, name, Recorder(kernel, found))
+        if is_network:
+            results(mlp, *case.inputs("cpu"), case.spec)
+        else:
+            OPERATIONS[case.operation](backend, case.inputs("cpu"))
     finally:
-        launch.check_device = check
+        launch.check_device, torch.version.hip = check, hip
         for name, kernel in originals.items():
-            setattr(backend, name, kernel)
+            setattr(module, name, kernel)
     return found
+
+
+def networks(quick: bool) -> Iterator[NetworkCase]:
+    """Every activation, output, padded width and type of the perceptrons; or a subset."""
+    shapes = ((2, 16, 16, 1), (2, 32, 2), (3, 64, 3), (64, 128, 64))
+    types = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    if quick:
+        functions = zip(ACTIVATIONS, itertools.cycle((None, *OUTPUTS)))
+        for k, (activation, output) in enumerate(functions):
+            yield NetworkCase(shapes[k % 4], 40, types[k // 4 % 4], activation, output, k % 4 in (1, 2))
+        return
+    for sizes, dtype in itertools.product(shapes, types):
+        residual = sizes[0] == sizes[-1]
+        halves = dtype in types[2:]  # their arithmetic is that of float32
+        for activation in ("silu",) if halves else ACTIVATIONS:
+            yield NetworkCase(sizes, 40, dtype, activation, None, residual)
+        for output in () if halves else OUTPUTS:
+            yield NetworkCase(sizes, 40, dtype, "silu", output, residual)
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -105,17 +134,15 @@ def signature(kernel: object, arguments: tuple, constants: dict) -> tuple[dict, 
     return types | dict.fromkeys(values, "constexpr"), values, options
 
 
-def compile_case(case: Case, target: str) -> list[dict]:
+def compile_case(case: Case | NetworkCase, target: str) -> list[dict]:
     """One row a kernel: registers, shared memory, spills, and instructions per pair where they can be counted."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     rows = []
-    for kernel, arguments, constants in launches(case):
+    for kernel, arguments, constants in launches(case, TARGETS[target][0] == "hip"):
         types, values, options = signature(kernel, arguments, constants)
-        if TARGETS[target][0] == "hip":
-            options = {name: value for name, value in options.items() if name not in ("ptx_options", "maxnreg")}
         start = time.perf_counter()
         row = {"kernel": kernel.__name__, "case": str(case), "target": target}
         try:
@@ -126,9 +153,10 @@ def compile_case(case: Case, target: str) -> list[dict]:
             continue
         row |= {"seconds": round(time.perf_counter() - start, 2), "shared": compiled.metadata.shared}
         if "cubin" in compiled.asm:
-            pairs = values["BM"] * values["BN"] / (32 * options["num_warps"])
             row |= sass.usage(compiled.asm["cubin"])
-            if case.sizes[3] <= 4 and values.get("C", 0) >= 0:  # otherwise the inner loop runs over coordinates
+            # a perceptron has no pairs; with many coordinates the inner loop runs over them
+            if isinstance(case, Case) and case.sizes[3] <= 4 and values.get("C", 0) >= 0:
+                pairs = values["BM"] * values["BN"] / (32 * options["num_warps"])
                 row["instructions_per_pair"] = sass.per_pair(compiled.asm["cubin"], pairs)
         else:
             row |= sass.amd_usage(compiled.asm["amdgcn"])
@@ -148,9 +176,10 @@ def main() -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: the interpreter's functions can't be compiled")
 
+    chosen = [*cases(arguments.quick), *networks(arguments.quick)]
     todo = [
         (case, target)
-        for k, case in enumerate(case for case in cases(arguments.quick) if arguments.match in str(case))
+        for k, case in enumerate(case for case in chosen if arguments.match in str(case))
         for position, target in enumerate(arguments.targets)
         if not arguments.quick or k % len(arguments.targets) == position
     ]

@@ -35,14 +35,18 @@ def usage(cubin: bytes) -> dict[str, int]:
 
 
 def amd_usage(assembly: str) -> dict[str, int]:
-    """Vector registers and spilled registers, from the metadata of AMD assembly."""
+    """Vector registers and spilled ones, from the metadata of AMD assembly.
+
+    Scalar registers that found room in the lanes of a vector register never go to memory: they are counted apart.
+    """
 
     def field(name: str) -> int:
         return max((int(value) for value in re.findall(rf"\.{name}:\s+(\d+)", assembly)), default=0)
 
     return {
         "registers": field("vgpr_count"),
-        "spills": field("vgpr_spill_count") + field("sgpr_spill_count") + field("private_segment_fixed_size"),
+        "spills": field("vgpr_spill_count") + field("private_segment_fixed_size"),
+        "scalars_in_vectors": field("sgpr_spill_count"),
     }
 
 

@@ -7,6 +7,7 @@ One list of cases drives every backend, the tests included. A case calls one fun
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import math
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gwf_fast import selftest_networks as networks
 from gwf_fast.kernels import reference
 from gwf_fast.kernels.profiles import PROFILES, profile_id
 
@@ -244,18 +246,20 @@ def _run_backend(name: str, device: str, match: str, echo: Callable[[str], None]
     except ImportError as missing:
         echo(f"{name:8} FAILED: does not import: {missing}")
         return 1
-    for case in served:
+    checks = [(str(case), TOLERANCE[case.dtype], functools.partial(error, case, module, device)) for case in served]
+    checks += networks.checks(name, device, match)
+    for case, tolerance, measure in checks:
         try:
-            ratio = error(case, module, device) / TOLERANCE[case.dtype]
+            ratio = measure() / tolerance
         except Exception as problem:  # a self-test reports every failure and goes on
             problems.append(f"{case}: {type(problem).__name__}: {problem}")
             continue
         worst = max(worst, ratio)
         if not ratio <= 1:
-            problems.append(f"{case}: error {ratio * TOLERANCE[case.dtype]:.1e}, tolerance {TOLERANCE[case.dtype]:.0e}")
+            problems.append(f"{case}: error {ratio * tolerance:.1e}, tolerance {tolerance:.0e}")
     seconds = time.perf_counter() - start
     skipped = len(chosen) - len(served)
-    echo(f"{name:8} {len(served):6} {len(problems):6} {skipped:7} {worst:26.2f} {seconds:8.1f}")
+    echo(f"{name:8} {len(checks):6} {len(problems):6} {skipped:7} {worst:26.2f} {seconds:8.1f}")
     for line in problems:
         echo(f"    {line}")
     return len(problems)

@@ -7,8 +7,10 @@ on the same numbers in float64.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -98,11 +100,19 @@ def cases(half: bool = False) -> Iterator[NetworkCase]:
         yield NetworkCase((3, 8, 3), 1, dtype, "silu", residual=True)
         yield NetworkCase((65, 100, 65), 13, dtype, "celu", "js", residual=True)
         yield NetworkCase((2, 5, 1), 0, dtype)
-        yield NetworkCase((2, 12, 12, 1), 130 * 64 + 5, dtype)  # more tiles than programs
     if half:
         for dtype in (torch.bfloat16, torch.float16):
             yield NetworkCase((5, 33, 20, 3), 70, dtype, "silu")
             yield NetworkCase((64, 128, 64), 40, dtype, "tanh", residual=True)
+
+
+def checks(name: str, device: str, match: str = "") -> list[tuple[str, float, Callable[[], float]]]:
+    """What the self-test of a backend does on a device: (name, tolerance, a call that returns the error) of each."""
+    if name not in PASSES or (name == "cpp" and device != "cpu"):
+        return []
+    passes = importlib.import_module(PASSES[name])
+    chosen = [case for case in cases(half=device == "cuda") if match in str(case)]
+    return [(str(case), TOLERANCE[case.dtype], functools.partial(error, case, passes, device)) for case in chosen]
 
 
 def error(case: NetworkCase, passes: ModuleType, device: str) -> float:
@@ -123,7 +133,10 @@ def error(case: NetworkCase, passes: ModuleType, device: str) -> float:
 def results(
     passes: ModuleType, x: Tensor, parameters: Sequence[Tensor], cotangent: Tensor, spec: MLPSpec
 ) -> list[Tensor]:
-    """Forward; backward with everything; value and gradient in x for ones."""
+    """Forward; backward with everything; value and gradient in x for ones; backward without the gradient in x.
+
+    The gradients in the parameters are one vector: that in a slope is a number, which may nearly cancel.
+    """
     out = passes.mlp_forward(x, parameters, spec)
     again, dx, gradients = passes.mlp_backward(x, parameters, cotangent, spec, wants_out=True)
     value, slope, none = passes.mlp_backward(x, parameters, None, spec, wants_out=True, wants_parameters=False)
@@ -131,4 +144,5 @@ def results(
     assert not none
     assert only[0] is None
     assert only[1] is None
-    return [out, again, dx, *gradients, value, slope, *only[2]]
+    joined = (torch.cat([g.flatten() for g in found]) for found in (gradients, only[2]))
+    return [out, again, dx, value, slope, *joined]

@@ -126,8 +126,9 @@ class _Config:
         operand = tl.float32 if interpreted else OPERANDS[dtype]
         width = max(16, triton.next_power_of_2(widest))
         sums = torch.float64 if dtype is torch.float64 else torch.float32
+        rows = 32 if width * sums.itemsize <= 256 else 16
         # On AMD GPUs a warp is twice as wide.
-        return cls(16 if width > 64 else 32, width, 8 if width > 32 and not torch.version.hip else 4, operand, sums)
+        return cls(rows, width, 8 if width > 32 and not torch.version.hip else 4, operand, sums)
 
     @property
     def programs(self) -> int:
@@ -162,7 +163,7 @@ class _Packed:
     @classmethod
     def of(cls, parameters: Sequence[Tensor], spec: MLPSpec, config: _Config) -> _Packed:
         layers, width, first = len(spec.functions), config.width, parameters[0]
-        constants = _constants(spec.constants, first.dtype, first.device)
+        constants = _constants(spec.constants, config.sums, first.device)
         if any(spec.learned):
             constants = constants.clone()
         packed = cls(first.new_zeros((layers, width, width)), first.new_zeros((layers, width)), constants)
