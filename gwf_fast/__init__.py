@@ -29,13 +29,14 @@ from .radial_formula import Radial
 from .sliced import sliced_energy_distance, sliced_wasserstein2
 from .stein import ksd2, svgd_direction
 from .training import Training
-from .transport import SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
+from .transport import DivergencePotentials, SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
 
 __all__ = [
     "IMQ",
     "IPM",
     "KL",
     "AccuracyError",
+    "DivergencePotentials",
     "DonskerVaradhan",
     "FDivergence",
     "Functional",

@@ -136,10 +136,11 @@ def test_hessian_vector_product_of_a_larger_problem() -> None:
     assert float((product - difference).norm() / difference.norm()) < 1e-5
 
 
-def test_gradient_is_minus_the_drift() -> None:
+@pytest.mark.parametrize("strength", [None, 0.4])
+def test_gradient_is_minus_the_drift(strength: float | None) -> None:
     x, y, a, b = clouds(40, 30)
     leaf = x.clone().requires_grad_()
-    options = {"epsilon": 0.1, "x_weights": a, "y_weights": b, **TIGHT}
+    options = {"epsilon": 0.1, "x_weights": a, "y_weights": b, "marginal_strength": strength, **TIGHT}
     (gradient,) = torch.autograd.grad(gwf.sinkhorn_divergence(leaf, y, **options), leaf)
     torch.testing.assert_close(gwf.drift.sinkhorn(x, y, **options), -gradient / a[:, None], rtol=1e-9, atol=1e-10)
 
@@ -168,6 +169,82 @@ def test_start_saves_sweeps() -> None:
     assert again.n_iterations <= 2 < first.n_iterations
 
 
+def test_a_flow_starts_from_the_potentials_of_its_last_step() -> None:
+    x, y, _, _ = clouds(50, 40)
+    options = {"epsilon": 0.02, "max_iterations": 5000, "tolerance": 1e-10, "return_potentials": True}
+    v, potentials = gwf.drift.sinkhorn(x, y, **options)
+    moved = x + 1e-3 * v
+    cold, from_nothing = gwf.drift.sinkhorn(moved, y, **options)
+    warm, from_last = gwf.drift.sinkhorn(moved, y, start=potentials, **options)
+    torch.testing.assert_close(warm, cold, rtol=0, atol=1e-8)
+    assert from_last.cross.n_iterations < 0.8 * from_nothing.cross.n_iterations
+    assert from_last.x_own.n_iterations < from_nothing.x_own.n_iterations
+    value, all_three = gwf.sinkhorn_divergence(moved, y, **options)
+    again, once_more = gwf.sinkhorn_divergence(moved, y, start=all_three, **options)
+    torch.testing.assert_close(again, value, rtol=0, atol=1e-9)
+    parts = once_more.cross, once_more.x_own, once_more.y_own
+    assert max(part.n_iterations for part in parts) <= 2
+    assert float(once_more.error) == max(float(part.error) for part in parts) <= 1e-10
+
+
+def test_the_result_carries_the_error_that_the_warning_tells() -> None:
+    x, y, _, _ = clouds(30, 25)
+    options = {"epsilon": 0.003, "max_iterations": 3, "tolerance": 1e-9, "return_potentials": True}
+    for function in (gwf.sinkhorn_divergence, gwf.drift.sinkhorn):
+        with pytest.warns(RuntimeWarning, match="marginal error") as caught:
+            _, potentials = function(x, y, **options)
+        assert any(f"{float(potentials.cross.error):.1e}" in str(w.message) for w in caught)
+        assert all(w.filename == __file__ for w in caught)
+
+
+def test_a_sample_with_itself_has_one_potential() -> None:
+    x, _, a, _ = clouds(30, 25)
+    result = gwf.sinkhorn(x, x, epsilon=0.05, x_weights=a, y_weights=a, **TIGHT)
+    assert result.f is result.g
+    plan = dense_plan(x, x, a, a, result.f, result.g, 0.05)
+    torch.testing.assert_close(plan.sum(1), a, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ragged_sets_are_their_members(weighted: bool) -> None:
+    x, y, _, _ = clouds(24, 30)
+    x, y = x.view(2, 12, 2).clone(), y.view(2, 15, 2).clone()
+    n, m = torch.tensor([12, 5]), torch.tensor([7, 15])
+    for b in range(2):
+        x[b, n[b] :], y[b, m[b] :] = float("nan"), float("nan")
+    a, b = torch.rand(2, 12).double() + 0.1, torch.rand(2, 15).double() + 0.1
+    for points, size in ((a, n), (b, m)):
+        for i in range(2):
+            points[i] /= points[i, : size[i]].sum()
+    weights = {"x_weights": a, "y_weights": b} if weighted else {}
+    lengths = {"x_lengths": n, "y_lengths": m}
+    options = {"epsilon": 0.1, **TIGHT}
+    leaf = x.clone().requires_grad_()
+    value = gwf.sinkhorn_divergence(leaf, y, **weights, **lengths, **options)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    drift = gwf.drift.sinkhorn(x, y, **weights, **lengths, **options)
+    result = gwf.sinkhorn(x, y, **weights, **lengths, **options)
+    mapped = gwf.barycentric_map(y.nan_to_num(), y, result.g, epsilon=0.1, y_weights=b, y_lengths=m)
+    for i in range(2):
+        u, v = x[i, : n[i]], y[i, : m[i]]
+        some = {"x_weights": a[i, : n[i]], "y_weights": b[i, : m[i]]} if weighted else {}
+        inner = u.clone().requires_grad_()
+        want = gwf.sinkhorn_divergence(inner, v, **some, **options)
+        torch.testing.assert_close(value[i], want, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(gradient[i, : n[i]], torch.autograd.grad(want, inner)[0], rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(drift[i, : n[i]], gwf.drift.sinkhorn(u, v, **some, **options), rtol=1e-8, atol=1e-10)
+        alone = gwf.sinkhorn(u, v, **some, **options)
+        torch.testing.assert_close(result.f[i, : n[i]] - result.f[i, 0], alone.f - alone.f[0], rtol=1e-9, atol=1e-10)
+        want = gwf.barycentric_map(v, v, result.g[i, : m[i]], epsilon=0.1, y_weights=b[i, : m[i]])
+        torch.testing.assert_close(mapped[i, : m[i]], want, rtol=1e-9, atol=1e-10)
+        for beyond in (gradient[i, n[i] :], drift[i, n[i] :], result.f[i, n[i] :], result.g[i, m[i] :]):
+            assert (beyond == 0).all()
+    with pytest.raises(ValueError, match=r"y_lengths must lie in 0\.\.15"):
+        gwf.sinkhorn(x, y, epsilon=0.1, y_lengths=torch.tensor([3, 16]))
+    with pytest.raises(ValueError, match="x_lengths must be at least 1"):
+        gwf.drift.sinkhorn(x, y, epsilon=0.1, x_lengths=torch.tensor([0, 3]))
+
+
 def test_weightless_points_change_nothing() -> None:
     x, y, a, b = clouds(20, 15)
     padded = torch.cat((y, torch.randn(5, 2).double()))
@@ -191,8 +268,8 @@ def test_barycentric_map_of_the_samples() -> None:
     [
         ({"epsilon": 0.0}, "epsilon must be positive"),
         ({"epsilon": float("nan")}, "epsilon must be positive"),
-        ({"x_weights": -torch.ones(6).double()}, "x_weights must not be negative"),
-        ({"y_weights": torch.zeros(5).double()}, "y_weights must not be negative and must have a positive sum"),
+        ({"x_weights": -torch.ones(6).double()}, "x_weights must be finite and not negative"),
+        ({"y_weights": torch.zeros(5).double()}, "y_weights must be finite and not negative, with a positive sum"),
         ({"y_weights": torch.ones(5).double()}, "the same sum"),
         ({"x_weights": torch.ones(5).double()}, "x_weights must have shape"),
         ({"max_iterations": 0}, "max_iterations"),

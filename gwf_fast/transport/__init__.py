@@ -1,5 +1,5 @@
 """Optimal transport between samples."""
 
-from .sinkhorn import SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
+from .sinkhorn import DivergencePotentials, SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
 
-__all__ = ["SinkhornResult", "barycentric_map", "sinkhorn", "sinkhorn_divergence"]
+__all__ = ["DivergencePotentials", "SinkhornResult", "barycentric_map", "sinkhorn", "sinkhorn_divergence"]

@@ -73,7 +73,8 @@ class Entropic:
         """The same problem without a graph; a sample with itself stays one."""
         x = self.x.detach()
         y = x if self.y is self.x else self.y.detach()
-        return Entropic(x, y, self.a.detach(), self.b.detach(), self.p, self.strength)
+        a = self.a.detach()
+        return Entropic(x, y, a, a if self.b is self.a else self.b.detach(), self.p, self.strength)
 
     def marginal_error(self, f: Tensor, best: Tensor, epsilon: float) -> Tensor:
         """sum_i |sum_j pi_ij - the marginal wanted| / sum_i a_i [*B], where ``best`` is the row update for the g."""

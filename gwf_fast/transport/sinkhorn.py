@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._validation import check_companion, check_pair
+from .._validation import check_companion
+from .arguments import centre, check_numbers, make_problem, members
 from .cost import half_self_cost, transport_cost
 from .problem import Entropic
 from .solve import Solution, alternate, anneal, average, bounding_diameter, schedule
@@ -32,6 +33,27 @@ class SinkhornResult:
     error: Tensor
 
 
+@dataclass(frozen=True)
+class DivergencePotentials:
+    """The solutions that a Sinkhorn divergence or its drift rests on: a start for the next one, close by.
+
+    Attributes:
+        cross: Of x and y.
+        x_own: Of x with itself, f = g; None where it was not needed.
+        y_own: Of y with itself, likewise.
+    """
+
+    cross: SinkhornResult
+    x_own: SinkhornResult | None = None
+    y_own: SinkhornResult | None = None
+
+    @property
+    def error(self) -> Tensor:
+        """The largest marginal error [*B] of the problems."""
+        parts = [part.error for part in (self.cross, self.x_own, self.y_own) if part is not None]
+        return torch.stack(parts).amax(0)
+
+
 def sinkhorn(
     x: Tensor,
     y: Tensor,
@@ -43,7 +65,9 @@ def sinkhorn(
     tolerance: float = 1e-6,
     marginal_strength: float | None = None,
     scaling: float | None = None,
-    start: Tensor | None = None,
+    start: Tensor | SinkhornResult | None = None,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
 ) -> SinkhornResult:
     """Potentials of min_pi <pi, r^2/2> + eps KL(pi | a x b) with marginals a, b (Cuturi 2013), in the log domain.
 
@@ -62,10 +86,13 @@ def sinkhorn(
             (Chizat et al. 2018).
         scaling: Factor below 1 by which a length falls from the diameter of the data to sqrt(eps) before the sweeps at
             eps itself: worth it where eps is small beside the diameter. None for none.
-        start: g [*B, M] of an earlier, similar problem.
+        start: The result of an earlier, similar problem, or its g [*B, M].
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; potentials beyond are 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
 
     Returns:
-        Potentials without a graph; the plan's rows hold exactly, ``error`` is that of its columns.
+        Potentials without a graph; the plan's rows hold exactly, ``error`` is that of its columns. Where y is x itself,
+        with the same weights, f = g by averaged updates, and ``error`` is that of rows and columns alike.
 
     Raises:
         ValueError, TypeError: If an argument is out of range or does not fit the others.
@@ -73,14 +100,21 @@ def sinkhorn(
     Warns:
         RuntimeWarning: If ``tolerance`` was not reached.
     """
-    problem = _problem(x, y, x_weights, y_weights, marginal_strength)
-    _check_numbers(epsilon, max_iterations, tolerance, scaling)
-    if start is not None:
-        check_companion("start", start, y, channels=False)
+    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths)
+    check_numbers(epsilon, max_iterations, tolerance, scaling)
+    g = start.g if isinstance(start, SinkhornResult) else start
+    if g is not None:
+        check_companion("start", g, y, channels=False)
+        g = members(g, y_lengths)
     with torch.no_grad():
-        solution = _solve(problem.detached(), epsilon, max_iterations, tolerance, scaling, start)
+        fixed = problem.detached()
+        if fixed.x is fixed.y and fixed.a is fixed.b:
+            solution = average(fixed, epsilon, g, max_iterations=max_iterations, tolerance=tolerance)
+        else:
+            solution = _solve(fixed, epsilon, max_iterations, tolerance, scaling, g)
     _warn(solution, tolerance)
-    return SinkhornResult(*solution)
+    f, g, n, error = solution
+    return SinkhornResult(members(f, x_lengths), members(g, y_lengths), n, error)
 
 
 def sinkhorn_divergence(
@@ -95,7 +129,11 @@ def sinkhorn_divergence(
     marginal_strength: float | None = None,
     scaling: float | None = None,
     debias: bool = True,
-) -> Tensor:
+    start: DivergencePotentials | None = None,
+    return_potentials: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> Tensor | tuple[Tensor, DivergencePotentials]:
     """OT_eps(a, b) - OT_eps(a, a) / 2 - OT_eps(b, b) / 2 (Genevay et al. 2018; Feydy et al. 2019).
 
     With ``marginal_strength`` also eps/2 (sum a - sum b)^2, which makes it positive (Sejourne et al. 2019). Second
@@ -112,6 +150,10 @@ def sinkhorn_divergence(
         marginal_strength: As in ``sinkhorn``.
         scaling: As in ``sinkhorn``.
         debias: False gives OT_eps(a, b) alone.
+        start: Potentials of an earlier, similar problem, from ``return_potentials``.
+        return_potentials: Return ``DivergencePotentials`` as well, which carry the marginal errors reached.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
 
     Returns:
         [*B], differentiable twice in points and weights.
@@ -122,27 +164,32 @@ def sinkhorn_divergence(
     Warns:
         RuntimeWarning: If ``tolerance`` was not reached.
     """
-    problem = _problem(x, y, x_weights, y_weights, marginal_strength)
-    _check_numbers(epsilon, max_iterations, tolerance, scaling)
-    with torch.no_grad():
-        fixed = problem.detached()
-        solution = _solve(fixed, epsilon, max_iterations, tolerance, scaling, None)
-    _warn(solution, tolerance)
-    value = transport_cost(problem, epsilon, solution.f, solution.g)
-    if not debias:
-        return value
-    for points, weights in ((problem.x, problem.a), (problem.y, problem.b)):
-        own = Entropic(points, points, weights, weights, 2, marginal_strength)
-        with torch.no_grad():
-            solution = _solve_itself(own.detached(), epsilon, max_iterations, tolerance)
-        _warn(solution, tolerance)
-        value = value - half_self_cost(own, epsilon, solution.f)
-    if marginal_strength is not None:
-        value = value + 0.5 * epsilon * (problem.a.sum(-1) - problem.b.sum(-1)).square()
-    return value
+    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths)
+    check_numbers(epsilon, max_iterations, tolerance, scaling)
+    numbers = epsilon, max_iterations, tolerance
+    cross = _solve_cross(problem, *numbers, scaling, start)
+    value = transport_cost(problem, epsilon, cross.f, cross.g)
+    own: list[SinkhornResult | None] = [None, None]
+    if debias:
+        earlier = (None, None) if start is None else (start.x_own, start.y_own)
+        for side, (points, weights) in enumerate(((problem.x, problem.a), (problem.y, problem.b))):
+            itself = Entropic(points, points, weights, weights, 2, marginal_strength)
+            own[side] = result = _solve_own(itself, *numbers, earlier[side])
+            value = value - half_self_cost(itself, epsilon, result.f)
+        if marginal_strength is not None:
+            value = value + 0.5 * epsilon * (problem.a.sum(-1) - problem.b.sum(-1)).square()
+    return (value, DivergencePotentials(cross, *own)) if return_potentials else value
 
 
-def barycentric_map(x: Tensor, y: Tensor, g: Tensor, *, epsilon: float, y_weights: Tensor | None = None) -> Tensor:
+def barycentric_map(
+    x: Tensor,
+    y: Tensor,
+    g: Tensor,
+    *,
+    epsilon: float,
+    y_weights: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> Tensor:
     """T(x_i) = sum_j pi_ij y_j / sum_j pi_ij [*B, N, D]: where the entropic plan sends each point on average.
 
     Args:
@@ -151,15 +198,15 @@ def barycentric_map(x: Tensor, y: Tensor, g: Tensor, *, epsilon: float, y_weight
         g: Potential at y [*B, M], of ``sinkhorn``.
         epsilon: The regularisation that g belongs to.
         y_weights: b [*B, M]; None means 1 / M.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
 
     Returns:
         [*B, N, D], differentiable in x, y and g.
     """
     check_companion("g", g, y, channels=False)
-    problem = _problem(x, y, None, y_weights, None)
-    _check_numbers(epsilon, 1, 0.0, None)
-    centre = _centre(y)
-    return problem.row_average(None, g, epsilon) + centre
+    problem = make_problem(x, y, None, y_weights, 1.0, None, y_lengths)  # any sum of the weights will do
+    check_numbers(epsilon, 1, 0.0, None)
+    return problem.row_average(None, members(g, y_lengths), epsilon) + centre(y, y_lengths)
 
 
 def drift(
@@ -171,13 +218,22 @@ def drift(
     y_weights: Tensor | None = None,
     max_iterations: int = 100,
     tolerance: float = 1e-6,
+    marginal_strength: float | None = None,
     scaling: float | None = None,
-) -> Tensor:
+    start: DivergencePotentials | None = None,
+    return_potentials: bool = False,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> Tensor | tuple[Tensor, DivergencePotentials]:
     """Velocity T_ab(x_i) - T_aa(x_i) [*B, N, D] of the flow of the Sinkhorn divergence; ``gwf.drift.sinkhorn``.
 
     T_ab and T_aa are the barycentric maps of the plans from x to y and from x to itself; minus the gradient of the
     divergence in x_i, over the weight a_i. For eps -> 0 the displacement of optimal transport, for eps -> infinity the
-    difference of the means.
+    difference of the means. With ``marginal_strength``, (m_ab (T_ab - x) - m_aa (T_aa - x)) / a with the masses m of
+    the rows of both plans.
+
+    A flow is cheaper from the potentials of the step before:
+        ``v, potentials = drift.sinkhorn(x, y, epsilon=0.01, start=potentials, return_potentials=True)``
 
     Args:
         x: Particles [*B, N, D].
@@ -187,7 +243,12 @@ def drift(
         y_weights: b [*B, M]; None means 1 / M.
         max_iterations: As in ``sinkhorn``.
         tolerance: As in ``sinkhorn``.
+        marginal_strength: As in ``sinkhorn``.
         scaling: As in ``sinkhorn``.
+        start: Potentials of an earlier, similar problem.
+        return_potentials: Return ``DivergencePotentials`` as well, which carry the marginal errors reached.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
 
     Raises:
         ValueError, TypeError: If an argument is out of range or does not fit the others.
@@ -195,15 +256,55 @@ def drift(
     Warns:
         RuntimeWarning: If ``tolerance`` was not reached.
     """
-    problem = _problem(x, y, x_weights, y_weights, None)
-    _check_numbers(epsilon, max_iterations, tolerance, scaling)
-    own = Entropic(problem.x, problem.x, problem.a, problem.a)
+    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths)
+    check_numbers(epsilon, max_iterations, tolerance, scaling)
+    own = Entropic(problem.x, problem.x, problem.a, problem.a, 2, marginal_strength)
+    cross = _solve_cross(problem, epsilon, max_iterations, tolerance, scaling, start)
+    itself = _solve_own(own, epsilon, max_iterations, tolerance, None if start is None else start.x_own)
+    towards, away = (part.row_average(None, g, epsilon) for part, g in ((problem, cross.g), (own, itself.g)))
+    if marginal_strength is not None:
+        for_cross, for_itself = (
+            torch.exp(-part.row_update(g, epsilon) / marginal_strength)[..., None]
+            for part, g in ((problem, cross.g), (own, itself.g))
+        )
+        towards, away = for_cross * (towards - problem.x), for_itself * (away - problem.x)
+    velocity = members(towards - away, x_lengths)
+    return (velocity, DivergencePotentials(cross, itself)) if return_potentials else velocity
+
+
+def _solve_cross(
+    problem: Entropic,
+    epsilon: float,
+    max_iterations: int,
+    tolerance: float,
+    scaling: float | None,
+    start: DivergencePotentials | None,
+) -> SinkhornResult:
+    if start is not None:
+        _check_start(start)
+        check_companion("start.cross.g", start.cross.g, problem.y, channels=False)
     with torch.no_grad():
-        cross = _solve(problem.detached(), epsilon, max_iterations, tolerance, scaling, None)
-        itself = _solve_itself(own.detached(), epsilon, max_iterations, tolerance)
-    _warn(cross, tolerance)
-    _warn(itself, tolerance)
-    return problem.row_average(None, cross.g, epsilon) - own.row_average(None, itself.f, epsilon)
+        g = None if start is None else start.cross.g
+        solution = _solve(problem.detached(), epsilon, max_iterations, tolerance, scaling, g)
+    _warn(solution, tolerance, stacklevel=4)
+    return SinkhornResult(*solution)
+
+
+def _solve_own(
+    problem: Entropic, epsilon: float, max_iterations: int, tolerance: float, start: SinkhornResult | None
+) -> SinkhornResult:
+    if start is not None:
+        check_companion("start", start.f, problem.x, channels=False, y_name="the points")
+    with torch.no_grad():
+        f = None if start is None else start.f
+        solution = average(problem.detached(), epsilon, f, max_iterations=max_iterations, tolerance=tolerance)
+    _warn(solution, tolerance, stacklevel=4)
+    return SinkhornResult(*solution)
+
+
+def _check_start(start: object) -> None:
+    if not isinstance(start, DivergencePotentials):
+        raise TypeError(f"start must be DivergencePotentials, from return_potentials, got {type(start).__name__}")
 
 
 def _solve(
@@ -217,69 +318,12 @@ def _solve(
     return alternate(problem, epsilon, g, max_iterations=max_iterations, tolerance=tolerance)
 
 
-def _solve_itself(problem: Entropic, epsilon: float, max_iterations: int, tolerance: float) -> Solution:
-    return average(problem, epsilon, None, max_iterations=max_iterations, tolerance=tolerance)
-
-
-def _centre(y: Tensor) -> Tensor:
-    return y.detach().mean(-2, keepdim=True)
-
-
-def _problem(
-    x: Tensor, y: Tensor, x_weights: Tensor | None, y_weights: Tensor | None, strength: float | None
-) -> Entropic:
-    """A validated problem; its points are centred, so that float32 does not mind where the clouds are."""
-    check_pair(x, y)
-    for name, points in (("x", x), ("y", y)):
-        if points.shape[-2] == 0:
-            raise ValueError(f"{name} must have at least one point to transport, got shape {list(points.shape)}")
-    if strength is not None and not (math.isfinite(strength) and strength > 0):
-        raise ValueError(f"marginal_strength must be a positive number or None, got {strength!r}")
-    weights = []
-    for name, points, given in (("x", x, x_weights), ("y", y, y_weights)):
-        if given is None:
-            weights.append(points.new_full(points.shape[:-1], 1 / points.shape[-2]))
-            continue
-        check_companion(f"{name}_weights", given, points, channels=False, y_name=name)
-        if not bool((given >= 0).all()) or not bool((given.sum(-1) > 0).all()):
-            raise ValueError(f"{name}_weights must not be negative and must have a positive sum, got {_range(given)}")
-        weights.append(given)
-    a, b = weights
-    if strength is None:
-        total_a, total_b = a.detach().sum(-1), b.detach().sum(-1)
-        if bool(((total_a - total_b).abs() > 1e-3 * total_a).any()):
-            raise ValueError(
-                "x_weights and y_weights must have the same sum where marginals hold exactly, got "
-                f"{total_a.flatten()[0].item():g} and {total_b.flatten()[0].item():g}; or set marginal_strength"
-            )
-    centre = _centre(y)
-    u = x - centre
-    return Entropic(u, u if x is y else y - centre, a, b, 2, strength)
-
-
-def _range(weights: Tensor) -> str:
-    return f"values in {weights.min().item():g}..{weights.max().item():g}"
-
-
-def _check_numbers(epsilon: float, max_iterations: int, tolerance: float, scaling: float | None) -> None:
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)):
-        raise TypeError(f"epsilon must be a number, got {type(epsilon).__name__}")
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon must be positive and finite, got {epsilon!r}")
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-        raise ValueError(f"max_iterations must be a positive integer, got {max_iterations!r}")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance!r}")
-    if scaling is not None and not 0 < scaling < 1:
-        raise ValueError(f"scaling must lie between 0 and 1, got {scaling!r}")
-
-
-def _warn(solution: Solution, tolerance: float) -> None:
+def _warn(solution: Solution, tolerance: float, stacklevel: int = 3) -> None:
     error = float(solution.error.max()) if solution.error.numel() else 0.0
     if not error <= tolerance:
         warnings.warn(
             f"Sinkhorn stopped after {solution.n_iterations} iterations with a marginal error of {error:.1e}, "
             f"tolerance {tolerance:.1e}: raise max_iterations or epsilon, or set scaling",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
