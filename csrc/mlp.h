@@ -5,7 +5,7 @@
 
 namespace gwf {
 
-// What follows a linear layer, elementwise; p is the layer's constant. The last eight close the objective of a critic
+// What follows a linear layer, elementwise; p is the layer's constant. The last eleven close the objective of a critic
 // (they are the conjugates f* of an f-divergence composed with its output activation) and have no second derivative
 // here.
 enum class Function {
@@ -27,6 +27,9 @@ enum class Function {
     alpha_power,    // ([(p - 1) v + 1]_+^(p / (p - 1)) - 1) / p, p > 1
     alpha_bounded,  // (((1 - p) log(1 + e^-v))^(p / (p - 1)) - 1) / p, p < 1
     entropy_power,  // ([(p - 1) v + 1]_+ / p)^(p / (p - 1)), p > 1
+    above,          // max(v, -p) + p
+    below,          // min(v, p) - p
+    ramp_power,     // [v]_+^p / p, p > 1
 };
 
 struct MlpLayer {

@@ -135,6 +135,13 @@ template <Function f, class V> GWF_INLINE Jet<V> evaluate(V v, scalar_t<V> p) {
         const V base = (T(1) - p) * s.softplus;
         const V power = pow0(base, splat(T(1) / (p - T(1))));
         return {(power * base - T(1)) / p, power * s.up, zero};
+    } else if constexpr (f == Function::above) {
+        return {larger(splat(-p), v) + p, v > splat(-p) ? one : zero, zero};
+    } else if constexpr (f == Function::below) {
+        return {smaller(splat(p), v) - p, v < splat(p) ? one : zero, zero};
+    } else if constexpr (f == Function::ramp_power) {
+        const V base = larger(zero, v), first = pow0(base, splat(p - T(1)));
+        return {first * base / p, first, zero};
     } else {
         static_assert(f == Function::entropy_power);
         const V base = larger(zero, (p - T(1)) * v + T(1)) / p;
@@ -172,6 +179,9 @@ template <bool objectives = true, class Body> GWF_INLINE void with_function(Func
             GWF_CASE(alpha_power);
             GWF_CASE(alpha_bounded);
             GWF_CASE(entropy_power);
+            GWF_CASE(above);
+            GWF_CASE(below);
+            GWF_CASE(ramp_power);
             default:
                 break;
         }

@@ -174,7 +174,10 @@ void bind_mlp(py::module_& m, const char* (*instruction_set)()) {
         .value("exp_half", Function::exp_half)
         .value("alpha_power", Function::alpha_power)
         .value("alpha_bounded", Function::alpha_bounded)
-        .value("entropy_power", Function::entropy_power);
+        .value("entropy_power", Function::entropy_power)
+        .value("above", Function::above)
+        .value("below", Function::below)
+        .value("ramp_power", Function::ramp_power);
 
     py::class_<Mlp>(m, "Mlp",
                     "A network's shape; its passes take addresses of contiguous arrays, 0 where one is absent.")

@@ -86,29 +86,34 @@ template <class T> PrimalDualProblem<T> problem(const py::dict& from) {
     made.target = pointer<const T>(from["target"]);
     made.target_size = from["target_size"].cast<int64_t>();
     made.target_batch = from["target_batch"].cast<int64_t>();
+    made.coefficient = from["coefficient"].cast<double>();
     made.of_model = elementwise(from["of_model"]);
     made.of_target = elementwise(from["of_target"]);
+    made.log_mean = from["log_mean"].cast<bool>();
     made.penalty = from["penalty"].cast<double>();
     made.mean = pointer<const T>(from["mean"]);
     made.log_norm = from["log_norm"].cast<double>();
     made.whitening = pointer<const T>(from["whitening"]);
     made.density = density<T>(from["density"].cast<py::dict>());
     made.map = trained<T>(from["map"].cast<py::dict>());
-    made.critic = trained<T>(from["critic"].cast<py::dict>());
+    if (const py::object critic = from["critic"]; !critic.is_none()) made.critic = trained<T>(critic.cast<py::dict>());
+    made.dropout = from["dropout"].cast<double>();
     const auto adam = from["adam"].cast<std::vector<double>>();
     made.adam = {adam.at(0), adam.at(1), adam.at(2), adam.at(3), adam.at(4), adam.at(5)};
     made.schedule = pointer<const double>(from["schedule"]);
     made.seed = from["seed"].cast<uint64_t>();
+    made.target_stream = from["target_stream"].cast<uint32_t>();
+    made.penalty_stream = from["penalty_stream"].cast<uint32_t>();
     // The loop runs without the interpreter's lock. What these hold is dropped with the loop, under the lock.
-    if (const py::object draw = from["draw_target"]; !draw.is_none())
-        made.draw_target = [draw](int64_t iteration, T* z) {
+    if (const py::object draw = from["begin"]; !draw.is_none())
+        made.begin = [draw](int64_t iteration, T* z) {
             const py::gil_scoped_acquire lock;
             draw(iteration, reinterpret_cast<uintptr_t>(z));
         };
-    if (const py::object ask = from["log_density"]; !ask.is_none())
-        made.callback_density = [ask](const T* x, T* gradient) {
+    if (const py::object ask = from["rest"]; !ask.is_none())
+        made.rest = [ask](const T* y, T* gradient) {
             const py::gil_scoped_acquire lock;
-            return ask(reinterpret_cast<uintptr_t>(x), reinterpret_cast<uintptr_t>(gradient)).template cast<double>();
+            return ask(reinterpret_cast<uintptr_t>(y), reinterpret_cast<uintptr_t>(gradient)).template cast<double>();
         };
     return made;
 }

@@ -1,9 +1,10 @@
 // The inner loop of a parametric JKO step, as the rest of the library sees it: pointers and sizes.
 //
-// inf_T sup_h  E |x - T u|^2 / (2a) + E A(h(w(T u))) - E B(h(z)) + E [log mu - log Q](T u)    (Fan et al., ICML 2022)
+// inf_T sup_h  E |x - T u|^2 / (2a) + c [E A(h(w(T u))) - E B(h(z)) + E [log mu - log Q](T u)] + R(T u)
 //
-// over pairs of an input u and an anchor x, which are the same unless T is a generator from latent noise; with w the
-// whitening of a Gaussian mu; w, log mu and log Q are there for the Kullback-Leibler divergence only.
+// (Fan et al., ICML 2022) over pairs of an input u and an anchor x, which are the same unless T is a generator from
+// latent noise; with w the whitening of a Gaussian mu; w, log mu and log Q are there for the Kullback-Leibler
+// divergence only. R is what the caller adds: terms without a critic, and densities without a fused form.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -36,7 +37,7 @@ enum class TargetKind {
     callback
 };
 
-enum class DensityKind { none, gaussian, mixture, logistic, callback };
+enum class DensityKind { none, gaussian, mixture, logistic };
 
 // log Q up to a constant, with its gradient. Arrays are contiguous.
 template <class T> struct Density {
@@ -64,19 +65,23 @@ template <class T> struct PrimalDualProblem {
     TargetKind target_kind;
     const T* target;  // [target_size, D]
     int64_t target_size, target_batch;
+    double coefficient;               // c
     Elementwise of_model, of_target;  // A and B
-    double penalty;   // lambda of lambda E (|grad h(e T x + (1 - e) z)| - 1)^2, off the critic's objective; 0 = none.
-                      // The batches are then equally large. e is uniform, drawn anew for each ascent.
+    bool log_mean;                    // log E e^h(z) in place of E B(h(z)) (Donsker & Varadhan)
+    double penalty;   // lambda of lambda E (|grad h(e T u + (1 - e) z)| - 1)^2, off the critic's objective; 0 = none.
+                      // e is uniform, drawn anew for each ascent; of a larger batch the first rows are used.
     const T* mean;    // of mu, [D]; null = no whitening, no densities
     double log_norm;  // of mu
     const T* whitening;  // inverse of the Cholesky factor of mu's covariance, [D, D], lower triangular
     Density<T> density;
-    TrainedArrays<T> map, critic;
+    TrainedArrays<T> map, critic;  // the critic without layers = none
+    double dropout;                // rate at which hidden units of both are dropped
     AdamSettings adam;
     const double* schedule;  // factor on the rates, [iterations]
     uint64_t seed;
-    std::function<void(int64_t, T*)> draw_target;          // (iteration, z [target_batch, D])
-    std::function<double(const T*, T*)> callback_density;  // (x [batch, D], gradient [batch, D]) -> sum of log Q
+    uint32_t target_stream, penalty_stream;    // of the draws; the latter and those after it
+    std::function<void(int64_t, T*)> begin;    // (iteration, z [target_batch, D]), called first where it is there
+    std::function<double(const T*, T*)> rest;  // R of (y [batch, D]), whose gradient goes to the second array
 };
 
 // How far a run came. Losses are those of the last update; the mean is over the map's last updates of all iterations.

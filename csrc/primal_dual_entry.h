@@ -4,6 +4,7 @@
 
 #include "mlp_tile.h"
 #include "philox.h"
+#include "primal_dual_batch.h"
 #include "primal_dual_density.h"
 #include "primal_dual_penalty.h"
 
@@ -11,25 +12,21 @@ namespace gwf::GWF_ISA {
 
 inline constexpr int64_t tile_budget = 384 * 1024;  // bytes of activations, which stay in the L2 cache
 inline constexpr int64_t chunks_at_most = 8;        // of rows, each with gradient sums of its own
-inline constexpr uint32_t particle_stream = 0, target_stream = 1, penalty_stream = 2;  // the last and those after it
 
 template <class T> class PrimalDualLoop final : public PrimalDual {
   public:
     explicit PrimalDualLoop(const PrimalDualProblem<T>& problem)
         : p_(problem),
-          input_stride_(row_stride<T>(problem.input_dim)),
           stride_(row_stride<T>(problem.dim)),
           map_(problem.map),
           critic_(problem.critic),
           density_(problem.density, problem.dim),
-          inputs_(problem.batch * input_stride_),
-          anchors_(problem.anchors ? problem.batch * stride_ : 0),
+          batch_(p_, !critic_.layers.empty()),
           y_(problem.batch * stride_),
-          z_(problem.target_batch * stride_),
           flat_(std::max(problem.batch, problem.target_batch) * problem.dim),
-          scores_(problem.density.kind == DensityKind::callback ? problem.batch * problem.dim : 0),
-          mixing_(problem.penalty > 0 ? problem.batch : 0),
-          indices_(std::max(problem.batch, problem.target_batch)) {
+          rest_gradient_(problem.rest ? problem.batch * problem.dim : 0),
+          between_(problem.penalty > 0 ? std::min(problem.batch, problem.target_batch) : 0),
+          mixing_(between_) {
         if (p_.mean) whitening_ = std::make_unique<Whitening<T>>(p_.mean, p_.whitening, p_.dim);
         plan();
     }
@@ -40,18 +37,19 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         reserve_threads();
         const FlushDenormals flush;
         for (int64_t iteration = first; iteration < first + count; iteration++) {
-            draw(iteration);
+            batch_.draw(iteration);
+            iteration_ = uint32_t(iteration);
             const double rate = p_.schedule[iteration];
             if (p_.critic_steps) map_batch();
             for (int64_t i = 0; i < p_.critic_steps; i++) {
                 if (p_.penalty > 0)
-                    philox_uniforms(p_.seed, uint32_t(iteration), penalty_stream + uint32_t(i), p_.batch,
+                    philox_uniforms(p_.seed, uint32_t(iteration), p_.penalty_stream + uint32_t(i), between_,
                                     mixing_.data());
-                report.critic_loss = critic_gradient();
+                report.critic_loss = critic_gradient(uint32_t(i));
                 critic_.update(critic_sums_, critic_.rate() * rate, critic_adam());
             }
             for (int64_t i = 0; i < p_.map_steps; i++) {
-                report.map_loss = map_gradient();
+                report.map_loss = map_gradient(uint32_t(i));
                 map_.update(map_sums_, map_.rate() * rate, p_.adam);
             }
             report.iterations++;
@@ -104,13 +102,13 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             if (tiles > 2) tiles = (tiles + most - 1) / most * most;  // even chunks
             const int64_t tile = ((rows + tiles - 1) / tiles + 3) / 4 * 4;
             const int64_t size = (tiles + most - 1) / most * tile;
-            (side == Side::target ? target_tile_ : tile_) = tile;
+            tile_[size_t(side)] = tile;
             for (int64_t r = 0; r < rows; r += size) chunks.push_back({side, r, std::min(rows, r + size)});
         };
         split(p_.batch, Side::model, map_chunks_);
         critic_chunks_ = map_chunks_;
-        split(p_.target_batch, Side::target, critic_chunks_);
-        if (p_.penalty > 0) split(p_.batch, Side::between, critic_chunks_);
+        if (!critic_.layers.empty()) split(p_.target_batch, Side::target, critic_chunks_);
+        if (p_.penalty > 0) split(between_, Side::between, critic_chunks_);
         sums_memory_ =
             AlignedArray<T>(int64_t(map_chunks_.size()) * map_.size + int64_t(critic_chunks_.size()) * critic_.size);
         T* next = sums_memory_.data();
@@ -123,14 +121,14 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     void reserve_threads() {
         while (int(workers_.size()) < threads_) {
             auto worker = std::make_unique<Worker>();
-            const int64_t rows = std::max(tile_, target_tile_), row = Arena<T>::rounded(rows * stride_),
+            const int64_t rows = *std::max_element(tile_, tile_ + 3), row = Arena<T>::rounded(rows * stride_),
                           line = padded_to_lanes<T>(rows) + 16;
-            worker->memory =
-                AlignedArray<T>(NetworkBuffers<T>::size(map_, rows) + NetworkBuffers<T>::size(critic_, rows) + 4 * row +
-                                2 * Arena<T>::rounded(line) + density_.scratch(rows) + 64);
+            worker->memory = AlignedArray<T>(NetworkBuffers<T>::size(map_, rows, drops()) +
+                                             NetworkBuffers<T>::size(critic_, rows, drops()) + 4 * row +
+                                             2 * Arena<T>::rounded(line) + density_.scratch(rows) + 64);
             T* next = worker->memory.data();
-            worker->map.take(map_, rows, next);
-            worker->critic.take(critic_, rows, next);
+            worker->map.take(map_, rows, drops(), next);
+            worker->critic.take(critic_, rows, drops(), next);
             for (T** buffer : {&worker->y, &worker->w, &worker->u, &worker->g})
                 *buffer = std::exchange(next, next + row);
             worker->values = std::exchange(next, next + Arena<T>::rounded(line));
@@ -162,47 +160,8 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     }
 
     template <class Body> void each_tile(const Chunk& chunk, Body&& body) const {
-        const int64_t tile = chunk.side == Side::target ? target_tile_ : tile_;
+        const int64_t tile = tile_[size_t(chunk.side)];
         for (int64_t r = chunk.begin; r < chunk.end; r += tile) body(r, std::min(tile, chunk.end - r));
-    }
-
-    // Rows of width dim into rows of its stride: the first ones, or those of the indices.
-    static void spread(const T* from, int64_t dim, int64_t rows, T* to) {
-        for (int64_t r = 0; r < rows; r++) copy_row(from + r * dim, dim, to + r * row_stride<T>(dim));
-    }
-
-    void gather(const T* from, int64_t dim, int64_t rows, T* to) const {
-        for (int64_t r = 0; r < rows; r++) copy_row(from + indices_[size_t(r)] * dim, dim, to + r * row_stride<T>(dim));
-    }
-
-    // a call for each of a few numbers would cost more than they do
-    static void copy_row(const T* from, int64_t dim, T* to) {
-        if (dim > 16) return void(std::copy_n(from, dim, to));
-        for (int64_t d = 0; d < dim; d++) to[d] = from[d];
-    }
-
-    void draw(int64_t iteration) {
-        const auto i = uint32_t(iteration);
-        if (!p_.whole_pool) philox_indices(p_.seed, i, particle_stream, p_.batch, p_.pool_size, indices_.data());
-        auto take = [&](const T* pool, int64_t dim, T* to) {
-            p_.whole_pool ? spread(pool, dim, p_.batch, to) : gather(pool, dim, p_.batch, to);
-        };
-        take(p_.inputs, p_.input_dim, inputs_.data());
-        if (p_.anchors) take(p_.anchors, p_.dim, anchors_.data());
-        if (p_.target_kind == TargetKind::samples) {
-            philox_indices(p_.seed, i, target_stream, p_.target_batch, p_.target_size, indices_.data());
-            gather(p_.target, p_.dim, p_.target_batch, z_.data());
-            return;
-        }
-        if (p_.target_kind == TargetKind::normal)
-            philox_normals(p_.seed, i, target_stream, p_.target_batch * p_.dim, flat_.data());
-        if (p_.target_kind == TargetKind::callback) p_.draw_target(iteration, flat_.data());
-        spread(p_.target_kind == TargetKind::whole ? p_.target : flat_.data(), p_.dim, p_.target_batch, z_.data());
-    }
-
-    const T* input_rows(int64_t first) const { return inputs_.data() + first * input_stride_; }
-    const T* anchor_rows(int64_t first) const {
-        return p_.anchors ? anchors_.data() + first * stride_ : input_rows(first);
     }
 
     // y_: what the critic sees of T(u)
@@ -210,14 +169,44 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         each_chunk(map_chunks_, [&](Worker& worker, const Chunk& chunk, size_t) {
             each_tile(chunk, [&](int64_t r, int64_t rows) {
                 T* y = y_.data() + r * stride_;
-                MapPass<T>{map_, worker.map}.forward(input_rows(r), rows, whitening_ ? worker.y : y);
+                worker.map.dropout = dropout(map_passes, 0, r);
+                MapPass<T>{map_, worker.map}.forward(batch_.input_rows(r), rows, whitening_ ? worker.y : y);
                 if (whitening_) whitening_->apply(worker.y, rows, y);
             });
         });
     }
 
+    // Hidden units are dropped by the pass that they belong to; the first descent of the map repeats the pass that the
+    // critic has seen.
+    enum Passes : uint32_t { map_passes = 0x80000000u, ascents = 0x90000000u, descents = 0xa0000000u };
+    bool drops() const { return p_.dropout > 0; }
+    Dropout dropout(Passes passes, uint32_t step, int64_t first_row) const {
+        return {p_.dropout, p_.seed, iteration_, uint32_t(passes) | step << 8, first_row};
+    }
+
+    // log E e^h(z), from the rows in their order.
+    double log_mean_exp(uint32_t step) {
+        each_chunk(critic_chunks_, [&](Worker& worker, const Chunk& chunk, size_t) {
+            if (chunk.side != Side::target) return;
+            each_tile(chunk, [&](int64_t r, int64_t rows) {
+                worker.critic.dropout = dropout(ascents, step, p_.batch + r);
+                CriticPass<T>{critic_, worker.critic, worker.values, worker.cotangents}.forward(
+                    batch_.target_rows(r), rows, {Function::identity, 0}, 1);
+                std::copy_n(worker.values, rows, flat_.data() + r);
+            });
+        });
+        const T* v = flat_.data();
+        const double largest = double(*std::max_element(v, v + p_.target_batch));
+        double sum = 0;
+        for (int64_t r = 0; r < p_.target_batch; r++) sum += std::exp(double(v[r]) - largest);
+        return largest + std::log(sum / double(p_.target_batch));
+    }
+
     // Minus the critic's objective; its gradient goes to the sums.
-    double critic_gradient() {
+    double critic_gradient(uint32_t step) {
+        // the gradient of log E e^h is that of E e^(h - l) with l its value
+        const double logarithm = p_.log_mean ? log_mean_exp(step) : 0;
+        const Elementwise of_target = p_.log_mean ? Elementwise{Function::exp_shifted, logarithm} : p_.of_target;
         each_chunk(critic_chunks_, [&](Worker& worker, const Chunk& chunk, size_t c) {
             T* sums = critic_sums_[c];
             std::fill_n(sums, critic_.size, T(0));
@@ -227,18 +216,20 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
                 totals_[c] = total;
                 return;
             }
-            const bool of_target = chunk.side == Side::target;
-            const double weight = of_target ? 1.0 / double(p_.target_batch) : -1.0 / double(p_.batch);
-            const T* from = of_target ? z_.data() : y_.data();
+            const bool is_target = chunk.side == Side::target;
+            const double weight =
+                p_.coefficient * (is_target ? 1.0 / double(p_.target_batch) : -1.0 / double(p_.batch));
+            const T* from = is_target ? batch_.target_rows(0) : y_.data();
             const CriticPass<T> critic{critic_, worker.critic, worker.values, worker.cotangents};
             each_tile(chunk, [&](int64_t r, int64_t rows) {
                 const T* x = from + r * stride_;
-                total += critic.forward(x, rows, of_target ? p_.of_target : p_.of_model, weight);
+                worker.critic.dropout = dropout(ascents, step, is_target ? p_.batch + r : r);
+                total += critic.forward(x, rows, is_target ? of_target : p_.of_model, weight);
                 critic.template backward<true>(x, rows, sums, nullptr);
             });
-            totals_[c] = weight * total;
+            totals_[c] = is_target && p_.log_mean ? 0 : weight * total;
         });
-        return sum_of_totals(critic_chunks_.size());
+        return sum_of_totals(critic_chunks_.size()) + p_.coefficient * logarithm;
     }
 
     // With g = grad h and t the penalty's gradient in g, the gradient in the parameters is that of <t, g> with t fixed:
@@ -249,7 +240,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             const int64_t at = (first + r) * stride_;
             const T e = T(mixing_.data()[first + r]);
             for (int64_t i = 0; i < stride_; i += lanes<T>) {
-                const vec<T> z = load(z_.data() + at + i), y = load(y_.data() + at + i);
+                const vec<T> z = load(batch_.target_rows(0) + at + i), y = load(y_.data() + at + i);
                 store(x + r * stride_ + i, vec<T>(z + (y - z) * e));
             }
         }
@@ -262,6 +253,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             critic.forward(x, rows, {Function::identity, 0}, 1);
             critic.template backward<false>(x, rows, nullptr, g);
         }
+        const double weight = p_.coefficient * p_.penalty / double(between_);
         double total = 0;
         for (int64_t r = 0; r < rows; r++) {
             vec<T> squares{};
@@ -269,7 +261,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
                 squares += load(g + r * stride_ + i) * load(g + r * stride_ + i);
             const double norm = std::sqrt(double(tree_sum<T>(squares))), excess = norm - 1;
             total += excess * excess;
-            const T scale = norm > 0 ? T(2 * p_.penalty / double(p_.batch) * excess / norm) : T(0);
+            const T scale = norm > 0 ? T(2 * weight * excess / norm) : T(0);
             for (int64_t i = 0; i < stride_; i += lanes<T>)
                 store(g + r * stride_ + i, vec<T>(load(g + r * stride_ + i) * scale));
         }
@@ -277,7 +269,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             leaky.add(g, rows, sums);
         else
             add_second(worker, x, g, rows, sums);
-        return total * p_.penalty / double(p_.batch);
+        return total * weight;
     }
 
     // The same of <t, grad h(x)> for any function.
@@ -295,33 +287,40 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         Tile<T>(MlpPass::second, false, critic_.layers, *worker.second, batch).run(0, rows, sums, nullptr);
     }
 
-    double map_gradient() {
-        if (p_.density.kind == DensityKind::callback) ask_density();
+    double map_gradient(uint32_t step) {
+        if (p_.rest) ask_rest(step);
         each_chunk(map_chunks_, [&](Worker& worker, const Chunk& chunk, size_t c) {
             std::fill_n(map_sums_[c], map_.size, T(0));
             double total = 0;
-            each_tile(chunk, [&](int64_t r, int64_t rows) { total += map_tile(worker, r, rows, map_sums_[c]); });
+            each_tile(chunk, [&](int64_t r, int64_t rows) { total += map_tile(worker, step, r, rows, map_sums_[c]); });
             totals_[c] = total;
         });
-        return sum_of_totals(map_chunks_.size()) + (whitening_ ? p_.log_norm : 0) - callback_value_;
+        return sum_of_totals(map_chunks_.size()) + (whitening_ ? p_.coefficient * p_.log_norm : 0) + rest_value_;
     }
 
     // Its share of the map's loss, up to what is added above.
-    double map_tile(Worker& worker, int64_t first, int64_t rows, T* sums) {
+    double map_tile(Worker& worker, uint32_t step, int64_t first, int64_t rows, T* sums) {
         const MapPass<T> map{map_, worker.map};
         const CriticPass<T> critic{critic_, worker.critic, worker.values, worker.cotangents};
-        const double weight = 1.0 / double(p_.batch);
+        const double weight = p_.coefficient / double(p_.batch);
         const int64_t count = rows * stride_;
-        const T* x = anchor_rows(first);
+        const T* x = batch_.anchor_rows(first);
         T *y = worker.y, *g = worker.g, *u = worker.u;
-        map.forward(input_rows(first), rows, y);
+        worker.map.dropout = dropout(map_passes, step, first);
+        worker.critic.dropout = dropout(descents, step, first);
+        map.forward(batch_.input_rows(first), rows, y);
         const T* seen = y;
         if (whitening_) {
             whitening_->apply(y, rows, worker.w);
             seen = worker.w;
         }
-        double total = weight * critic.forward(seen, rows, p_.of_model, weight);
-        critic.template backward<false>(seen, rows, nullptr, whitening_ ? u : g);
+        double total = 0;
+        if (critic_.layers.empty()) {
+            std::fill_n(g, count, T(0));
+        } else {
+            total = weight * critic.forward(seen, rows, p_.of_model, weight);
+            critic.template backward<false>(seen, rows, nullptr, whitening_ ? u : g);
+        }
         if (whitening_) {  // and log mu, a constant less half the square of w
             double squares = 0;
             for (int64_t i = 0; i < count; i += lanes<T>) {
@@ -334,35 +333,36 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             whitening_->add_pullback(u, rows, g);
         }
         total -= weight * density_.add(y, rows, T(-weight), g, worker.scratch);
-        if (p_.density.kind == DensityKind::callback)
+        if (p_.rest)
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t d = 0; d < p_.dim; d++)
-                    g[r * stride_ + d] -= T(weight) * scores_.data()[(first + r) * p_.dim + d];
-        const T pull = T(weight / p_.step_size);
+                    g[r * stride_ + d] += rest_gradient_.data()[(first + r) * p_.dim + d];
+        const double pull = 1 / (p_.step_size * double(p_.batch));
         double moved = 0;
         for (int64_t r = 0; r < rows; r++) {
             vec<T> squares{};
             for (int64_t i = r * stride_; i < (r + 1) * stride_; i += lanes<T>) {
                 const vec<T> step = load(y + i) - load(x + i);
                 squares += step * step;
-                store(g + i, vec<T>(load(g + i) + step * pull));
+                store(g + i, vec<T>(load(g + i) + step * T(pull)));
             }
             moved += double(tree_sum<T>(squares));
         }
-        map.backward(input_rows(first), g, rows, sums);
-        return total + moved * weight / (2 * p_.step_size);
+        map.backward(batch_.input_rows(first), g, rows, sums);
+        return total + moved * pull / 2;
     }
 
-    // The user's density sees the whole batch at once.
-    void ask_density() {
+    // It sees the whole batch at once.
+    void ask_rest(uint32_t step) {
         each_chunk(map_chunks_, [&](Worker& worker, const Chunk& chunk, size_t) {
             each_tile(chunk, [&](int64_t r, int64_t rows) {
-                MapPass<T>{map_, worker.map}.forward(input_rows(r), rows, worker.y);
+                worker.map.dropout = dropout(map_passes, step, r);
+                MapPass<T>{map_, worker.map}.forward(batch_.input_rows(r), rows, worker.y);
                 for (int64_t i = 0; i < rows; i++)
                     std::copy_n(worker.y + i * stride_, p_.dim, flat_.data() + (r + i) * p_.dim);
             });
         });
-        callback_value_ = p_.callback_density(flat_.data(), scores_.data()) / double(p_.batch);
+        rest_value_ = p_.rest(flat_.data(), rest_gradient_.data());
     }
 
     double sum_of_totals(size_t count) const {
@@ -372,20 +372,22 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     }
 
     PrimalDualProblem<T> p_;
-    int64_t input_stride_, stride_, tile_ = 0, target_tile_ = 0;
+    int64_t stride_, tile_[3] = {};
     TrainedNetwork<T> map_, critic_;
     TileDensity<T> density_;
     std::unique_ptr<Whitening<T>> whitening_;
-    AlignedArray<T> inputs_, anchors_, y_, z_, flat_, scores_;
+    Minibatch<T> batch_;
+    AlignedArray<T> y_, flat_, rest_gradient_;
+    int64_t between_;  // rows of the penalty
     AlignedArray<double> mixing_;
     AlignedArray<T> sums_memory_;
-    std::vector<int64_t> indices_;
     std::vector<Chunk> map_chunks_, critic_chunks_;
     std::vector<T*> map_sums_, critic_sums_;
     std::vector<double> totals_;
     std::vector<std::unique_ptr<Worker>> workers_;
     int threads_ = 1;
-    double callback_value_ = 0;
+    double rest_value_ = 0;
+    uint32_t iteration_ = 0;
 };
 
 template <class T> std::unique_ptr<PrimalDual> make_primal_dual(const PrimalDualProblem<T>& problem) {

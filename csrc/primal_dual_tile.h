@@ -1,24 +1,60 @@
 // One tile of rows through a network in training and back. Between the passes, buffers.z[l] holds the layer's product,
 // then its cotangent.
 #pragma once
+#include "philox.h"
 #include "primal_dual_network.h"
 
 namespace gwf::GWF_ISA {
 
-template <class T> struct NetworkBuffers {  // of one thread; [rows][out_stride] a layer
-    std::vector<T*> z, a;
+// Which hidden units of which rows are dropped: element row * width + unit of the stream of a layer.
+struct Dropout {
+    double rate = 0;
+    uint64_t seed = 0;
+    uint32_t iteration = 0, stream = 0;  // the layer is added to the stream
+    int64_t first_row = 0;
 
-    static int64_t size(const TrainedNetwork<T>& net, int64_t rows) {
+    // to [rows][stride]: 0 where a unit is dropped, 1 / (1 - rate) elsewhere
+    template <class T> void mask(uint32_t layer, int64_t rows, int64_t width, int64_t stride, T* to) const {
+        constexpr int64_t group = 4 * philox_lanes;
+        const int64_t begin = first_row * width, end = begin + rows * width;
+        int64_t row = 0, unit = 0;
+        for (int64_t g = begin / group; g * group < end; g++) {
+            const PhiloxBlocks b = philox(seed, iteration, stream | layer, uint64_t(g));
+            for (int64_t k = std::max<int64_t>(0, begin - g * group); k < std::min(group, end - g * group); k++) {
+                const double u = (double(b.word[k / philox_lanes][k % philox_lanes]) + 0.5) * 0x1p-32;
+                to[row * stride + unit] = u < rate ? T(0) : T(1 / (1 - rate));
+                if (++unit == width) unit = 0, row++;
+            }
+        }
+    }
+};
+
+template <class T> struct NetworkBuffers {  // of one thread; [rows][out_stride] a layer
+    std::vector<T*> z, a, mask;             // masks only where units are dropped; of the hidden layers
+    Dropout dropout;
+
+    static int64_t size(const TrainedNetwork<T>& net, int64_t rows, bool drops) {
         int64_t sum = 0;
-        for (const auto& layer : net.layers) sum += 2 * Arena<T>::rounded(rows * layer.out_stride);
+        for (const auto& layer : net.layers) sum += (drops ? 3 : 2) * Arena<T>::rounded(rows * layer.out_stride);
         return sum;
     }
-    void take(const TrainedNetwork<T>& net, int64_t rows, T*& memory) {
+    void take(const TrainedNetwork<T>& net, int64_t rows, bool drops, T*& memory) {
         auto piece = [&](int64_t count) { return std::exchange(memory, memory + Arena<T>::rounded(count)); };
         for (const auto& layer : net.layers) {
             z.push_back(piece(rows * layer.out_stride));
             a.push_back(piece(rows * layer.out_stride));
+            if (drops) mask.push_back(piece(rows * layer.out_stride));
         }
+    }
+
+    // times the mask of layer l, drawn first
+    void drop(size_t l, const PackedLayer<T>& layer, int64_t rows, T* values) const {
+        dropout.mask(uint32_t(l), rows, layer.out, layer.out_stride, mask[l]);
+        multiply_by_mask(l, layer, rows, values);
+    }
+    void multiply_by_mask(size_t l, const PackedLayer<T>& layer, int64_t rows, T* values) const {
+        for (int64_t i = 0; i < rows * layer.out_stride; i += lanes<T>)
+            store(values + i, vec<T>(load(values + i) * load(mask[l] + i)));
     }
 };
 
@@ -42,6 +78,7 @@ const T* forward_hidden(const TrainedNetwork<T>& net, const T* x, int64_t rows, 
                             layer.parameters.bias);
             with_function<false>(layer.function, [&](auto f) { apply_function<f()>(z, a, rows * P, layer.constant); });
         }
+        if (!buffers.mask.empty()) buffers.drop(l, layer, rows, a);
         x = a;
     }
     return x;
@@ -91,13 +128,14 @@ void backward_from(const TrainedNetwork<T>& net, size_t top, const T* d, const T
         }
         const auto& below = net.layers[l - 1];
         T *z = buffers.z[l - 1], *u = buffers.a[l - 1];  // u: the activations are not needed again
-        if (below.function == Function::leaky) {
+        if (below.function == Function::leaky && buffers.mask.empty()) {
             const GradientSums<T> to = gradients ? below.sums(sums) : GradientSums<T>{};
             LeakyBackward<T, gradients> epilogue{z, Q, splat(below.constant), to.bias, vec<T>{}};
             multiply_into<false>(epilogue, d, P, layer.parameters.backward, Q, layer.out, rows, layer.in_padded);
             if (gradients && below.learned_slope) store(to.slope, vec<T>(load(to.slope) + epilogue.slope_sum));
         } else {
             multiply<false>(d, P, layer.parameters.backward, Q, layer.out, u, Q, rows, layer.in_padded);
+            if (!buffers.mask.empty()) buffers.multiply_by_mask(l - 1, below, rows, u);
             with_function<false>(below.function, [&](auto f) {
                 differentiate<f(), gradients>(below, z, rows, sums,
                                               [&](int64_t r, int64_t c) { return load(u + r * Q + c); });
@@ -166,7 +204,14 @@ template <class T> struct CriticPass {
             to.bias[0] += sum;
         }
         auto cotangent = [&](int64_t r, int64_t c) { return vec<T>(splat(d[r]) * load(w + c)); };
-        if (last) {
+        if (last && !buffers.mask.empty()) {
+            const T* mask = buffers.mask[last - 1];
+            auto masked = [&](int64_t r, int64_t c) { return vec<T>(cotangent(r, c) * load(mask + r * Q + c)); };
+            with_function<false>(net.layers[last - 1].function, [&](auto f) {
+                differentiate<f(), gradients>(net.layers[last - 1], buffers.z[last - 1], rows, sums, masked);
+            });
+            backward_from<gradients>(net, last - 1, buffers.z[last - 1], x, rows, buffers, sums, dx);
+        } else if (last) {
             with_function<false>(net.layers[last - 1].function, [&](auto f) {
                 differentiate<f(), gradients>(net.layers[last - 1], buffers.z[last - 1], rows, sums, cotangent);
             });

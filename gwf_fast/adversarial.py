@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from gwf_fast.draws import Draws
 from gwf_fast.functional import Functional, SquaredMMD, Target, check_target, draw_target, raw_output
+from gwf_fast.nn.objective import gradient_penalty
 
 CONSTRAINTS = ("gradient_penalty", "spectral_norm")
 
@@ -73,14 +74,13 @@ class IPM(Functional):
 
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+        assert critic is not None
         value = self.value(critic, x, z, reference)
         if self.constraint == "spectral_norm":
             return value
         n = min(len(x), len(z.z))
-        e = (torch.rand(n).to(x) if z.draws is None else z.draws.uniforms(n, x))[(...,) + (None,) * (x.ndim - 1)]
-        between = torch.lerp(z.z[:n], x[:n].detach(), e).requires_grad_()
-        (slope,) = torch.autograd.grad(raw_output(critic, between).sum(), between, create_graph=True)
-        return value - self.penalty * (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        mixing = None if z.draws is None else z.draws.uniforms(n, x)
+        return value - self.penalty * gradient_penalty(critic, x.detach(), z.z, mixing)
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:

@@ -52,6 +52,10 @@ class Draws:
         """Uniform in (0, 1), [n], of the dtype and on the device of ``like``."""
         return _kernels().philox_uniforms(*self._next(), n).to(like)
 
+    def stream(self, number: int, n: int, like: Tensor) -> Tensor:
+        """The uniforms of a stream of the iteration that has a number of its own, [n], float64."""
+        return _kernels().philox_uniforms(self.seed, self._iteration, number, n).to(like.device)
+
     def normals(self, n: int, like: Tensor) -> Tensor:
         """Standard normals [n, D] for a vector ``like`` [D]."""
         dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gwf_fast.draws import Draws
+from gwf_fast.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import Functional, batch, batch_rows
+from gwf_fast.nn import MLP
 from gwf_fast.training import CHECK_EVERY, Training
 
 
@@ -107,7 +109,9 @@ class Engine(Protocol):
 
     name: str
 
-    def refuses(self, functional: Functional, map: nn.Module, critic: nn.Module | None) -> str | None:
+    def refuses(
+        self, functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
+    ) -> str | None:
         """Why this engine can't solve such a problem; None where it can."""
 
     def solve(self, problem: StepProblem) -> None:
@@ -124,7 +128,14 @@ class TorchEngine(Engine):
     name = "torch"
 
     @override
-    def refuses(self, functional: Functional, map: nn.Module, critic: nn.Module | None) -> str | None:
+    def refuses(
+        self, functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
+    ) -> str | None:
+        if training.dropout:
+            critics = critic.children() if isinstance(critic, nn.ModuleList) else () if critic is None else (critic,)
+            for name, module in (("map", map), *(("critic", module) for module in critics)):
+                if not isinstance(module, MLP):
+                    return f"Training(dropout=) is for gwf_fast.nn.MLP; put nn.Dropout into the {name}"
         return None
 
     @override
@@ -135,6 +146,10 @@ class TorchEngine(Engine):
         average = [p.detach().clone() for p in map_parameters] if training.ema is not None else []
         inverse_2a = 0.5 / problem.step_size
         draws, watch = Draws.from_torch(), Watch(problem)
+        net, critic = problem.map, problem.critic
+        if training.dropout:
+            net = Thinned.of(problem.map, training.dropout, draws)
+            critic = None if problem.critic is None else Thinned.of(problem.critic, training.dropout, draws)
         critic_loss, last_look = None, 0
         total: Tensor | float = 0.0  # a sum on the device: adding to it waits for nothing
         problem.map.train()
@@ -145,18 +160,22 @@ class TorchEngine(Engine):
             rate = training.rate(j)
             inputs, x = problem.minibatch(draws)
             z = functional.draw(training.batch_size, reference, draws)
-            tx = problem.map(inputs)
+            begin_pass(net, MAP_PASSES, 0)
+            tx = net(inputs)
             require_shape("map", tx, x.shape)
-            if problem.critic is not None:
+            if critic is not None:
                 still = tx.detach()
-                for _ in range(training.critic_steps):
-                    critic_loss = -functional.critic_objective(problem.critic, still, z, reference)
+                for i in range(training.critic_steps):
+                    begin_pass(critic, ASCENTS, i)
+                    critic_loss = -functional.critic_objective(critic, still, z, reference)
                     _descend(problem.critic_optimizer, critic_loss, critic_parameters, rate, training.gradient_clip)
             for i in range(training.map_steps):
                 if i:
-                    tx = problem.map(inputs)
+                    begin_pass(net, MAP_PASSES, i)
+                    tx = net(inputs)
+                begin_pass(critic, DESCENTS, i)
                 loss = (tx - x).square().sum() * (inverse_2a / len(x))
-                loss = loss + functional.map_objective(problem.critic, tx, z, reference)
+                loss = loss + functional.map_objective(critic, tx, z, reference)
                 _descend(problem.map_optimizer, loss, map_parameters, rate, training.gradient_clip)
                 if training.ema is not None:
                     torch._foreach_lerp_(average, [p.detach() for p in map_parameters], 1 - training.ema)
@@ -189,7 +208,9 @@ ENGINES: dict[str, Engine] = {"torch": TorchEngine()}
 """Engines by name, the preferred one first. ``fused_engine.py`` enters itself."""
 
 
-def resolve(name: str | None, functional: Functional, map: nn.Module, critic: nn.Module | None) -> Engine:
+def resolve(
+    name: str | None, functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
+) -> Engine:
     """The engine called ``name``, or the first that takes the problem where it is None.
 
     Raises:
@@ -199,7 +220,7 @@ def resolve(name: str | None, functional: Functional, map: nn.Module, critic: nn
         raise ValueError(f"engine: unknown {name!r}, available: {', '.join(ENGINES)}")
     reasons = []
     for engine in [ENGINES[name]] if name is not None else ENGINES.values():
-        reason = engine.refuses(functional, map, critic)
+        reason = engine.refuses(functional, map, critic, training)
         if reason is None:
             return engine
         reasons.append(f"{engine.name}: {reason}")

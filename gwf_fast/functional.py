@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gwf_fast.descent import descent_direction
-from gwf_fast.divergences import divergence
+from gwf_fast.divergences import divergence, tame_exp
 from gwf_fast.draws import Draws
 from gwf_fast.potentials import Gaussian
 
@@ -227,7 +227,7 @@ class KL(Functional):
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         v = raw_output(critic, reference.whiten(torch.cat((x, z))))  # one pass of the critic over both batches
-        return v[: len(x)].mean() - _tame_exp(v[len(x) :]).mean()
+        return v[: len(x)].mean() - tame_exp(v[len(x) :]).mean()
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -237,7 +237,7 @@ class KL(Functional):
     @override
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         return (
-            1 + self.map_objective(critic, x, z, reference) - _tame_exp(raw_output(critic, reference.whiten(z))).mean()
+            1 + self.map_objective(critic, x, z, reference) - tame_exp(raw_output(critic, reference.whiten(z))).mean()
         )
 
 
@@ -326,15 +326,6 @@ class SquaredMMD(Functional):
 
         z = draw_target(self.target, len(particles))
         return interaction_velocity(x, particles, kernel=self.kernel) - interaction_velocity(x, z, kernel=self.kernel)
-
-
-TAME = 15.0
-
-
-def _tame_exp(v: Tensor) -> Tensor:
-    """e^v up to v = 15, its tangent there from then on."""
-    bounded = v.clamp(max=TAME).exp()
-    return bounded + math.exp(TAME) * (v - TAME).clamp(min=0)
 
 
 def raw_output(critic: nn.Module | None, x: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ class JKOFlow:
         self.engine = engine
         with self._randomness(0, torch.device("cpu")):
             if self._split.implicit is not None:
-                engines.resolve(engine, self._split.implicit, make_module(self.map, "map"), self._new_critic())
+                self._engine(make_module(self.map, "map"), self._new_critic())
 
     def init(self, x0: Source) -> FlowState:
         """The state before the first step.
@@ -180,7 +180,7 @@ class JKOFlow:
                         training=self.training,
                         on_iteration=on_iteration,
                     )
-                    engines.resolve(self.engine, self._split.implicit, backward, critic).solve(problem)
+                    self._engine(backward, critic).solve(problem)
                     moved = push((backward,), problem.inputs)
                     map_state = problem.map_optimizer.state_dict()
                     transport = backward if forward is None else nn.Sequential(forward, backward)
@@ -316,6 +316,10 @@ class JKOFlow:
             last = state.maps[-1] if self._split.explicit is None else list(state.maps[-1].children())[-1]
             return copy.deepcopy(last).requires_grad_(True), state.map_optimizer
         return make_module(self.map, "map").to(state.particles), None
+
+    def _engine(self, map: nn.Module, critic: nn.Module | None) -> engines.Engine:
+        assert self._split.implicit is not None
+        return engines.resolve(self.engine, self._split.implicit, map, critic, self.training)
 
     def _new_critic(self) -> nn.Module | None:
         return self.functional.build_critic(lambda: make_module(self.critic, "critic"))

@@ -24,6 +24,8 @@ class Training:
         lr_schedule: Within a JKO step, "constant" or "cosine" (down to zero at its end).
         betas: Adam's decay rates, for both.
         gradient_clip: Largest norm of a gradient, for both; None for no clipping.
+        dropout: Rate at which hidden units of both are dropped while they train, of ``gwf_fast.nn.MLP`` networks; other
+            modules have their own ``nn.Dropout``. A step ends with the whole networks.
         weight_decay: Of AdamW (Loshchilov and Hutter, 2019), for both.
         ema: Decay of a moving average of the map's parameters over its descents, which becomes the map of the step;
             None for the parameters themselves.
@@ -43,6 +45,7 @@ class Training:
     lr_schedule: str = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float | None = None
+    dropout: float = 0.0
     weight_decay: float = 0.0
     ema: float | None = None
     patience: int | None = None
@@ -62,6 +65,8 @@ class Training:
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a number in [0, 1), got {self.dropout!r}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema: expected a number in (0, 1), got {self.ema!r}")
         if self.lr_schedule not in SCHEDULES:

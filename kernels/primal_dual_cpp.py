@@ -22,7 +22,7 @@ from .mlp_cpp import _address, _addresses, _function
 Elementwise = tuple[str, float]
 
 TARGET_KINDS = ("whole", "samples", "normal", "callback")
-DENSITY_KINDS = ("none", "gaussian", "mixture", "logistic", "callback")
+DENSITY_KINDS = ("none", "gaussian", "mixture", "logistic")
 
 
 def philox_indices(seed: int, iteration: int, stream: int, n: int, bound: int) -> Tensor:
@@ -92,7 +92,6 @@ class Density:
         precision: mixture: 1 / s^2, [K].
         log_weights: mixture: log of weight over normalisation, [K].
         rate: gaussian: log of its normalisation; logistic: of the Gamma prior.
-        evaluate: callback: x [N, D] to log Q [N] and its gradient [N, D].
     """
 
     kind: str = "none"
@@ -101,7 +100,6 @@ class Density:
     precision: Tensor | None = None
     log_weights: Tensor | None = None
     rate: float = 0.0
-    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def problem(self) -> dict[str, Any]:
         """As the compiled module takes it."""
@@ -127,17 +125,22 @@ class Problem:
         target_kind: One of ``TARGET_KINDS``.
         target: Samples of Q, for "whole" and "samples".
         target_batch: Samples of Gamma an iteration.
-        draw_target: callback: the samples of an iteration.
+        begin: Called with the number of each iteration; for "callback" it returns the samples of Q.
+        coefficient: c, on all that the critic is about.
         of_model, of_target: A and B, names of ``csrc/mlp.h`` with their constants.
+        log_mean: Whether log E e^h stands in place of E B(h).
         whitening: Mean [D], inverse of the Cholesky factor [D, D], log of the normalisation of mu; None without mu.
         density: log Q where it enters.
-        map, critic: The networks.
+        rest: R: y [M, D] to its value and its gradient [M, D]; None for none.
+        map, critic: The networks; a critic where there is one.
+        dropout: Rate at which hidden units are dropped.
         step_size: a.
         critic_steps, map_steps: J2, J3.
         schedule: Factor on the rates, [J1] float64.
         adam: beta_1, beta_2, epsilon, weight decay, clip, average.
         seed: Of the draws.
-        penalty: lambda of lambda E (|grad h| - 1)^2 between the batches, which are then equally large; 0 for none.
+        target_stream, penalty_stream: Their numbers in an iteration.
+        penalty: lambda of lambda E (|grad h| - 1)^2 between the batches; 0 for none.
     """
 
     inputs: Tensor
@@ -146,20 +149,26 @@ class Problem:
     target_kind: str
     target: Tensor | None
     target_batch: int
-    draw_target: Callable[[], Tensor] | None
+    begin: Callable[[int], Tensor | None] | None
+    coefficient: float
     of_model: Elementwise
     of_target: Elementwise
+    log_mean: bool
     whitening: tuple[Tensor, Tensor, float] | None
     density: Density
+    rest: Callable[[Tensor], tuple[float, Tensor]] | None
     map: Trained
-    critic: Trained
+    critic: Trained | None
+    dropout: float
     step_size: float
     critic_steps: int
     map_steps: int
     schedule: Tensor
     adam: tuple[float, float, float, float, float, float]
     seed: int
-    penalty: float = 0.0
+    target_stream: int
+    penalty_stream: int
+    penalty: float
 
 
 class PrimalDual:
@@ -189,20 +198,25 @@ class PrimalDual:
                 "target": _address(p.target),
                 "target_size": 0 if p.target is None else len(p.target),
                 "target_batch": p.target_batch,
+                "coefficient": p.coefficient,
                 "of_model": (_function(p.of_model[0]), p.of_model[1]),
                 "of_target": (_function(p.of_target[0]), p.of_target[1]),
+                "log_mean": p.log_mean,
                 "penalty": p.penalty,
                 "mean": _address(mean),
                 "whitening": _address(whitening),
                 "log_norm": log_norm,
                 "density": p.density.problem(),
                 "map": p.map.problem(),
-                "critic": p.critic.problem(),
+                "critic": None if p.critic is None else p.critic.problem(),
+                "dropout": p.dropout,
                 "adam": p.adam,
                 "schedule": p.schedule.data_ptr(),
                 "seed": p.seed,
-                "draw_target": None if p.draw_target is None else functools.partial(_draw_target, p),
-                "log_density": None if p.density.evaluate is None else functools.partial(_log_density, p),
+                "target_stream": p.target_stream,
+                "penalty_stream": p.penalty_stream,
+                "begin": None if p.begin is None else functools.partial(_begin, p),
+                "rest": None if p.rest is None else functools.partial(_rest, p),
             },
         )
 
@@ -225,13 +239,15 @@ def _view(address: int, rows: int, like: Tensor) -> Tensor:
 
 
 # What the loop calls back must not hold the loop: nobody could see that cycle.
-def _draw_target(problem: Problem, iteration: int, address: int) -> None:
-    assert problem.draw_target is not None
-    _view(address, problem.target_batch, problem.anchors).copy_(problem.draw_target())
+def _begin(problem: Problem, iteration: int, address: int) -> None:
+    assert problem.begin is not None
+    samples = problem.begin(iteration)
+    if samples is not None:
+        _view(address, problem.target_batch, problem.anchors).copy_(samples)
 
 
-def _log_density(problem: Problem, x: int, gradient: int) -> float:
-    assert problem.density.evaluate is not None
-    value, slope = problem.density.evaluate(_view(x, problem.batch_size, problem.anchors).clone())
+def _rest(problem: Problem, y: int, gradient: int) -> float:
+    assert problem.rest is not None
+    value, slope = problem.rest(_view(y, problem.batch_size, problem.anchors).clone())
     _view(gradient, problem.batch_size, problem.anchors).copy_(slope)
-    return value.double().sum().item()
+    return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -147,11 +149,114 @@ def test_threads_do_not_matter():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def _hinge(hx: Tensor, hz: Tensor) -> Tensor:
+    """Miyato et al. (2018), with D = -h: E_Q min(0, D - 1) + E_P min(0, -D - 1)."""
+    return torch.minimum(torch.zeros_like(hz), -hz - 1).mean() + torch.minimum(torch.zeros_like(hx), hx - 1).mean()
+
+
+OTHERS = {
+    "ipm": lambda hx, hz: hx.mean() - hz.mean(),
+    "hinge": _hinge,
+    "donsker_varadhan": lambda hx, hz: hx.mean() - hz.exp().mean().log(),
+    "kl_density": lambda hx, hz: hx.mean() - hz.exp().mean(),
+    ("entropy", 2.5): lambda hx, hz: (2.5 * hx.mean() - 1.5 * (nn.functional.relu(hz) ** (2.5 / 1.5)).mean()) / 1.5,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", OTHERS, ids=str)
+def test_the_other_objectives(name, dtype):
+    critic = gwf.nn.MLP((3, 20, 20, 1), "silu")
+    with torch.no_grad():
+        critic[-1].weight.mul_(8)  # outputs on either side of the hinges
+    critic = critic.to(dtype)
+    x, z = batches(dtype)
+    exact, (xd, zd) = copy.deepcopy(critic).double(), (t.detach().double().requires_grad_() for t in (x, z))
+    value = gwf.nn.critic_objective(critic, x, z, divergence=name)
+    want = OTHERS[name](*(nn.Sequential.forward(exact, points)[:, 0] for points in (xd, zd)))
+    rtol = 1e-10 if dtype is torch.float64 else 3e-5
+    torch.testing.assert_close(value.double(), want, rtol=rtol, atol=rtol)
+    got = torch.autograd.grad(3 * value, [x, z, *critic.parameters()], retain_graph=True)
+    truth = torch.autograd.grad(3 * want, [xd, zd, *exact.parameters()], create_graph=True)
+    for mine, theirs in zip(got, truth, strict=True):
+        assert (mine - theirs).norm() <= rtol * (1 + theirs.norm())
+    if dtype is torch.float64:
+        graph = torch.autograd.grad(3 * value, [x, z, *critic.parameters()], create_graph=True)
+        seconds = [
+            torch.autograd.grad(sum(g.square().sum() for g in first), inputs, materialize_grads=True)
+            for first, inputs in ((graph, [x, *critic.parameters()]), (truth, [xd, *exact.parameters()]))
+        ]
+        for mine, theirs in zip(*seconds, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "prelu", "silu", "softplus"])
+@pytest.mark.parametrize("name", ["ipm", "js"])
+def test_wgan_gp_gradient_against_plain_pytorch(name, activation):
+    critic = gwf.nn.MLP((3, 20, 20, 1), activation).double()
+    x, z = batches()
+    e = torch.rand(50, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    value = gwf.nn.critic_objective(critic, x, z, divergence=name, penalty=7.0, mixing=e)
+    plain = nn.Sequential(*critic)
+    between = (e[:, None] * x + (1 - e[:, None]) * z[:50]).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(plain(between).sum(), between, create_graph=True)
+    base = plain(x).mean() - plain(z).mean() if name == "ipm" else reference(name, critic, x, z)
+    want = base - 7.0 * ((slope.norm(dim=1) - 1) ** 2).mean()
+    torch.testing.assert_close(value, want, rtol=1e-10, atol=1e-12)
+    got, truth = (torch.autograd.grad(v, [x, z, *critic.parameters()], materialize_grads=True) for v in (value, want))
+    for mine, theirs in zip(got, truth, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_spectral_norm_goes_through_the_compiled_pass():
+    critic = gwf.nn.MLP((3, 20, 20, 1), "leaky_relu").double()
+    for layer in critic:
+        if isinstance(layer, nn.Linear):
+            nn.utils.parametrizations.spectral_norm(layer)
+    twin = copy.deepcopy(critic)
+    x, z = batches()
+    assert critic.serves_objective(x)
+    value = gwf.nn.critic_objective(critic, x, z, divergence="ipm")
+    want = nn.Sequential.forward(twin, torch.cat((x, z)))[:, 0]  # one power iteration, as ours
+    want = want[:50].mean() - want[50:].mean()
+    torch.testing.assert_close(value, want, rtol=1e-10, atol=1e-12)
+    got = torch.autograd.grad(value, [x, *critic.parameters()], materialize_grads=True)
+    truth = torch.autograd.grad(want, [x, *twin.parameters()], materialize_grads=True)
+    for mine, theirs in zip(got, truth, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_donsker_varadhan_does_not_overflow():
+    critic = gwf.nn.MLP((3, 4, 1))
+    with torch.no_grad():
+        critic[-1].bias.fill_(500.0)
+    x, z = batches(torch.float32)
+    value = gwf.nn.critic_objective(critic, x, z, divergence="donsker_varadhan")
+    assert value.isfinite() and abs(value.item()) < 1  # a constant changes nothing
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value, list(critic.parameters())))
+
+
+def test_the_penalty_of_any_module_and_of_draws():
+    x, z = batches()
+    modules = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    twin = gwf.nn.MLP((3, 8, 1), "tanh").double()
+    twin.load_state_dict(modules.state_dict())
+    values = []
+    for critic in (modules, twin):
+        torch.manual_seed(3)
+        values.append(gwf.nn.critic_objective(critic, x, z, divergence="ipm", penalty=1.0))
+    torch.testing.assert_close(*values)
+
+
 def test_bad_input():
     critic = gwf.nn.MLP((3, 4, 1)).double()
     x, z = batches()
     for bad, message in (
-        ({"divergence": "hinge"}, "unknown divergence 'hinge'"),
+        ({"divergence": "hing"}, "divergence: unknown 'hing', expected one of kl, .*, hinge"),
+        ({"divergence": ("hinge", 2.0)}, "'hinge' takes no parameter"),
+        ({"divergence": "entropy"}, "with m > 1"),
+        ({"divergence": "ipm", "penalty": -1.0}, "penalty must be a number >= 0"),
+        ({"divergence": "ipm", "penalty": 1.0, "mixing": torch.ones(3)}, r"mixing must have shape \[50\], got \[3\]"),
         ({"divergence": ("alpha", 1.0)}, "alpha = 1 is a limit"),
         ({"divergence": ("alpha",)}, r"divergence: expected a name or a pair"),
         ({"z": z[:, :2], "divergence": "kl"}, "z must have the dimension of x, D = 3"),

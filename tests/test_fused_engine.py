@@ -1,7 +1,6 @@
 """The fused engine against the torch one on the same draws, and against closed forms."""
 
 import copy
-import dataclasses
 import gc
 import math
 import resource
@@ -14,13 +13,14 @@ import pytest
 import torch
 from torch import nn
 
+from gwf_fast.adversarial import IPM
 from gwf_fast.draws import Draws
+from gwf_fast.energies import GeneralizedEntropy
 from gwf_fast.engine import ENGINES, StepProblem
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.functional import KL, FDivergence, JensenShannon, Potential
+from gwf_fast.functional import KL, FDivergence, JensenShannon
 from gwf_fast.fused_engine import compiled_problem
 from gwf_fast.jko import JKOFlow
-from gwf_fast.kernels.primal_dual_cpp import PrimalDual, philox_uniforms
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import BayesianLogisticRegression, Gaussian, GaussianMixture
 from gwf_fast.thread_choice import ThreadChoice
@@ -32,16 +32,16 @@ def generator(seed=0):
 
 
 def solved(engine, functional, dtype, dim=3, training=None, activation="prelu", widths=(16, 16), pool=500,
-           latent=None, step_size=0.5):  # fmt: skip
+           latent=None, step_size=0.5, seed=0):  # fmt: skip
     """Parameters and Adam's states of map and critic after one inner problem; a generator's with ``latent``."""
     training = training or Training(batch_size=64, iterations=20, critic_steps=3, map_steps=2)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     transport = MLP([latent or dim, *widths, dim], activation, residual=latent is None)
-    critic = MLP([dim, *widths, 1], activation)
+    critic = functional.build_critic(lambda: MLP([dim, *widths, 1], activation))
     with torch.no_grad():
         for p in transport.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    transport, critic = transport.to(dtype), critic.to(dtype)
+    transport, critic = transport.to(dtype), critic.to(dtype) if critic else None
     inputs = torch.randn(pool, latent or dim, dtype=torch.float64, generator=generator()).to(dtype)
     anchors = 1.5 * inputs[:, :dim].contiguous() + 0.3
     flow = JKOFlow(functional, dim, step_size, map=transport, critic=critic, training=training)
@@ -54,19 +54,20 @@ def solved(engine, functional, dtype, dim=3, training=None, activation="prelu", 
         map=transport,
         critic=critic,
         map_optimizer=flow._optimizer(transport, training.lr, None),
-        critic_optimizer=flow._optimizer(critic, training.critic_lr or training.lr, None),
+        critic_optimizer=flow._optimizer(critic, training.critic_lr or training.lr, None) if critic else None,
         training=training,
     )
-    torch.manual_seed(5)
+    torch.manual_seed(seed + 5)
     ENGINES[engine].solve(problem)
     state = [
         optimizer.state[p][slot]
         for optimizer in (problem.map_optimizer, problem.critic_optimizer)
+        if optimizer is not None
         for group in optimizer.param_groups
         for p in group["params"]
         for slot in ("step", "exp_avg", "exp_avg_sq")
     ]
-    return [p.detach() for p in (*transport.parameters(), *critic.parameters())], state
+    return [p.detach() for p in (*transport.parameters(), *(critic.parameters() if critic else ()))], state
 
 
 def assert_same_path(functional, dtype=torch.float64, bound=1e-9, **options):
@@ -111,19 +112,45 @@ def test_every_density_against_the_torch_path(name):
     assert_same_path(KL(densities()[name]))
 
 
-# In float32 a smooth activation: where a PReLU's input is 0 to rounding, the two paths may fall on either side of its
-# kink, and differ by a derivative from then on (torch's own float32 path differs from its float64 path by 6e-3 here).
+def paper(kind, dtype):
+    """The size of Fan et al. in two dimensions: M = 100, J2 = 3, J3 = 2."""
+    mixture = GaussianMixture(torch.tensor([[2.0, 0.0], [-2.0, 1.0]], dtype=dtype), 0.7)
+    functional = JensenShannon(samples(2, dtype=dtype)) if kind == "samples" else KL(mixture)
+    training = Training(batch_size=100, iterations=200, critic_steps=3, map_steps=2)
+    return functional, {"dim": 2, "training": training, "widths": (16,) * 4}
+
+
 @pytest.mark.parametrize(
     ("dtype", "bound", "activation"),
     [(torch.float64, 1e-9, "prelu"), (torch.float64, 1e-9, "silu"), (torch.float32, 1e-3, "silu")],
 )
 @pytest.mark.parametrize("kind", ["samples", "density"])
 def test_the_paths_stay_together_for_200_iterations(dtype, bound, activation, kind):
-    """The size of Fan et al. in two dimensions: M = 100, J2 = 3, J3 = 2."""
-    training = Training(batch_size=100, iterations=200, critic_steps=3, map_steps=2)
-    mixture = GaussianMixture(torch.tensor([[2.0, 0.0], [-2.0, 1.0]], dtype=dtype), 0.7)
-    functional = JensenShannon(samples(2, dtype=dtype)) if kind == "samples" else KL(mixture)
-    assert_same_path(functional, dtype, bound, dim=2, training=training, activation=activation, widths=(16,) * 4)
+    functional, options = paper(kind, dtype)
+    assert_same_path(functional, dtype, bound, activation=activation, **options)
+
+
+def test_float32_with_kinks_strays_no_farther_than_pytorch():
+    """PReLU networks in float32: a unit whose input is 0 to rounding may fall on either side of its kink.
+
+    From there on two computations that round differently differ by a derivative: of twelve such problems PyTorch's own
+    float32 path left its float64 path by more than 1e-3 in nine, by up to 5e-2. Where no unit is that close to its
+    kink the engines agree to rounding; elsewhere ours may be as far from the exact path as PyTorch's, in the median.
+    """
+
+    def parameters(engine, kind, dtype, seed):
+        functional, options = paper(kind, dtype)
+        return torch.cat([p.flatten().double() for p in solved(engine, functional, dtype, seed=seed, **options)[0]])
+
+    ours, theirs, apart = [], [], []
+    for kind in ("samples", "density"):
+        for seed in range(4):
+            exact = parameters("fused", kind, torch.float64, seed)  # PyTorch's to 1e-9, see above
+            fused, plain = (parameters(engine, kind, torch.float32, seed) for engine in ("fused", "torch"))
+            for found, reference, errors in ((fused, exact, ours), (plain, exact, theirs), (fused, plain, apart)):
+                errors.append(((found - reference).norm() / exact.norm()).item())
+    assert sorted(ours)[4] <= 4 * sorted(theirs)[4], (ours, theirs)
+    assert min(apart) < 1e-5, apart
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "silu", "softplus", "tanh", "sigmoid"])
@@ -136,6 +163,8 @@ OPTIONS = {
     "clip": {"gradient_clip": 0.1},
     "decay": {"weight_decay": 0.3},
     "average": {"ema": 0.8},
+    "dropout": {"dropout": 0.3},
+    "dropout-whole": {"dropout": 0.6, "batch_size": 500},
     "steps": {"critic_steps": 1, "map_steps": 3},
     "whole": {"batch_size": 500},
 }
@@ -222,7 +251,10 @@ def test_bad_densities_are_named():
 @pytest.mark.parametrize(
     ("functional", "options", "reason"),
     [
-        (Potential(lambda x: x.sum(-1)), {}, "it takes KL and f-divergences, not Potential"),
+        (GeneralizedEntropy(2), {}, "of functionals with a critic it takes KL, .*, not GeneralizedEntropy"),
+        (JensenShannon(torch.ones(9, 2)) + KL(lambda x: x.sum(-1)), {}, "it trains one critic, the functional needs 2"),
+        (IPM(torch.ones(9, 2), "spectral_norm"), {}, "of IPMs it takes those with a gradient penalty, not spectral"),
+        (IPM(torch.ones(9, 2)), {"training": {"dropout": 0.1}}, "it has no dropout where there is a gradient penalty"),
         (JensenShannon(torch.ones(9, 2)), {"map": nn.Linear(2, 2)}, "the map is a Linear, not a gwf_fast.nn.MLP"),
         (JensenShannon(torch.ones(9, 2)), {"critic": MLP([2, 600, 1])}, "the critic is wider than 512"),
         (
@@ -361,42 +393,3 @@ def test_a_step_leaves_no_memory_behind():
     del functional
     gc.collect()
     assert kept[0]() is None
-
-
-@pytest.mark.parametrize("activation", ["prelu", "relu", "silu", "tanh"])
-def test_the_gradient_penalty_against_autograd(activation):
-    """Three iterations of two ascents of E h - E exp(h - 1) - 10 E (|grad h| - 1)^2 in plain PyTorch, float64."""
-    torch.manual_seed(0)
-    transport, critic = MLP([3, 3]).double(), MLP([3, 20, 7, 1], activation).double()
-    twin = copy.deepcopy(critic)
-    x, z = 2 * torch.randn(301, 3).double(), torch.randn(301, 3).double() + 1
-    problem = StepProblem(
-        functional=FDivergence("kl", z),
-        step_size=0.5,
-        inputs=x,
-        anchors=x,
-        reference=None,
-        map=transport,
-        critic=critic,
-        map_optimizer=torch.optim.AdamW(transport.parameters()),
-        critic_optimizer=torch.optim.AdamW(critic.parameters()),
-        training=Training(batch_size=301, iterations=3, critic_steps=2),
-    )
-    penalised = dataclasses.replace(compiled_problem(problem), penalty=10.0, map_steps=0)
-    loop = PrimalDual(penalised)
-    loop.run(0, 3, 1)
-    loop.write_back()
-
-    y, modules = transport(x).detach(), nn.Sequential(*twin)
-    optimizer = torch.optim.AdamW(twin.parameters(), weight_decay=0.0)
-    for j in range(3):
-        for i in range(2):
-            e = philox_uniforms(penalised.seed, j, 2 + i, 301)[:, None]
-            between = (e * y + (1 - e) * z).requires_grad_()
-            (g,) = torch.autograd.grad(modules(between).sum(), between, create_graph=True)
-            loss = (modules(z) - 1).exp().mean() - modules(y).mean() + 10 * (g.norm(dim=1) - 1).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    for ours, theirs in zip(critic.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

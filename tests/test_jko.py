@@ -275,7 +275,7 @@ def test_an_engine_that_refuses_gives_its_reason(monkeypatch):
     class Picky:
         name = "picky"
 
-        def refuses(self, functional, map, critic):
+        def refuses(self, functional, map, critic, training):
             return "takes no Potential"
 
         def solve(self, problem):

@@ -26,6 +26,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 
 # Written here and not taken from the package: what PyTorch users would put in an nn.Sequential.
 HIDDEN = {
+    "identity": nn.Identity,
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
     "prelu": nn.PReLU,
@@ -362,7 +363,7 @@ def test_wider_networks_run_as_modules():
     [
         (((3,),), "sizes: expected at least two positive widths, got [3]"),
         (((3, 0, 1),), "sizes: expected at least two positive widths"),
-        (((3, 4, 1), "gelu"), "activation: unknown 'gelu', expected one of relu"),
+        (((3, 4, 1), "gelu"), "activation: unknown 'gelu', expected one of identity, relu"),
         (((3, 4, 1), "relu", "prelu"), "output: unknown 'prelu', expected None or one of"),
         (((3, 4, 1), "relu", "alpha"), "parameter: the divergence 'alpha' needs one"),
         (((3, 4, 1), "relu", ("square", 2.0)), "output: unknown ('square', 2.0)"),

@@ -78,7 +78,7 @@ def test_gan(engine):
     assert not torch.equal(before.maps[0][0].weight, after.maps[0][0].weight)
 
 
-@pytest.mark.parametrize("engine", ["torch"])
+@pytest.mark.parametrize("engine", ["fused", "torch"])
 def test_wgan_gp(engine):
     flow, before, after = updated(presets.wgan_gp, 5, engine, lr=1e-4, betas=(0.0, 0.9))
     G, D = twin(before.maps[0]), twin(before.critic)

@@ -142,7 +142,7 @@ class MLP(nn.Sequential):
         )
 
     def _check(self, x: Tensor) -> None:
-        weight, width = self[0].weight, self.spec.sizes[0]
+        weight, width = self[0].bias, self.spec.sizes[0]  # the weight may be a parametrisation, which counts its calls
         if x.ndim < 1 or x.shape[-1] != width:
             raise ValueError(f"x must have shape [*B, {width}] for sizes {self.config['sizes']}, got {list(x.shape)}")
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):

@@ -1,64 +1,173 @@
-"""What a critic of an f-divergence maximises, in one pass over both batches."""
+"""What a critic maximises, in one pass over both batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._validation import check_pair
-from ..divergences import Divergence
+from ..divergences import DIVERGENCES, TAME, tame_exp
 from ..divergences import divergence as row_of
 from ..ops.mlp import Side, mlp, objective
 from ..ops.modes import is_eager
-from .functions import activation_of, conjugate_of, split_name
+from .functions import Compiled, activation_of, conjugate_of, split_name
 from .mlp import MLP
 
+OBJECTIVES = ("ipm", "hinge", "donsker_varadhan", "kl_density", "entropy")
+"""What ``divergence`` may be, beside the rows of the table of f-divergences."""
 
-def critic_objective(critic: nn.Module, x: Tensor, z: Tensor, *, divergence: str | Sequence) -> Tensor:
-    """E_P A(h(x)) - E_Q B(h(z)), whose supremum over critics h is D_f(P|Q).
 
-    A is the divergence's output activation, which maps a critic's raw output into the domain of the conjugate f*, and
-    B = f* o A (Fan et al., ICML 2022, with the model P first). For an :class:`MLP` without an output activation, value
-    and all gradients come from one compiled pass over both batches; any other module goes through its own forward.
+class _Row(NamedTuple):
+    """E_P A(h) - E_Q B(h) in both forms, and what it is multiplied by."""
+
+    model: Callable[[Tensor], Tensor]
+    target: Callable[[Tensor], Tensor]
+    compiled: tuple[Compiled, Compiled]
+    scale: float = 1.0
+    log_mean: bool = False  # log E_Q e^h in place of E_Q B(h)
+
+
+def critic_objective(
+    critic: nn.Module,
+    x: Tensor,
+    z: Tensor,
+    *,
+    divergence: str | Sequence,
+    penalty: float = 0.0,
+    mixing: Tensor | None = None,
+) -> Tensor:
+    """What a critic h maximises, E_P A(h(x)) - E_Q B(h(z)) or its like, for every functional with a critic.
+
+    An f-divergence by its name: A is its output activation, which maps a critic's raw output into the domain of the
+    conjugate f*, and B = f* o A (Fan et al., ICML 2022, with the model P first). Besides:
+
+    - "ipm": A(h) = B(h) = h, of ``gwf.IPM``. For 1-Lipschitz critics; see ``penalty``, or put
+      ``torch.nn.utils.parametrizations.spectral_norm`` on its layers.
+    - "donsker_varadhan": E_P h - log E_Q e^h, of ``gwf.DonskerVaradhan``.
+    - "kl_density": A(h) = h, B(h) = e^h up to h = 15 and its tangent from there, of ``gwf.KL``: z are samples of the
+      Gaussian mu, and x, z coordinates in which mu is standard.
+    - ("entropy", m): m/(m - 1) E_P h - E_U [h]_+^(m/(m-1)), of ``gwf.GeneralizedEntropy``: z uniform.
+    - "hinge": A(h) = min(h, 1) - 1, B(h) = max(h, -1) + 1 (Lim and Ye 2017), high on P as all critics here.
+
+    For an :class:`MLP` without an output activation, value and all gradients come from one compiled pass over both
+    batches ("donsker_varadhan" looks at z once before); any other module goes through its own forward.
 
     Args:
         critic: Maps [N, D] to its raw output, [N, 1] or [N].
         x: Samples of P, [N, D].
         z: Samples of Q, [M, D].
-        divergence: Name of a row of the table of f-divergences; with a parameter, ``("alpha", a)`` or
-            ``("generalized_entropy", m)``.
+        divergence: Name of a row of the table of f-divergences, or one of the above; with a parameter, a pair such as
+            ``("alpha", a)``, ``("generalized_entropy", m)``, ``("entropy", m)``.
+        penalty: lambda of the gradient penalty lambda E (|grad h| - 1)^2 at e x + (1 - e) z over the first min(N, M)
+            rows, which is subtracted (Gulrajani et al. 2017).
+        mixing: e, [min(N, M)]; None for uniform draws from torch's global generator.
 
     Returns:
-        A scalar, differentiable to second order in the critic's parameters, x and z.
+        A scalar, differentiable to second order in the critic's parameters, x and z. With a penalty an MLP's is so to
+        first order on its compiled path, since the penalty holds a derivative already, and x and z are constants in it.
 
     Raises:
-        ValueError: If there is no such divergence, a batch is empty, or shapes do not fit.
+        ValueError: If there is no such objective, a batch is empty, or shapes do not fit.
     """
-    name, parameter = split_name(divergence, "divergence")
-    row = row_of(name, parameter)
+    row = _row(divergence)
     check_pair(x, z, "z")
     for label, points in (("x", x), ("z", z)):
         if points.ndim != 2 or len(points) == 0:
             raise ValueError(f"{label} must have shape [N, D] with N >= 1, got {list(points.shape)}")
-    if not (isinstance(critic, MLP) and critic.serves_objective(x) and is_eager()):
-        return _torch_objective(row, critic(torch.cat((x, z))), len(x))
+    if not (math.isfinite(penalty) and penalty >= 0):
+        raise ValueError(f"penalty must be a number >= 0, got {penalty!r}")
+    if isinstance(critic, MLP) and critic.serves_objective(x) and is_eager():
+        value = _compiled_objective(row, critic, x, z)
+    else:
+        value = _torch_objective(row, critic(torch.cat((x, z))), len(x))
+    if penalty == 0:
+        return value
+    return value - penalty * gradient_penalty(critic, x.detach(), z.detach(), mixing)
 
+
+def gradient_penalty(critic: nn.Module, x: Tensor, z: Tensor, mixing: Tensor | None = None) -> Tensor:
+    """E (|grad h| - 1)^2 on segments between two batches (Gulrajani et al. 2017), a scalar.
+
+    Args:
+        critic: Maps [N, ...] to [N, 1] or [N].
+        x: Samples [N, ...].
+        z: Samples [M, ...]; of the larger set the first rows are used.
+        mixing: e of the points e x + (1 - e) z, [min(N, M)]; None for uniform draws from torch's global generator.
+    """
+    n = min(len(x), len(z))
+    if mixing is None:
+        mixing = torch.rand(n, dtype=x.dtype, device=x.device)
+    if mixing.shape != (n,):
+        raise ValueError(f"mixing must have shape [{n}], got {list(mixing.shape)}")
+    e = mixing.to(x)[(...,) + (None,) * (x.ndim - 1)]
+    between = torch.lerp(z[:n], x[:n], e)
+    if isinstance(critic, MLP):
+        slope = critic.value_and_grad(between)[1]
+    else:
+        with torch.enable_grad():
+            between.requires_grad_()
+            (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def _row(given: str | Sequence) -> _Row:
+    name, parameter = split_name(given, "divergence")
+    if name in DIVERGENCES:
+        table = row_of(name, parameter)
+        forms = activation_of(name, parameter), conjugate_of(name, parameter)
+        return _Row(table.activation, table.conjugate_of_activation, forms)
+    if name not in OBJECTIVES:
+        raise ValueError(f"divergence: unknown {name!r}, expected one of {', '.join((*DIVERGENCES, *OBJECTIVES))}")
+    if name == "entropy":
+        if parameter is None or not parameter > 1:
+            raise ValueError(f'divergence: expected ("entropy", m) with m > 1, got {given!r}')
+        power = parameter / (parameter - 1)
+        forms = Compiled("identity"), Compiled("ramp_power", power)
+        return _Row(_identity, lambda v: v.clamp(min=0) ** power / power, forms, scale=power)
+    if parameter is not None:
+        raise ValueError(f"divergence: {name!r} takes no parameter, got {given!r}")
+    identity = Compiled("identity")
+    return {
+        "ipm": _Row(_identity, _identity, (identity, identity)),
+        "hinge": _Row(
+            lambda v: v.clamp(max=1) - 1,
+            lambda v: v.clamp(min=-1) + 1,
+            (Compiled("below", 1.0), Compiled("above", 1.0)),
+        ),
+        "donsker_varadhan": _Row(_identity, _identity, (identity, identity), log_mean=True),
+        "kl_density": _Row(_identity, tame_exp, (identity, Compiled("exp_tamed", TAME))),
+    }[name]
+
+
+def _identity(v: Tensor) -> Tensor:
+    return v
+
+
+def _compiled_objective(row: _Row, critic: MLP, x: Tensor, z: Tensor) -> Tensor:
     spec, parameters = critic.spec, critic.parameter_list()
-    sides = (
-        Side(x, *activation_of(name, parameter), 1 / len(x)),
-        Side(z, *conjugate_of(name, parameter), -1 / len(z)),
-    )
+    of_model, of_target = row.compiled
+    offset = 0.0
+    if row.log_mean:  # the gradient of log E e^h is that of E e^(h - l) with l its value
+        with torch.no_grad():
+            v = mlp(z, parameters, spec)
+            offset = (v.double().logsumexp(0) - math.log(len(z))).item()
+        of_target = Compiled("exp_shifted", offset)
+    sides = (Side(x, *of_model, row.scale / len(x)), Side(z, *of_target, -row.scale / len(z)))
 
     def differentiable(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
         return _torch_objective(row, mlp(torch.cat((x, z)), parameters, spec), len(x))
 
-    return objective(sides, parameters, spec, differentiable)
+    value = objective(sides, parameters, spec, differentiable)
+    return value + (1 - offset) if row.log_mean else value
 
 
-def _torch_objective(row: Divergence, v: Tensor, n: int) -> Tensor:
+def _torch_objective(row: _Row, v: Tensor, n: int) -> Tensor:
     if v.ndim > 2 or v.numel() != len(v):
         raise ValueError(f"critic must map [N, D] to [N, 1] or [N], got {list(v.shape)} for N = {len(v)}")
     v = v.view(-1)
-    return row.activation(v[:n]).mean() - row.conjugate_of_activation(v[n:]).mean()
+    target = v[n:].logsumexp(0) - math.log(len(v) - n) if row.log_mean else row.target(v[n:]).mean()
+    return row.scale * (row.model(v[:n]).mean() - target)

@@ -1,0 +1,204 @@
+"""What the JKO step size a does, over every functional of samples, for compositions of maps and for generators.
+
+The study of "A Unifying View of Variational Generative Wasserstein Flows" (2026): a small step holds the model close
+to where it was, an infinite one is adversarial training (GAN, f-GAN, WGAN-GP, MMD-GAN with a fixed kernel). All runs
+have the same networks, batches and number of updates. From N(0, I) to a ring of eight Gaussians.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gwf_fast import checkpoint
+from gwf_fast.adversarial import IPM, DonskerVaradhan
+from gwf_fast.discrepancy import energy_distance
+from gwf_fast.errors import NonFiniteError
+from gwf_fast.experiments import base
+from gwf_fast.experiments.computation import Flow, Say, Study
+from gwf_fast.functional import FDivergence, Functional, JensenShannon, SquaredMMD, Target
+from gwf_fast.jko import PARAMETRIZATIONS, JKOFlow
+from gwf_fast.nn import MLP
+from gwf_fast.potentials import GaussianMixture
+from gwf_fast.radial import Gaussian, Riesz
+from gwf_fast.state import FlowResult
+from gwf_fast.training import Training
+
+STEP_SIZES = (0.1, 0.5, 2.0, 10.0, 50.0, math.inf)
+FUNCTIONALS: dict[str, tuple[str, Callable[[Target], Functional]]] = {
+    "kl": ("KL", lambda q: FDivergence("kl", q)),
+    "donsker-varadhan": ("KL (Donsker-\nVaradhan)", DonskerVaradhan),
+    "reverse-kl": ("reverse KL", lambda q: FDivergence("reverse_kl", q)),
+    "js": ("Jensen-\nShannon", JensenShannon),
+    "hellinger": ("squared\nHellinger", lambda q: FDivergence("squared_hellinger", q)),
+    "pearson": ("Pearson", lambda q: FDivergence("pearson", q)),
+    "ipm": ("IPM, gradient\npenalty", IPM),
+    "mmd": ("squared MMD,\nGaussians", lambda q: SquaredMMD(q, Gaussian(0.3) + Gaussian(1.0) + Gaussian(3.0))),
+    "energy": ("squared MMD,\nenergy", lambda q: SquaredMMD(q, Riesz())),
+}
+"""By name: how the figure calls it, and how it is made from samples of Q."""
+
+SHOWN = 1000  # particles in a panel
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings(base.Settings):
+    particles: int = base.option("number of particles N", 2048)
+    steps: int = base.option("JKO steps of each flow", 10, extends=True)
+    iterations: int = base.option("training iterations a JKO step", 200)
+    batch_size: int = base.option("samples an iteration", 256)
+
+
+@dataclass(frozen=True)
+class _Attempt(Flow):
+    """A flow that may diverge: then its result is the last state that was finite."""
+
+    def solve(self, folder: Path, say: Say) -> FlowResult:
+        """See ``Computation``."""
+        try:
+            return super().solve(folder, say)
+        except NonFiniteError as error:
+            say(f"diverged: {error}")
+            flow = self.flow
+            _, state, _, source = checkpoint.load(folder, functional=flow.functional, x0=self.source)
+            return FlowResult(state, source)
+
+
+def ring() -> GaussianMixture:
+    """Eight Gaussians on a circle."""
+    angles = torch.arange(8) * (2 * math.pi / 8)
+    return GaussianMixture(2.0 * torch.stack((angles.cos(), angles.sin()), 1), 0.15)
+
+
+def noise(n: int) -> Tensor:
+    """P_0, and the noise of the generators, which begin as the identity."""
+    return torch.randn(n, 2)
+
+
+def name_of(functional: str, step_size: float, parametrization: str) -> str:
+    """A run, as its folder is called."""
+    return f"{functional}-{parametrization}-{step_size:g}"
+
+
+def build(settings: _Settings) -> base.Problem:
+    """A study of all functionals, step sizes and parametrisations."""
+    target = _samples(16384, settings.seed)
+    members = {
+        name_of(key, a, parametrization): _member(settings, make(target), a, parametrization)
+        for key, (_, make) in FUNCTIONALS.items()
+        for parametrization in PARAMETRIZATIONS
+        for a in STEP_SIZES
+    }
+    fresh, other = _samples(8192, settings.seed + 1), _samples(settings.particles, settings.seed + 2)
+
+    def distances(result: dict[str, FlowResult]) -> dict[str, float]:
+        return {name: float(energy_distance(member.particles, fresh)) for name, member in result.items()}
+
+    def metrics(result: dict[str, FlowResult]) -> dict[str, Any]:
+        found = {f"energy distance, {name}": value for name, value in distances(result).items()}
+        diverged = [name for name, member in result.items() if member.state.step < settings.steps]
+        return {**found, "energy distance, samples of Q": float(energy_distance(other, fresh)), "diverged": diverged}
+
+    def figure(result: dict[str, FlowResult], path: Path) -> None:
+        _draw(result, distances(result), float(energy_distance(other, fresh)), settings.steps, path)
+
+    return base.Problem(Study(members), figure, metrics)
+
+
+def _samples(n: int, seed: int) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ring().sample(n)
+
+
+def _member(settings: _Settings, functional: Functional, step_size: float, parametrization: str) -> _Attempt:
+    training = Training(
+        batch_size=settings.batch_size,
+        iterations=settings.iterations,
+        critic_steps=3,
+        lr=2e-3,
+        critic_lr=5e-3,
+        betas=(0.5, 0.9),
+        pool_size=settings.particles,
+    )
+    flow = JKOFlow(
+        functional,
+        2,
+        step_size,
+        parametrization=parametrization,
+        map=MLP([2, 32, 32, 32, 2], "silu", residual=True),
+        critic=MLP([2, 32, 32, 32, 1], "silu"),
+        training=training,
+        seed=settings.seed,
+    )
+    return _Attempt(flow, noise, settings.steps)
+
+
+def _draw(result: dict[str, FlowResult], distances: dict[str, float], floor: float, steps: int, path: Path) -> None:
+    """The particles of every run, and below their distance to Q against the step size."""
+    plt = base.pyplot()
+    rows, columns = len(FUNCTIONALS), len(STEP_SIZES)
+    figure = plt.figure(figsize=(15.5, 0.5 + 1.17 * rows + 3.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.17 * rows, 3.6))
+    colours = plt.get_cmap("viridis_r")
+    scale = plt.matplotlib.colors.LogNorm(max(floor, 1e-5), 1.0)
+    for block, parametrization in zip(top.subfigures(1, 2), PARAMETRIZATIONS, strict=True):
+        block.suptitle({"composition": "composition of maps", "generator": "one generator"}[parametrization])
+        axes = block.subplots(rows, columns)
+        for i, (key, (label, _)) in enumerate(FUNCTIONALS.items()):
+            axes[i, 0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
+            for axis, a in zip(axes[i], STEP_SIZES, strict=True):
+                name = name_of(key, a, parametrization)
+                _panel(axis, result[name], distances[name], colours(scale(distances[name])), steps)
+                if i == 0:
+                    axis.set_title(f"a = {_spelled(a)}", fontsize=9)
+    _curves(bottom, distances, floor)
+    base.save_figure(figure, path)
+
+
+def _spelled(step_size: float) -> str:
+    return "∞" if math.isinf(step_size) else f"{step_size:g}"
+
+
+def _panel(axis: Any, result: FlowResult, distance: float, colour: Any, steps: int) -> None:
+    axis.scatter(*base.as_array(result.particles[:SHOWN]).T, s=1.2, alpha=0.6, linewidths=0, color=colour)
+    axis.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), xticks=[], yticks=[], aspect="equal")
+    for spine in axis.spines.values():
+        spine.set_color("0.85")
+    note = f"{distance:.3f}" if result.state.step == steps else f"diverged in\nstep {result.state.step + 1}"
+    axis.text(0.0, 0.0, note, ha="center", va="center", fontsize=6.5, color="0.25")
+
+
+def _curves(figure: Any, distances: dict[str, float], floor: float) -> None:
+    axes = figure.subplots(1, 2, sharey=True)
+    positions = range(len(STEP_SIZES))
+    colours = base.pyplot().get_cmap("tab10")
+    for axis, parametrization in zip(axes, PARAMETRIZATIONS, strict=True):
+        for i, (key, (label, _)) in enumerate(FUNCTIONALS.items()):
+            values = [distances[name_of(key, a, parametrization)] for a in STEP_SIZES]
+            axis.plot(
+                positions,
+                values,
+                "o-",
+                ms=3.5,
+                lw=1.3,
+                color=colours(i),
+                label=label.replace("-\n", "-").replace("\n", " "),
+            )
+        axis.axhline(floor, color="black", lw=0.8, ls=":", label="samples of the target")
+        axis.set_xticks(positions, [_spelled(a) for a in STEP_SIZES])
+        axis.set(yscale="log", xlabel="step size a")
+        axis.grid(axis="y", color="0.92")
+    axes[0].set_ylabel("energy distance to the target")
+    axes[1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+EXPERIMENT = base.Experiment(
+    "regularisation", "the step size a over all functionals, in both parametrisations", _Settings(), build
+)
