@@ -44,13 +44,12 @@ class Interaction(Functional):
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
             raise TypeError(f"kernel: expected a kernel of gwf_fast, got {type(self.kernel).__name__}")
-        if self.method not in ("auto", "exact", "nufft"):
-            raise ValueError(f"method: expected auto, exact or nufft, got {self.method!r}")
+        _check_method(self.method)
 
     @property
     def options(self) -> dict[str, Any]:
         """The arguments that choose a method, for ``kernel_gradient``."""
-        return {"method": self.method} | ({} if self.method == "exact" else {"tolerance": self.tolerance})
+        return _sums(self.method, self.tolerance)
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -119,10 +118,14 @@ class GeneralizedEntropy(Functional):
     Args:
         m: The exponent, >= 1.
         bandwidth: Of the mollifier; None for none.
+        method: Of the sums of explicit steps with a bandwidth, as in ``kernel_gradient``: "auto", "exact" or "nufft".
+        tolerance: Their relative error where they are not exact.
     """
 
     m: float
     bandwidth: float | None = None
+    method: str = "auto"
+    tolerance: float = 1e-5
     _kl: Any = field(init=False, repr=False, metadata={"derived": True})
 
     def __post_init__(self) -> None:
@@ -132,6 +135,7 @@ class GeneralizedEntropy(Functional):
             raise ValueError(f"m: expected a finite number >= 1, got {self.m!r}")
         if self.bandwidth is not None and not (math.isfinite(self.bandwidth) and self.bandwidth > 0):
             raise ValueError(f"bandwidth: expected None or a positive number, got {self.bandwidth!r}")
+        _check_method(self.method)
         object.__setattr__(self, "_kl", KL(_zero) if self.m == 1 else None)
 
     @property
@@ -185,7 +189,17 @@ class GeneralizedEntropy(Functional):
             return super().velocity(x, particles, critic, reference)
         from gwf_fast.blob import blob_velocity
 
-        return blob_velocity(x, self.bandwidth, m=self.m, sources=None if x is particles else particles)
+        sources = None if x is particles else particles
+        return blob_velocity(x, self.bandwidth, m=self.m, sources=sources, **_sums(self.method, self.tolerance))
+
+
+def _check_method(method: str) -> None:
+    if method not in ("auto", "exact", "nufft"):
+        raise ValueError(f"method: expected auto, exact or nufft, got {method!r}")
+
+
+def _sums(method: str, tolerance: float) -> dict[str, Any]:
+    return {"method": method} | ({} if method == "exact" else {"tolerance": tolerance})
 
 
 def _zero(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from scipy import integrate, optimize, special
 
 from gwf_fast.experiments import dimensions, ornstein_uhlenbeck, porous_medium, runner
+from gwf_fast.experiments.finite_volume import Equation, Grid
 from gwf_fast.experiments.ornstein_uhlenbeck import Process, symkl
 from gwf_fast.experiments.porous_medium import Barenblatt, common_symkl, mass
 from gwf_fast.potentials import Gaussian
@@ -191,3 +192,50 @@ def test_dimensions_and_exponents():
         runner.run("porous-medium", {"exponent": 1.0}, None, resume=False, say=print)
     assert ornstein_uhlenbeck.EXPERIMENT.name == "ornstein-uhlenbeck"
     assert porous_medium.EXPERIMENT.name == "porous-medium"
+
+
+# ------------------------------------------------------------------------------ aggregation and diffusion
+
+
+def test_finite_volumes_follow_a_barenblatt_profile():
+    """Without interaction, in the plane; m = 3: the error falls with the size of the cells."""
+    profile, start, end = Barenblatt(2, 3.0), 0.02, 0.1
+    errors = []
+    for cells in (32, 64):
+        grid = Grid(half_width=1.2 * profile.radius(end), cells=cells)
+        equation = Equation(grid, torch.zeros_like, 1.0, 3.0)
+
+        def density(t, grid=grid):
+            return profile.log_density(grid.points(), profile.radius(t)).exp().view(grid.cells, grid.cells)
+
+        first = density(start)
+        (found,) = equation.solve(first, [end - start])
+        assert float(found.sum()) == pytest.approx(float(first.sum()), rel=1e-12) and found.min() >= 0
+        assert equation.energy(found) < equation.energy(first)
+        errors.append(float((found - density(end)).abs().sum()) * grid.size**2)
+    assert errors[1] < 0.65 * errors[0] < 0.1
+
+
+def test_finite_volumes_follow_an_attraction():
+    """W = r^2/2 moves every point to the mean at rate 1: the second moment falls as e^(-2t), to first order in size."""
+    ratios = []
+    for cells in (48, 96):
+        grid = Grid(half_width=1.5, cells=cells)
+        start, r2 = grid.uniform(1.0), grid.points().square().sum(1)
+        (found,) = Equation(grid, lambda r: r**2 / 2, 0.0, 2.0).solve(start, [0.5])
+        ratios.append(float(found.flatten() @ r2) / float(start.flatten() @ r2))
+    assert 2 * ratios[1] - ratios[0] == pytest.approx(math.exp(-1), rel=5e-3)
+    assert abs(ratios[1] / math.exp(-1) - 1) < 0.06
+
+
+def test_aggregation_diffusion_follows_the_reference(tmp_path):
+    given = {"steps": 4, "particles": 2000, "iterations": 60, "batch_size": 500}
+    out = tmp_path / "out"
+    metrics = runner.run("aggregation-diffusion", given, out, resume=False, say=lambda line: None)
+    for name in ("forward_backward", "non_splitting"):
+        assert metrics[f"{name}_energy_distance_to_reference"] < 0.05
+        assert metrics[f"{name}_mean_square_radius_over_that_of_reference"] == pytest.approx(1, abs=0.05)
+        assert metrics[f"{name}_energy"] == pytest.approx(metrics["energy_of_reference"], abs=0.01)
+    assert (out / "non-splitting" / "samples.npy").exists() and (out / "figure.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="mass: expected a positive number, got -1"):
+        runner.run("aggregation-diffusion", {"mass": -1.0}, tmp_path / "bad", resume=False, say=print)

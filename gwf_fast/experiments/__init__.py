@@ -16,6 +16,7 @@ NAMES = (
     "porous-medium",
     "aggregation",
     "semicircle",
+    "aggregation-diffusion",
     "regularisation",
 )
 """The module of ``a-name`` is ``a_name.py``."""

@@ -200,8 +200,8 @@ def _case(settings: _Settings, dim: int) -> dimensions.Case:
     )
 
     def compare(result: FlowResult) -> Comparison:
-        x, log_u = profile.spread(_SAMPLES, start)
-        log_u = torch.full((_SAMPLES,), log_u, dtype=torch.float64)
+        x, uniform = profile.spread(_SAMPLES, start)
+        log_u = torch.full((_SAMPLES,), uniform, dtype=torch.float64)
         ratio = profile.log_density(x, start) - log_u  # of P_k to U_k, the same in every step
         scheme, found = start, Comparison([0.0], [0.0], [0.0], [0.0], [0.0], [], [profile.entropy(start)], [], 0.0)
         found.scheme.append(profile.entropy(start))
