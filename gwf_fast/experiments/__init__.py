@@ -9,6 +9,7 @@ from gwf_fast.experiments.base import Experiment
 
 NAMES = (
     "digits",
+    "mnist",
     "gmm",
     "blr",
     "data",

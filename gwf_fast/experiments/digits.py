@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from gwf_fast.discrepancy import energy_distance
 from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow
+from gwf_fast.experiments.two_sample import two_sample_checks
 from gwf_fast.functional import batch
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
@@ -116,7 +116,7 @@ def build(settings: _Settings) -> base.Problem:
         samples = whitening.decode(result.particles)[: len(images)]
         gaussian = whitening.decode(source(len(images)))
         return {
-            **_two_sample_checks(images, labels, {"samples": samples, "P_0": gaussian}),
+            **two_sample_checks(images, labels, {"samples": samples, "P_0": gaussian}),
             "variance_kept": whitening.explained,
             "distance_to_nearest_real": _nearest(samples, images)[0].mean().item(),
             "the_same_for_P_0": _nearest(gaussian, images)[0].mean().item(),
@@ -125,30 +125,6 @@ def build(settings: _Settings) -> base.Problem:
         }
 
     return base.Problem(Flow(flow, source, settings.steps, whitening.decode), figure, metrics)
-
-
-def _two_sample_checks(images: Tensor, labels: Tensor, clouds: dict[str, Tensor]) -> dict[str, Any]:
-    """Clouds of images against one half of the real ones, beside what the other half gives.
-
-    The squared energy distance, and a classifier of real digits: how sure it is of its answers, and how far the
-    frequencies of the ten answers are from those of real digits, as a total variation.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    order = torch.randperm(len(images))
-    train, held = order.chunk(2)
-    classifier = LogisticRegression(max_iter=1000).fit(images[train].numpy(), labels[train].numpy())
-    frequencies = torch.bincount(labels, minlength=10) / len(labels)
-    checks: dict[str, Any] = {
-        "classifier_accuracy": float(classifier.score(images[held].numpy(), labels[held].numpy()))
-    }
-    for name, cloud in {**clouds, "real": images[held]}.items():
-        probabilities = torch.from_numpy(classifier.predict_proba(cloud.numpy()))
-        answers = torch.bincount(probabilities.argmax(1), minlength=10) / len(cloud)
-        checks[f"energy_distance_{name}"] = energy_distance(cloud, images[train]).item()
-        checks[f"classifier_confidence_{name}"] = probabilities.max(1)[0].mean().item()
-        checks[f"classifier_variation_{name}"] = (answers - frequencies).abs().sum().item() / 2
-    return checks
 
 
 def _nearest(samples: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

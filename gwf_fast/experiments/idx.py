@@ -1,0 +1,68 @@
+"""Reading images and labels in IDX, the format of MNIST and its kin, plain or compressed with gzip."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_TYPES = {8: np.uint8, 9: np.int8, 11: np.dtype(">i2"), 12: np.dtype(">i4"), 13: np.dtype(">f4"), 14: np.dtype(">f8")}
+_IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of an IDX file.
+
+    Raises:
+        ValueError: If the file can't be read or is not IDX; names it.
+    """
+    if not path.is_file():
+        raise ValueError(f"input: no such file: {path}")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"input: can't read {path} ({error})") from None
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
+        raise ValueError(f"input: {path} is not an IDX file")
+    dtype, rank = np.dtype(_TYPES[content[2]]), content[3]
+    shape = tuple(int.from_bytes(content[4 + 4 * k : 8 + 4 * k], "big") for k in range(rank))
+    expected = 4 + 4 * rank + math.prod(shape) * dtype.itemsize
+    if len(content) != expected:
+        raise ValueError(f"input: {path} says it has shape {list(shape)}, {expected} bytes, but has {len(content)}")
+    return np.frombuffer(content, dtype, offset=4 + 4 * rank).reshape(shape)
+
+
+def read_digits(path: str | Path) -> tuple[Tensor, Tensor]:
+    """Images [N, H, W] from 0 to 1 in float32, and their labels [N].
+
+    Args:
+        path: A folder with one file each of images and labels, called as MNIST's are, or more (training and test set),
+            which are joined; or one file of images, with its labels beside it.
+
+    Raises:
+        ValueError: If something is missing or does not fit.
+    """
+    path = Path(path)
+    files = sorted(path.glob(f"*{_IMAGES}*")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"input: {path} holds no file called *{_IMAGES} or *{_IMAGES}.gz")
+    images, labels = [], []
+    for file in files:
+        beside = file.with_name(file.name.replace(_IMAGES, _LABELS))
+        if beside == file:
+            raise ValueError(f"input: {file} must be called *{_IMAGES} or *{_IMAGES}.gz, with *{_LABELS} beside it")
+        images.append(read_idx(file))
+        labels.append(read_idx(beside))
+        if images[-1].ndim != 3 or labels[-1].shape != images[-1].shape[:1]:
+            raise ValueError(
+                f"input: {file} has shape {list(images[-1].shape)} and {beside.name} {list(labels[-1].shape)}, "
+                "expected [N, H, W] and [N]"
+            )
+    scale = 255.0 if images[0].dtype == np.uint8 else 1.0
+    pixels = np.concatenate(images).astype(np.float32) / scale
+    return torch.from_numpy(pixels), torch.from_numpy(np.concatenate(labels).astype(np.int64))
