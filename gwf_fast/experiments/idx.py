@@ -48,6 +48,8 @@ def read_digits(path: str | Path) -> tuple[Tensor, Tensor]:
         ValueError: If something is missing or does not fit.
     """
     path = Path(path)
+    if not path.exists():
+        raise ValueError(f"input: no such file: {path}")
     files = sorted(path.glob(f"*{_IMAGES}*")) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"input: {path} holds no file called *{_IMAGES} or *{_IMAGES}.gz")

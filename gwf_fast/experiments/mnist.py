@@ -1,9 +1,12 @@
 """JKO-Flow from Gaussian noise to handwritten digits with convolutional networks, beside its limit, the GAN.
 
 The set-up of Fan et al. (2022), section 5.5 and appendix G, at a size that trains on a processor: images averaged to
-14 x 14 pixels, JensenShannon, a U-Net as map and a ResNet with spectral normalisation as critic. For a -> infinity one
-JKO step is the GAN: the second flow has this step size and the same networks, source and number of iterations, so the
-same training time, and goes on with its one map from checkpoint to checkpoint.
+14 x 14 pixels, JensenShannon, a = 5, a U-Net as map and a ResNet with spectral normalisation as critic. For a ->
+infinity one JKO step is the GAN: the second flow has this step size and the same networks, source and number of
+iterations, so the same training time, and goes on with its one map from checkpoint to checkpoint.
+
+The step size is that of a mean over pixels, |x - T(x)|^2 / D: the paper does not say which it has, and with the sum a
+critic that tells noise from digits is so far in the flat part of Jensen-Shannon that nothing moves.
 """
 
 from __future__ import annotations
@@ -61,7 +64,10 @@ def build(settings: _Settings) -> base.Problem:
     if settings.side > min(images.shape[1:]):
         raise ValueError(f"side: the images have {list(images.shape[1:])} pixels, got {settings.side}")
     real = functional.adaptive_avg_pool2d(images, settings.side).flatten(1)
-    flow, gan = _flow(settings, _encode(real), settings.step_size), _flow(settings, _encode(real), math.inf)
+    flow, gan = (
+        _flow(settings, _encode(real), settings.step_size * real.shape[1]),
+        _flow(settings, _encode(real), math.inf),
+    )
     dim = real.shape[1]
 
     def source(n: int) -> Tensor:
