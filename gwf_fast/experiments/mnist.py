@@ -50,7 +50,7 @@ _DEFAULTS = _Settings(
     batch_size=64,
     side=14,
     channels=16,
-    critic_gain=10.0,
+    critic_gain=1.0,
 )
 
 
