@@ -71,6 +71,31 @@ def energy_by_torch(x: Tensor, y: Tensor, theta: Tensor, tile: int) -> Tensor:
     return out * (-n * constant / len(theta))
 
 
+def riesz_race(quick: bool) -> Race:
+    """e = 1.5: nothing sorts it, so the peer sums all pairs of each direction."""
+    n, count, exponent = (500, 8, 1.5) if quick else (4_000, 64, 1.5)
+    problem, theta = clouds(n, n, 16, shift=0.5), unit(count, 16)
+    x, y = problem.x, problem.y
+    constant = math.sqrt(math.pi) * math.gamma((16 + exponent) / 2) / math.gamma(8) / math.gamma((exponent + 1) / 2)
+
+    def by_pairs(leaf: Tensor, y: Tensor) -> Tensor:
+        total = leaf.new_zeros(())
+        for t in theta.to(leaf):
+            a, b = leaf @ t, y @ t
+            powers = [(u[:, None] - v).abs().pow(exponent).mean() for u, v in ((a, b), (a, a), (b, b))]
+            total = total + 2 * powers[0] - powers[1] - powers[2]
+        return constant * total / count
+
+    ours = lambda leaf: gwf.sliced_energy_distance(leaf, y, exponent=exponent, directions=theta)  # noqa: E731
+    return Race(
+        {
+            OURS: lambda: with_gradient(ours, x),
+            "torch pairs": lambda: with_gradient(lambda leaf: by_pairs(leaf, y), x),
+        },
+        truth=lambda: with_gradient(lambda leaf: by_pairs(leaf, y.double()), x.double())(),
+    )
+
+
 def energy_race(quick: bool) -> Race:
     n, count = (1_000, 50) if quick else (20_000, 1_000)
     problem, theta = clouds(n, n, 784, shift=0.5), unit(count, 784)
@@ -100,6 +125,13 @@ register(
             peer_tolerance=1e-3,  # POT adds up its weights in float32: 8e-4 at this size
             targets={"POT": 5.0},
             facts={"family": "sliced", "D": 16, "N": 100_000, "directions": 100},
+        ),
+        Case(
+            "sliced/riesz1.5/D16",
+            riesz_race,
+            tolerance=1e-4,
+            peer_tolerance=1e-3,
+            facts={"family": "sliced", "reduction": "Riesz 1.5", "D": 16, "N": 4_000, "directions": 64},
         ),
         Case(
             "sliced/energy_flow/D784",

@@ -1,11 +1,13 @@
-"""The Sinkhorn divergence with its gradient, beside geomloss with the same iterations."""
+"""The Sinkhorn divergence with its gradient, beside geomloss with the same iterations; its plan, beside POT."""
 
 from __future__ import annotations
 
 import functools
+import warnings
 
 import torch
 
+import gwf_fast as gwf
 from bench.measure import detached
 from bench.peers import keops
 from bench.problem import clouds
@@ -41,14 +43,65 @@ def prepare(n: int, quick: bool) -> Race:
     )
 
 
+EPSILON, ITERATIONS = 0.1, 50
+
+
+def potentials_by_pot(x: torch.Tensor, y: torch.Tensor) -> Contender:
+    """POT's log-domain Sinkhorn on its cost matrix r^2 (so twice our epsilon), the same number of sweeps."""
+    import ot
+
+    a, b = (torch.full((len(points),), 1 / len(points), dtype=x.dtype) for points in (x, y))
+
+    def contender() -> Result:
+        cost = torch.cdist(x, y).square()
+        options = {"method": "sinkhorn_log", "numItermax": ITERATIONS, "stopThr": 0.0, "warn": False, "log": True}
+        plan, _ = ot.sinkhorn(a, b, cost, 2 * EPSILON, **options)
+        return (plan @ y * len(x),)
+
+    return contender
+
+
+def plan_by_us(x: torch.Tensor, y: torch.Tensor) -> Contender:
+    """The barycentric map of the plan: what both give."""
+
+    def contender() -> Result:
+        options = {"epsilon": EPSILON, "max_iterations": ITERATIONS, "tolerance": 1e-6}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            g = gwf.sinkhorn(x, y, **options).g
+        return (gwf.barycentric_map(x, y, g, epsilon=EPSILON),)
+
+    return contender
+
+
+def pot_race(n: int, quick: bool) -> Race:
+    problem = clouds(500 if quick else n, 500 if quick else n, 2, shift=0.5)
+    x, y = problem.x, problem.y
+
+    def truth() -> Result:
+        options = {"epsilon": EPSILON, "max_iterations": 2_000, "tolerance": 1e-10}
+        g = gwf.sinkhorn(x.double(), y.double(), **options).g
+        return (gwf.barycentric_map(x.double(), y.double(), g, epsilon=EPSILON),)
+
+    makers = {OURS: lambda: plan_by_us(x, y), "POT": lambda: potentials_by_pot(x, y)}
+    return Race(makers, truth=truth)
+
+
 register(
     [
+        Case(
+            "sinkhorn/map/D2",
+            functools.partial(pot_race, 4_000),
+            tolerance=1e-3,
+            peer_tolerance=1e-2,
+            facts={"family": "transport", "reduction": "Sinkhorn, barycentric map", "D": 2, "N": 4_000},
+        ),
         Case(
             "sinkhorn/value+gradient/D2",
             functools.partial(prepare, 10_000),
             tolerance=2e-5,
             targets={"geomloss online": 15.0},
             facts={"family": "transport", "reduction": "Sinkhorn divergence, gradient", "D": 2, "N": 10_000},
-        )
+        ),
     ]
 )

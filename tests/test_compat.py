@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gwf_fast.compat.geomloss import SamplesLoss
 from gwf_fast.compat.mmd_gan import mix_rbf_mmd2
-from gwf_fast.compat.svgd import SVGD
+from gwf_fast.compat.svgd import SVGD, median_rule
 
 
 def samples(n: int = 60, m: int = 45, batch: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -146,6 +146,13 @@ def published_svgd(theta: np.ndarray, lnprob: object, n_iter: int, stepsize: flo
         history = gradient**2 if iteration == 0 else 0.9 * history + 0.1 * gradient**2
         theta = theta + stepsize * gradient / (1e-6 + np.sqrt(history))
     return theta
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 20, 21])
+def test_median_rule(n: int) -> None:
+    x = torch.randn(n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    squares = (x[:, None] - x).square().sum(-1).numpy()
+    assert abs(median_rule(x) - math.sqrt(0.5 * np.median(squares) / math.log(n + 1))) < 1e-12
 
 
 @pytest.mark.parametrize("bandwidth", [-1, 0.7])

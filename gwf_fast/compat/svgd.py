@@ -66,6 +66,11 @@ class SVGD:
 
 def median_rule(x: Tensor) -> float:
     """sqrt(median of all N^2 squared distances / (2 log(N + 1))), the zeros of the diagonal included."""
-    squares = torch.pdist(x).square()
-    everything = torch.cat((squares, squares, x.new_zeros(len(x))))
-    return math.sqrt(0.5 * float(np.median(everything.numpy())) / math.log(len(x) + 1))
+    n = len(x)
+    distances = torch.pdist(x).numpy()  # in the order of all squares, N zeros come first and each of these twice
+    ranks = [(k - n) // 2 for k in ((n * n - 1) // 2, n * n // 2)]
+    wanted = sorted({rank for rank in ranks if rank >= 0})
+    if wanted:
+        distances = np.partition(distances, wanted)
+    median = sum(float(distances[rank]) ** 2 if rank >= 0 else 0.0 for rank in ranks) / 2
+    return math.sqrt(0.5 * median / math.log(n + 1))
