@@ -1,150 +1,46 @@
 """Compiles every Triton kernel for GPUs that aren't here, and counts registers, spills and instructions.
 
-    python bench/compile_gpu.py --quick          # a subset, for CI
-    python bench/compile_gpu.py --out FILE.json  # every kernel x profile x D bucket x dtype x target (hours)
+    python bench/compile_gpu.py --quick               # a subset, in half a minute
+    python bench/compile_gpu.py --out rows.jsonl      # every kernel x profile x D bucket x dtype x target: half an hour
+    python bench/gpu_table.py rows.jsonl              # the summary in docs/gpu.md
 
-The launches are the backend's own: its functions run on small CPU tensors with the kernels replaced by recorders, so
-that what is compiled is what a call would compile. bfloat16 and float16 inputs use the float32 kernels (packing
-converts them). Exit code 1 if anything fails to compile or spills. Nothing here measures speed.
+What is compiled is what calls would compile (gpu_cases.py). Exit code 1 if anything fails to compile or spills. With
+--out a run can be stopped and taken up again: rows of the same sources are kept. Nothing here measures speed.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import concurrent.futures
 import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-import torch
-
-from gwf_fast.kernels.profiles import PROFILES
-from gwf_fast.nn.functions import ACTIVATIONS
-from gwf_fast.selftest import NEEDS_LOGARITHM, OPERATIONS, Case
-from gwf_fast.selftest_networks import OUTPUTS, NetworkCase, results
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import sass
-
-TARGETS = {
-    "sm_80": ("cuda", 80, 32),
-    "sm_90": ("cuda", 90, 32),
-    "sm_100": ("cuda", 100, 32),
-    "gfx942": ("hip", "gfx942", 64),
-}
-DIMENSIONS = (1, 2, 3, 4, 16, 64)
-"""One a bucket: the unrolled ones, and the two widths of output blocks beyond."""
-
-DTYPES = (torch.float32, torch.float64)
+from gpu_cases import TARGETS, AnyCase, Case, all_cases, fingerprint, launches, quick_cases, signature
 
 
-class Recorder:
-    """Stands for a kernel: keeps the arguments of a launch instead of launching."""
-
-    def __init__(self, kernel: object, launches: list) -> None:
-        self.kernel = kernel
-        self.launches = launches
-
-    def __getitem__(self, grid: tuple) -> object:
-        """The launcher for a grid."""
-        return lambda *arguments, **constants: self.launches.append((self.kernel, arguments, constants))
-
-
-PAIRWISE = ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many")
-NETWORKS = ("mlp_forward_kernel", "mlp_backward_kernel")
-
-
-def launches(case: Case | NetworkCase, is_amd: bool) -> list[tuple]:
-    """(kernel, positional arguments, constants) of every launch that a case makes on a GPU of this maker."""
-    from gwf_fast.kernels.triton import backend, launch, mlp
-
-    is_network = isinstance(case, NetworkCase)
-    module, kernels = (mlp, NETWORKS) if is_network else (backend, PAIRWISE)
-    found: list[tuple] = []
-    originals = {name: getattr(module, name) for name in kernels}
-    check, hip = launch.check_device, torch.version.hip
-    try:
-        launch.check_device = lambda x: None
-        torch.version.hip = "as if" if is_amd else None
-        for name, kernel in originals.items():
-            setattr(module, name, Recorder(kernel, found))
-        if is_network:
-            results(mlp, *case.inputs("cpu"), case.spec)
-        else:
-            OPERATIONS[case.operation](backend, case.inputs("cpu"))
-    finally:
-        launch.check_device, torch.version.hip = check, hip
-        for name, kernel in originals.items():
-            setattr(module, name, kernel)
-    return found
-
-
-def networks(quick: bool) -> Iterator[NetworkCase]:
-    """Every activation, output, padded width and type of the perceptrons; or a subset."""
-    shapes = ((2, 16, 16, 1), (2, 32, 2), (3, 64, 3), (64, 128, 64))
-    types = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    if quick:
-        functions = zip(ACTIVATIONS, itertools.cycle((None, *OUTPUTS)))
-        for k, (activation, output) in enumerate(functions):
-            yield NetworkCase(shapes[k % 4], 40, types[k // 4 % 4], activation, output, k % 4 in (1, 2))
-        return
-    for sizes, dtype in itertools.product(shapes, types):
-        residual = sizes[0] == sizes[-1]
-        halves = dtype in types[2:]  # their arithmetic is that of float32
-        for activation in ("silu",) if halves else ACTIVATIONS:
-            yield NetworkCase(sizes, 40, dtype, activation, None, residual)
-        for output in () if halves else OUTPUTS:
-            yield NetworkCase(sizes, 40, dtype, "silu", output, residual)
-
-
-def cases(quick: bool) -> Iterator[Case]:
-    """Every operation, profile, bucket of D and type; or a subset that has each of them at least once."""
-    buckets = list(itertools.product(DIMENSIONS, DTYPES))
-    pairs = [
-        (operation, name)
-        for operation, (name, profile) in itertools.product(OPERATIONS, PROFILES.items())
-        if profile.positive or operation not in NEEDS_LOGARITHM
-    ]
-    for position, (operation, name) in enumerate(pairs):
-        chosen = [buckets[5 * (position // 2) % len(buckets)]] if position % 2 == 0 else []  # 5: each bucket in turn
-        for dim, dtype in chosen if quick else buckets:
-            yield Case(operation, (name,), (1, 8, 8, dim), dtype, exclude_self=operation == "sum_ones")
-
-
-def signature(kernel: object, arguments: tuple, constants: dict) -> tuple[dict, dict, dict]:
-    """(types, constant values, compiler options) of a launch."""
-    pointers = {
-        torch.float32: "*fp32",
-        torch.float64: "*fp64",
-        torch.bfloat16: "*bf16",
-        torch.float16: "*fp16",
-        torch.int64: "*i64",
-    }
-    types = {}
-    for name, value in zip(kernel.arg_names, arguments):
-        types[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else "i32"
-    values = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    options = {name: value for name, value in constants.items() if name not in kernel.arg_names}
-    return types | dict.fromkeys(values, "constexpr"), values, options
-
-
-def compile_case(case: Case | NetworkCase, target: str) -> list[dict]:
+def compile_case(case: AnyCase, target: str) -> list[dict]:
     """One row a kernel: registers, shared memory, spills, and instructions per pair where they can be counted."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     rows = []
-    for kernel, arguments, constants in launches(case, TARGETS[target][0] == "hip"):
+    is_amd = TARGETS[target][0] == "hip"
+    key = fingerprint(case, is_amd)
+    for kernel, arguments, constants in launches(case, is_amd):
         types, values, options = signature(kernel, arguments, constants)
         start = time.perf_counter()
-        row = {"kernel": kernel.__name__, "case": str(case), "target": target}
+        row = {"kernel": kernel.__name__, "case": str(case), "target": target, "key": key}
         try:
             source = ASTSource(fn=kernel, signature=types, constexprs=values)
             compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
@@ -171,30 +67,51 @@ def main() -> int:
     parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    parser.add_argument("--out", type=Path, help="add the rows to this file, one JSON object a line")
+    parser.add_argument("--seconds", type=float, default=0.0, help="start nothing new after this many")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: the interpreter's functions can't be compiled")
 
-    chosen = [*cases(arguments.quick), *networks(arguments.quick)]
-    todo = [
-        (case, target)
-        for k, case in enumerate(case for case in chosen if arguments.match in str(case))
-        for position, target in enumerate(arguments.targets)
-        if not arguments.quick or k % len(arguments.targets) == position
-    ]
+    table = quick_cases(arguments.targets) if arguments.quick else itertools.product(all_cases(), arguments.targets)
+    chosen = [(case, target) for case, target in table if arguments.match in str(case)]
+    done = load_rows(arguments.out, chosen)
+    finished = {(row["case"], row["target"]) for row in done}
+    todo = [(case, target) for case, target in chosen if (str(case), target) not in finished]
     start = time.perf_counter()
-    rows: list[dict] = []
+    rows = done
+    out = arguments.out.open("a") if arguments.out else None
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
-        for found in pool.map(compile_case, *zip(*todo)):
-            rows += found
-            for row in found:
+        waiting = collections.deque(todo)
+        running: set = set()
+        while waiting or running:
+            late = arguments.seconds and time.perf_counter() - start > arguments.seconds
+            while waiting and not late and len(running) < 2 * arguments.jobs:
+                running.add(pool.submit(compile_case, *waiting.popleft()))
+            if not running:
+                break
+            ended, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for row in (row for future in ended for row in future.result()):
+                rows.append(row)
                 print(describe(row), flush=True)
+                if out:
+                    out.write(json.dumps(row) + "\n")
+                    out.flush()
     bad = [row for row in rows if "error" in row or row.get("spills", 0)]
-    print(f"{len(rows)} kernels in {time.perf_counter() - start:.0f} s, {len(bad)} failed or spilled")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1))
+    left = f", {len(waiting)} left for the next run" if waiting else ""
+    print(f"{len(rows)} kernels, {time.perf_counter() - start:.0f} s, {len(bad)} failed or spilled{left}")
     return 1 if bad else 0
+
+
+def load_rows(path: Path | None, wanted: Iterable[tuple[AnyCase, str]]) -> list[dict]:
+    """What earlier runs left of these cases, where it is up to date."""
+    if path is None or not path.exists():
+        return []
+    keys = {(str(case), target): fingerprint(case, TARGETS[target][0] == "hip") for case, target in wanted}
+    latest = {
+        (row["case"], row["target"], row["kernel"]): row for row in map(json.loads, path.read_text().splitlines())
+    }
+    return [row for row in latest.values() if keys.get((row["case"], row["target"])) == row["key"]]
 
 
 def describe(row: dict) -> str:
@@ -203,7 +120,8 @@ def describe(row: dict) -> str:
     if "error" in row:
         return f"{head} {row['error']}"
     counted = f" {row['instructions_per_pair']:6.2f} instructions/pair" if row.get("instructions_per_pair") else ""
-    return f"{head} {row['registers']:4} registers {row['shared']:6} B shared {row['spills']:4} B spilled{counted}"
+    spills = f"{row['spills']:4} B spilled" + (f", {row['parked']} scalars parked" if row.get("parked") else "")
+    return f"{head} {row['registers']:4} registers {row['shared']:6} B shared {spills}{counted}"
 
 
 if __name__ == "__main__":

@@ -68,15 +68,15 @@ def cuda_cubin(arch: str) -> bytes:
 
 def triton_cubin(dim: int, arch: str) -> bytes:
     """Our Triton kernel for the same call."""
-    import compile_gpu
+    import gpu_cases
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from gwf_fast.selftest import Case
 
-    ((kernel, arguments, constants),) = compile_gpu.launches(Case("sum_ones", sizes=(1, 8, 8, dim)))
-    types, values, options = compile_gpu.signature(kernel, arguments, constants)
+    ((kernel, arguments, constants),) = gpu_cases.launches(Case("sum_ones", sizes=(1, 8, 8, dim)), False)
+    types, values, options = gpu_cases.signature(kernel, arguments, constants)
     source = ASTSource(fn=kernel, signature=types, constexprs=values)
     return triton.compile(source, target=GPUTarget("cuda", int(arch), 32), options=options).asm["cubin"]
 

@@ -35,9 +35,9 @@ def usage(cubin: bytes) -> dict[str, int]:
 
 
 def amd_usage(assembly: str) -> dict[str, int]:
-    """Vector registers and spilled ones, from the metadata of AMD assembly.
+    """Vector registers, bytes of scratch memory (spills), and scalar registers parked in lanes of a vector register.
 
-    Scalar registers that found room in the lanes of a vector register never go to memory: they are counted apart.
+    The last costs an instruction and no memory: the code object reports it as scalar spills.
     """
 
     def field(name: str) -> int:
@@ -45,8 +45,8 @@ def amd_usage(assembly: str) -> dict[str, int]:
 
     return {
         "registers": field("vgpr_count"),
-        "spills": field("vgpr_spill_count") + field("private_segment_fixed_size"),
-        "scalars_in_vectors": field("sgpr_spill_count"),
+        "spills": field("private_segment_fixed_size") + 4 * field("vgpr_spill_count"),
+        "parked": field("sgpr_spill_count"),
     }
 
 

@@ -192,34 +192,67 @@ def _self_scale(a: Tensor, unbiased: bool) -> tuple[Tensor | float, Tensor | flo
     return (s * s / left)[..., 0], (2 * s * (s * a - q) / left**2).to(a.dtype)
 
 
+class _Rows(NamedTuple):
+    """Sums over both sets, and their gradients combined; c_x and c_y are the factors of ``_self_scale``."""
+
+    xx: Tensor  # K_xx a [B, N]
+    xy: Tensor  # K_xy b [B, N]
+    yy: Tensor  # K_yy b [B, M]
+    yx: Tensor | None  # K_yx a [B, M]; None, here and below: not asked for
+    gx: Tensor | None  # c_x grad (K_xx a) - grad (K_xy b) [B, N, D]
+    gy: Tensor | None  # c_y grad (K_yy b) - grad (K_yx a) [B, M, D]
+
+
 def _parts(
     x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool, backend: str, needs: tuple[bool, ...]
 ) -> _Parts:
-    """Sums of rows against both sets, with their gradients in the same pass over the pairs where wanted.
-
-    Written with operators, so that the gradients are differentiable in their turn.
-    """
-    within, across = (spec, unbiased, None, None, backend), (spec, False, None, None, backend)
+    """The value and the gradients that are needed."""
     need_x, need_y, need_a, need_b = needs
+    scale_x, dscale_x = _self_scale(a, unbiased)
+    scale_y, dscale_y = _self_scale(b, unbiased)
+    rows = _kernel_rows(x, y, a, b, (scale_x, scale_y), spec, unbiased, backend, needs)
+    axx, byy = _dot(a, rows.xx), _dot(b, rows.yy)
+    value = (scale_x * axx + scale_y * byy - 2 * _dot(a, rows.xy)).to(x.dtype)
+    gx = gy = ga = gb = None
+    if rows.gx is not None and need_x:
+        gx = 2 * a[..., None] * rows.gx
+    if need_a:
+        ga = 2 * (_cast(scale_x, x)[..., 0] * rows.xx - rows.xy) + dscale_x * axx[:, None].to(x.dtype)
+    if rows.gy is not None and need_y:
+        gy = 2 * b[..., None] * rows.gy
+    if rows.yx is not None and need_b:
+        gb = 2 * (_cast(scale_y, x)[..., 0] * rows.yy - rows.yx) + dscale_y * byy[:, None].to(x.dtype)
+    return _Parts(value, (gx, gy, ga, gb))
+
+
+def _kernel_rows(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scales: tuple[Tensor | float, Tensor | float],
+    spec: Any,
+    unbiased: bool,
+    backend: str,
+    needs: tuple[bool, ...],
+) -> _Rows:
+    """In one launch where the backend has that; else by operators, so that the gradients are differentiable."""
+    need_x, need_y, _, need_b = needs
+    tensors = (x, y, a, b)
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    fused = ops.optional(backend, "mmd_rows") if is_concrete(*tensors) and not differentiable else None
+    if fused is not None:
+        pair = torch.stack([torch.as_tensor(c, dtype=x.dtype, device=x.device).expand(x.shape[0]) for c in scales], -1)
+        options = {"exclude_self": unbiased, "gradient": need_x or need_y, "rows_of_y": need_y or need_b}
+        return _Rows(*fused(*(t.contiguous() for t in tensors), pair, spec, **options))
+    within, across = (spec, unbiased, None, None, backend), (spec, False, None, None, backend)
     xx, grad_xx = _rows(x, x, a, within, need_x)
     yy, grad_yy = _rows(y, y, b, within, need_y)
     xy, grad_xy = _rows(x, y, b, across, need_x)
-    scale_x, dscale_x = _self_scale(a, unbiased)
-    scale_y, dscale_y = _self_scale(b, unbiased)
-    axx, byy = _dot(a, xx), _dot(b, yy)
-    value = (scale_x * axx + scale_y * byy - 2 * _dot(a, xy)).to(x.dtype)
-    gx = gy = ga = gb = None
-    if need_x:
-        gx = 2 * a[..., None] * (_cast(scale_x, x) * grad_xx - grad_xy)
-    if need_a:
-        ga = 2 * (_cast(scale_x, x)[..., 0] * xx - xy) + dscale_x * axx[:, None].to(x.dtype)
-    if need_y or need_b:
-        yx, grad_yx = _rows(y, x, a, across, need_y)
-        if need_y:
-            gy = 2 * b[..., None] * (_cast(scale_y, x) * grad_yy - grad_yx)
-        if need_b:
-            gb = 2 * (_cast(scale_y, x)[..., 0] * yy - yx) + dscale_y * byy[:, None].to(x.dtype)
-    return _Parts(value, (gx, gy, ga, gb))
+    yx, grad_yx = _rows(y, x, a, across, need_y) if need_y or need_b else (None, None)
+    gx = _cast(scales[0], x) * grad_xx - grad_xy if need_x else None
+    gy = _cast(scales[1], x) * grad_yy - grad_yx if need_y else None
+    return _Rows(xx, xy, yy, yx, gx, gy)
 
 
 def _cast(scale: Tensor | float, x: Tensor) -> Tensor:  # [B] -> [B, 1, 1]

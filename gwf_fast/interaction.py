@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def interaction_energy(x: Tensor, *, kernel: Kernel, backend: str | None = None,
         ValueError, TypeError: If x is not a set of at least one particle, or as ``kernel_sum``.
     """
     _check_particles("x", x)
+    backend = _backend(backend, x, kernel)
     return 0.5 / x.shape[-2] * kernel_sum(x, x, kernel=kernel, backend=backend, **method).mean(-1)
 
 
@@ -59,6 +61,7 @@ def interaction_velocity(
         ValueError, TypeError: If the sources do not go with x, or as ``kernel_gradient``.
     """
     sources = _check_sources(x, sources)
+    backend = _backend(backend, x, kernel)
     return kernel_gradient(x, sources, kernel=kernel, backend=backend, **method) * (-1.0 / sources.shape[-2])
 
 
@@ -94,22 +97,58 @@ def forward_step(
     step = _check_step(step_size)
     sources = _check_sources(x, sources)
     scale = -step / sources.shape[-2]
+    backend = _backend(backend, x, kernel)
+    if out is not None:
+        _check_out(out, x, sources)
+    if method.get("method", "exact") == "exact" and (fused := _fused_step(x, sources, kernel, backend)) is not None:
+        with torch.no_grad():
+            return fused(step, out)
     if out is None:
         return torch.add(x, kernel_gradient(x, sources, kernel=kernel, backend=backend, **method), alpha=scale)
-    _check_out(out, x, sources)
     direct = method.get("method", "exact") == "exact" and kernel.spec is not None and is_concrete(x, sources, out)
     with torch.no_grad():
         if direct and out is not x and out.is_contiguous():
-            name = ops.resolve(backend, x.device, x.dtype)
             u = x.reshape(-1, *x.shape[-2:])
             v = u if sources is x else sources.reshape(-1, *sources.shape[-2:])
-            ops.pair_gradient_into(out.view(u.shape), u, v, kernel.spec, name)
+            ops.pair_gradient_into(out.view(u.shape), u, v, kernel.spec, backend)
             return torch.add(x, out, alpha=scale, out=out)
         velocity = kernel_gradient(x, sources, kernel=kernel, backend=backend, **method)
         return torch.add(x, velocity, alpha=scale, out=out)
 
 
 # ---------------------------------------------------------------------------------------------- helpers
+
+
+def _backend(requested: str | None, x: Tensor, kernel: Kernel) -> str:
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be a kernel such as gwf_fast.Gaussian(1.0), got {type(kernel).__name__}")
+    return ops.resolve(requested, x.device, x.dtype, kernel.has_formula, "interaction", x.shape[-1])
+
+
+def _fused_step(
+    x: Tensor, sources: Tensor, kernel: Kernel, backend: str
+) -> Callable[[float, Tensor | None], Tensor] | None:
+    """The step as one launch of a backend that has it, where nothing is to be differentiated."""
+    if kernel.spec is None or not is_concrete(x, sources):
+        return None
+    if torch.is_grad_enabled() and (x.requires_grad or sources.requires_grad):
+        return None
+    function = ops.optional(backend, "forward_step")
+    if function is None:
+        return None
+    spec = kernel.spec
+
+    def step(size: float, out: Tensor | None) -> Tensor:
+        flat = (-1, *x.shape[-2:])
+        u = x.contiguous().view(flat)
+        v = None if sources is x else sources.reshape(-1, *sources.shape[-2:])
+        if out is not None and out.is_contiguous():
+            function(u, size, v, spec, out.view(flat))
+            return out
+        moved = function(u, size, v, spec).view(x.shape)
+        return moved if out is None else out.copy_(moved)
+
+    return step
 
 
 def _check_particles(name: str, points: Tensor) -> None:

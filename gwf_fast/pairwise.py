@@ -61,7 +61,7 @@ def kernel_sum(
         that are smooth at x = y, up to second derivatives of the kernel for the others. Its last digits may change
         from run to run with several threads.
     """
-    name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend)
+    name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend, "sum")
     if weights is not None:
         check_companion("weights", weights, y, channels=True)
     if method != "exact":
@@ -113,7 +113,7 @@ def kernel_gradient(
         ValueError, TypeError: If an argument does not fit the others, or the backend or method can't serve.
         AccuracyError: If "nufft" did not reach the tolerance; see the note of ``kernel_sum``.
     """
-    name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend)
+    name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend, "gradient")
     if weights is not None:
         check_companion("weights", weights, y, channels=False)
     if method != "exact":
@@ -251,6 +251,7 @@ def _check(
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
     backend: str | None,
+    operation: str | None = None,
 ) -> str:
     """Everything the reductions have in common. Returns the name of the backend."""
     check_pair(x, y)
@@ -264,7 +265,7 @@ def _check(
         check_lengths("x_lengths", x_lengths, x, _readable(x_lengths))
     if y_lengths is not None:
         check_lengths("y_lengths", y_lengths, y, _readable(y_lengths))
-    return ops.resolve(backend, x.device, x.dtype, kernel.has_formula)
+    return ops.resolve(backend, x.device, x.dtype, kernel.has_formula, operation, x.shape[-1])
 
 
 def _readable(lengths: Tensor) -> bool:

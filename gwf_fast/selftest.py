@@ -105,6 +105,20 @@ def _jet(order: int, shifted: bool = True) -> Callable[[ModuleType, dict[str, An
     return call
 
 
+def _mmd(backend: ModuleType, v: dict[str, Any], gradient: bool) -> Any:
+    """The rows of the squared MMD; of the reference, from its sums."""
+    x, y, spec, exclude_self = v["x"], v["y"], v["spec"], v["options"]["exclude_self"]
+    a, b, scales = v["a"][..., 0], v["b"][..., 0], x.new_tensor([[1.25, 1.5]]).expand(x.shape[0], 2)
+    if backend is not reference:
+        rows = backend.mmd_rows(x, y, a, b, scales, spec, exclude_self=exclude_self, gradient=gradient)
+        return rows if gradient else rows[:4]
+    xx, slope_xx = reference.pair_sum_gradient(x, x, a, spec, exclude_self=exclude_self)
+    yy, slope_yy = reference.pair_sum_gradient(y, y, b, spec, exclude_self=exclude_self)
+    (xy, slope_xy), (yx, slope_yx) = (reference.pair_sum_gradient(*of, spec) for of in ((x, y, b), (y, x, a)))
+    slopes = (scales[:, :1, None] * slope_xx - slope_xy, scales[:, 1:, None] * slope_yy - slope_yx)
+    return (xx, xy, yy, yx, *(slopes if gradient else ()))
+
+
 OPERATIONS: dict[str, Callable[[ModuleType, dict[str, Any]], Any]] = {
     "sum": lambda k, v: k.pair_sum(v["x"], v["y"], v["b"], v["spec"], **v["options"]),
     "sum_ones": lambda k, v: k.pair_sum(v["x"], v["y"], None, v["spec"], **v["options"]),
@@ -114,6 +128,8 @@ OPERATIONS: dict[str, Callable[[ModuleType, dict[str, Any]], Any]] = {
     "logsumexp": lambda k, v: k.pair_logsumexp(v["x"], v["y"], v["beta"], v["spec"], **v["options"]),
     "average": lambda k, v: k.pair_average(v["x"], v["y"], None, None, v["spec"], **v["options"]),
     "average_20": lambda k, v: k.pair_average(v["x"], v["y"], v["b"], v["beta"], v["spec"], **v["options"]),
+    "mmd": lambda k, v: _mmd(k, v, gradient=True),
+    "mmd_values": lambda k, v: _mmd(k, v, gradient=False),
     "jet0": _jet(0),
     "jet1": _jet(1),
     "jet2": _jet(2),
@@ -226,6 +242,8 @@ def serves(name: str, case: Case) -> bool:
     """Whether a backend serves a case: its types, and for the CUDA module its operations and dimensions."""
     from gwf_fast.ops.dispatch import BACKENDS
 
+    if case.operation.startswith("mmd") and name != "triton":  # the others build it from sums
+        return False
     if name == "cuda":
         return case.operation in ("sum", "sum_ones", "gradient") and case.sizes[3] <= 4
     if name == "keops":  # each operation, dimension and profile compiles for seconds: a few of them

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from gwf_fast.kernels.occupancy import column_splits
 from gwf_fast.kernels.profiles import PROFILES
 
 MAX_DIM = 4
@@ -146,7 +147,7 @@ def _rows(
     out: Tensor | None = None,
 ) -> Tensor:
     """base + factor * (the sum [B, N], or its gradient [B, N, D])."""
-    _check(x, y, base, out)
+    _check(x, y, out)
     module = _module()
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32  # half precisions are summed in float32
     scale, table = terms(spec)
@@ -154,27 +155,37 @@ def _rows(
     scaled, packed = pack(
         x.to(dtype), y.to(dtype), None if weights is None else weights.to(dtype), y_lengths, scale, width, module.tile
     )
-    result = torch.empty(x.shape if gradient else x.shape[:2], dtype=dtype, device=x.device) if out is None else out
+    blocks = x.shape[0] * -(-x.shape[1] // module.rows_per_block(dtype == torch.float64, len(table)))
+    splits = column_splits(blocks, packed.shape[1], module.tile, _multiprocessors(x.device))
+    base = None if base is None else base.to(dtype).contiguous()
+    shape = x.shape if gradient else x.shape[:2]
+    direct = splits == 1 and out is not None and out.dtype == dtype and out.is_contiguous()
+    result = out if direct else torch.empty((splits, *shape), dtype=dtype, device=x.device)
     lengths = [None if value is None else value.to(x.device, torch.int64) for value in (x_lengths, y_lengths)]
+    added = base if splits == 1 else None
     with torch.cuda.device(x.device):
         module.rows(
-            dtype == torch.float64, scaled.data_ptr(), packed.data_ptr(), 0 if base is None else base.data_ptr(),
+            dtype == torch.float64, scaled.data_ptr(), packed.data_ptr(), 0 if added is None else added.data_ptr(),
             result.data_ptr(), *(0 if length is None else length.data_ptr() for length in lengths),
-            x.shape[0], x.shape[1], packed.shape[1], x.shape[2], gradient, exclude_self,
+            x.shape[0], x.shape[1], packed.shape[1], x.shape[2], splits, gradient, exclude_self,
             factor * (2.0 * scale if gradient else 1.0), table, torch.cuda.current_stream(x.device).cuda_stream,
         )  # fmt: skip
-    return result if out is not None else result.to(x.dtype)
+    if direct:
+        return result
+    total = result[0] if splits == 1 else result.sum(0)
+    if splits > 1 and base is not None:
+        total += base
+    return total.to(x.dtype) if out is None else out.copy_(total)
 
 
-def _check(x: Tensor, y: Tensor, base: Tensor | None, out: Tensor | None) -> None:
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _check(x: Tensor, y: Tensor, out: Tensor | None) -> None:
     if x.device.type != "cuda" or y.device != x.device:
         raise ValueError(f"x, y: got {x.device} and {y.device}, the cuda backend expects one CUDA device")
     if x.shape[2] > MAX_DIM:
         raise ValueError(f"x: got {x.shape[2]} coordinates, the cuda backend serves at most {MAX_DIM}")
-    for name, value in (("x", base), ("out", out)):
-        if value is not None and (not value.is_contiguous() or value.dtype not in (torch.float32, torch.float64)):
-            raise ValueError(
-                f"{name}: got {value.dtype}, strides {value.stride()}; expected contiguous floats or doubles"
-            )
     if out is not None and (out.shape != x.shape or out.dtype != x.dtype or out.device != x.device):
         raise ValueError(f"out: got {list(out.shape)}, {out.dtype} on {out.device}; expected the shape and type of x")

@@ -1,5 +1,6 @@
 // Host-side arithmetic of a launch: plain C++, tested on the CPU at sizes that no machine holds.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace gwf::gpu {
@@ -11,6 +12,13 @@ constexpr std::int64_t max_blocks = (std::int64_t(1) << 31) - 1;
 
 // Rows a thread keeps in registers: each source read from shared memory serves that many pairs.
 template <class T> constexpr int rows_per_thread = sizeof(T) == 4 ? 8 : 4;
+
+constexpr int rows_of_mixture = 2;  // the switch over profiles is long: few copies of it
+
+// Rows a thread keeps for a kernel of so many terms, in numbers of so many bytes.
+constexpr int rows_of(std::size_t terms, std::size_t bytes) {
+    return terms > 1 ? rows_of_mixture : bytes == 4 ? rows_per_thread<float> : rows_per_thread<double>;
+}
 
 // Numbers of a packed source [coordinates, weight, padding]: whole vector loads.
 constexpr int packed_width(int dim) { return dim == 1 ? 2 : dim <= 3 ? 4 : 8; }
@@ -30,7 +38,7 @@ inline const char* describe(int problem) {
         case bad_dim:
             return "dim must be 1, 2, 3 or 4";
         case bad_size:
-            return "sizes must be at least 0, and the padded number of sources a multiple of the tile";
+            return "sizes must be at least 0, splits at least 1, and the padded sources a multiple of the tile";
         case bad_terms:
             return "a kernel has 1 to 8 terms of known profiles";
         case too_many_blocks:
@@ -46,21 +54,31 @@ struct Grid {
     int problem;
 };
 
-// One block for each batch and each run of threads * rows rows.
-constexpr Grid row_grid(std::int64_t batch, std::int64_t n, std::int64_t m_padded, int dim, int rows) {
+// One block for each batch, each run of threads * rows rows, and each of the ranges that sources are split into.
+constexpr Grid row_grid(std::int64_t batch, std::int64_t n, std::int64_t m_padded, int dim, int rows, int splits) {
     if (dim < 1 || dim > 4) return {0, 0, bad_dim};
-    if (batch < 0 || n < 0 || m_padded < 0 || m_padded % tile != 0) return {0, 0, bad_size};
+    if (batch < 0 || n < 0 || m_padded < 0 || m_padded % tile != 0 || splits < 1) return {0, 0, bad_size};
     const std::int64_t row_blocks = ceil_div(n, std::int64_t(threads) * rows);
-    if (batch != 0 && row_blocks > max_blocks / batch) return {row_blocks, 0, too_many_blocks};
-    return {row_blocks, row_blocks * batch, ok};
+    if (batch != 0 && row_blocks > max_blocks / batch / splits) return {row_blocks, 0, too_many_blocks};
+    return {row_blocks, row_blocks * batch * splits, ok};
 }
 
-// Which batch and which first row a block has.
+// Which range of the sources, which batch and which first row a block has.
 struct Place {
-    std::int64_t batch, first_row;
+    std::int64_t split, batch, first_row;
 };
-constexpr Place place(std::int64_t block, std::int64_t row_blocks, int rows) {
-    return {block / row_blocks, block % row_blocks * threads * rows};
+constexpr Place place(std::int64_t block, std::int64_t row_blocks, std::int64_t batch, int rows) {
+    const std::int64_t run = block / row_blocks;
+    return {run / batch, run % batch, block % row_blocks * threads * rows};
+}
+
+// The sources [begin, end) of a range: whole tiles, but for the end of all.
+struct Range {
+    std::int64_t begin, end;
+};
+constexpr Range source_range(std::int64_t columns, std::int64_t split, int splits) {
+    const std::int64_t share = ceil_div(ceil_div(columns, tile), splits) * tile, begin = split * share;
+    return {begin, begin + share < columns ? begin + share : columns};
 }
 
 }  // namespace gwf::gpu

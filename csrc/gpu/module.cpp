@@ -19,8 +19,8 @@ namespace {
 template <class T> T* as(Pointer address) { return reinterpret_cast<T*>(address); }
 
 void rows(bool is_double, Pointer x, Pointer sources, Pointer base, Pointer out, Pointer x_lengths, Pointer y_lengths,
-          std::int64_t batch, std::int64_t n, std::int64_t m_padded, int dim, bool gradient, bool exclude_self,
-          double scale, const std::vector<TermTuple>& terms, Pointer stream) {
+          std::int64_t batch, std::int64_t n, std::int64_t m_padded, int dim, int splits, bool gradient,
+          bool exclude_self, double scale, const std::vector<TermTuple>& terms, Pointer stream) {
     std::vector<gwf::gpu::Term> list;
     for (const auto& [profile, coefficient, ratio, parameter] : terms)
         list.push_back({profile, coefficient, ratio, parameter});
@@ -34,6 +34,7 @@ void rows(bool is_double, Pointer x, Pointer sources, Pointer base, Pointer out,
                                     n,
                                     m_padded,
                                     dim,
+                                    splits,
                                     gradient,
                                     exclude_self,
                                     scale,
@@ -50,6 +51,12 @@ PYBIND11_MODULE(_cuda, module) {
     module.doc() = "Sums over sources on a GPU; see csrc/gpu/pairwise.h.";
     module.attr("tile") = gwf::gpu::tile;
     module.attr("max_terms") = gwf::gpu::max_terms;
+    module.def(
+        "rows_per_block",
+        [](bool is_double, std::size_t terms) {
+            return gwf::gpu::threads * gwf::gpu::rows_of(terms, is_double ? sizeof(double) : sizeof(float));
+        },
+        "Rows that one block sums.");
     module.def("packed_width", &gwf::gpu::packed_width);
     module.def("rows", &rows, py::call_guard<py::gil_scoped_release>());
 }

@@ -11,7 +11,8 @@ template <class T> struct Arguments {
     const T *x, *sources, *base;
     T* out;
     const std::int64_t *x_lengths, *y_lengths;
-    std::int64_t n, m_padded, row_blocks;
+    std::int64_t batch, n, m_padded, row_blocks;
+    int splits;
     bool exclude_self;
     T scale;
     Terms<T> terms;
@@ -26,9 +27,10 @@ __global__ void __launch_bounds__(threads) rows_kernel(const Arguments<T> a) {
     constexpr int R = Profile::template rows<T>, outputs = K == 0 ? 1 : D, width = packed_width(D);
     using Source = Packed<width, T>;
     __shared__ Source shared[tile];
-    const Place here = place(blockIdx.x, a.row_blocks, R);
+    const Place here = place(blockIdx.x, a.row_blocks, a.batch, R);
     const std::int64_t rows = a.x_lengths ? a.x_lengths[here.batch] : a.n;
     const std::int64_t columns = a.y_lengths ? a.y_lengths[here.batch] : a.m_padded;
+    const Range range = source_range(columns, here.split, a.splits);
     const Source* sources = reinterpret_cast<const Source*>(a.sources) + here.batch * a.m_padded;
     const std::int64_t first = here.first_row + threadIdx.x;  // rows first, first + threads, ...
 
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(threads) rows_kernel(const Arguments<T> a) {
         for (int k = 0; k < D; k++) x[r][k] = row < a.n ? a.x[(here.batch * a.n + row) * D + k] : T(0);
     }
     if (here.first_row < rows) {
-        for (std::int64_t start = 0; start < columns; start += tile) {
+        for (std::int64_t start = range.begin; start < range.end; start += tile) {
             __syncthreads();
             shared[threadIdx.x] = sources[start + threadIdx.x];
             __syncthreads();
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(threads) rows_kernel(const Arguments<T> a) {
         for (int k = 0; k < outputs; k++) {
             const std::int64_t at = (here.batch * a.n + row) * outputs + k;
             const T value = row < rows ? a.scale * totals[r][k] : T(0);
-            a.out[at] = a.base ? a.base[at] + value : value;
+            a.out[here.split * a.batch * a.n * outputs + at] = a.base ? a.base[at] + value : value;
         }
     }
 }
@@ -87,13 +89,13 @@ int with_dim(const Request& r, const Arguments<T>& a, std::int64_t blocks, Strea
 }
 
 template <class T> int run(const Request& r, Stream stream) {
-    const Grid grid =
-        row_grid(r.batch, r.n, r.m_padded, r.dim, r.term_count > 1 ? Mixture::rows<T> : rows_per_thread<T>);
+    const Grid grid = row_grid(r.batch, r.n, r.m_padded, r.dim, rows_of(r.term_count, sizeof(T)), r.splits);
     if (grid.problem != ok) return grid.problem;
     if (r.term_count < 1 || r.term_count > max_terms) return bad_terms;
     if (grid.blocks == 0) return ok;
-    Arguments<T> a{(const T*)r.x, (const T*)r.sources, (const T*)r.base, (T*)r.out,      r.x_lengths, r.y_lengths,
-                   r.n,           r.m_padded,          grid.row_blocks,  r.exclude_self, T(r.scale),  {}};
+    Arguments<T> a{
+        (const T*)r.x, (const T*)r.sources, (const T*)r.base, (T*)r.out, r.x_lengths,    r.y_lengths, r.batch,
+        r.n,           r.m_padded,          grid.row_blocks,  r.splits,  r.exclude_self, T(r.scale),  {}};
     a.terms.count = r.term_count;
     for (int m = 0; m < r.term_count; m++) {
         if (r.terms[m].profile < 0 || r.terms[m].profile >= profile_count) return bad_terms;

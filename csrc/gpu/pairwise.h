@@ -14,12 +14,12 @@ struct Term {
 struct Request {
     const void* x;                  // [batch, n, dim]
     const void* sources;            // [batch, m_padded, packed_width(dim)]
-    const void* base;               // [batch, n, dim] or null: added to the result (gradient only)
-    void* out;                      // [batch, n] or [batch, n, dim]; may be base
+    const void* base;               // [batch, n, dim] or null: added to the result (gradient only, one split)
+    void* out;                      // [splits, batch, n] or [splits, batch, n, dim]; may be base
     const std::int64_t* x_lengths;  // [batch] or null
     const std::int64_t* y_lengths;  // [batch] or null
     std::int64_t batch, n, m_padded;
-    int dim;
+    int dim, splits;  // ranges of the sources, summed apart
     bool gradient, exclude_self;
     double scale;  // the result is base + scale * sum
     const Term* terms;

@@ -36,7 +36,7 @@ template <class P> struct Single {
 
 // Any terms: a branch a term, the same for all threads.
 struct Mixture {
-    template <class T> static constexpr int rows = 2;  // the switch is long: few copies of it
+    template <class T> static constexpr int rows = rows_of_mixture;
     template <class T> static constexpr int unroll = 1;
     static constexpr bool opposite = false;
     template <int K, class T> static GWF_DEVICE void jet(T q, const Terms<T>& terms, T* f) {

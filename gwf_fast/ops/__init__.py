@@ -4,7 +4,7 @@ The only place that registers operators. Everything here has exactly one batch d
 flat specs; ``gwf_fast.pairwise`` is the interface for people.
 """
 
-from .dispatch import BACKENDS, backends, explain, resolve
+from .dispatch import BACKENDS, backends, explain, optional, resolve
 from .jet import pair_jet
 from .reductions import (
     pair_average,
@@ -19,6 +19,7 @@ __all__ = [
     "BACKENDS",
     "backends",
     "explain",
+    "optional",
     "pair_average",
     "pair_gradient",
     "pair_gradient_into",

@@ -174,7 +174,7 @@ def pair_gradient_into(out: Tensor, x: Tensor, y: Tensor, spec: Any, backend: st
     """sum_j grad_x k(x_i, y_j) into a contiguous tensor that shares no memory with x or y; never differentiable."""
     rows = x.contiguous()  # the backend sees by its address that x and y are one set
     columns = rows if y is x else y.contiguous()
-    gradient = dispatch.load(backend).pair_gradient
+    gradient = dispatch.function(backend, "pair_gradient")
     if backend in ("cpp", "torch"):
         gradient(rows, columns, None, spec, out=out)
     else:

@@ -2,11 +2,12 @@
 
 Up to four coordinates stay in registers and squared distances are sums of squared differences. Beyond that, profiles
 that are smooth at the origin may take |x|^2 + |y|^2 - 2 x.y with a tile product, where the cloud is small enough for it
-(decided on the device; launch.dot_precision says in which arithmetic); the others always take differences.
+(decided on the device; ``precision`` says in which arithmetic); the others always take differences.
 Inputs may be float64, float32, bfloat16 or float16; sums are in float64 for the first and in float32 for the others.
 """
 
 from gwf_fast.kernels.triton.backend import (
+    mmd_rows,
     pair_average,
     pair_gradient,
     pair_jet,
@@ -15,4 +16,4 @@ from gwf_fast.kernels.triton.backend import (
     pair_sum_gradient,
 )
 
-__all__ = ["pair_average", "pair_gradient", "pair_jet", "pair_logsumexp", "pair_sum", "pair_sum_gradient"]
+__all__ = ["mmd_rows", "pair_average", "pair_gradient", "pair_jet", "pair_logsumexp", "pair_sum", "pair_sum_gradient"]

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from gwf_fast.kernels.triton.tiles import (
     add_row_sums,
+    column_range,
     load_channels,
     mixture_exponent,
     mixture_jet,
     multiply_add,
+    scale_all,
     squared_distance,
     squared_distance_few,
+    tile_columns,
     zero_tiles,
 )
 
 LN2 = tl.constexpr(0.6931471805599453)
+
+
+def combine_splits(
+    totals: Tensor,  # [splits, B, N, C]
+    reference: Tensor,  # [splits, B, N]
+    mass: Tensor,  # [splits, B, N]
+    parameters: Tensor,
+) -> tuple[Tensor, Tensor]:  # [B, N, C], [B, N]
+    """Averages and logarithms from the sums of each split, each over 2**reference; a single split has them already."""
+    if reference.shape[0] == 1:
+        return totals[0], reference[0]
+    largest = reference.amax(0)
+    origin = torch.where(largest == -math.inf, 0.0, largest)
+    shares = torch.exp2(reference - origin)
+    mass = (shares * mass).sum(0)
+    mean = (shares[..., None] * totals).sum(0) / torch.where(mass == 0.0, 1.0, mass)[..., None]
+    return mean, (origin + torch.log2(mass * parameters[0])) * LN2.value
 
 
 @triton.jit
@@ -34,24 +58,15 @@ def finite_origin(reference):
     return tl.where(reference == float("-inf"), 0.0, reference)
 
 
-@triton.jit
-def scale_all(totals, factor, COUNT: tl.constexpr):
-    """factor * totals_k."""
-    results = ()
-    for k in tl.static_range(COUNT):
-        results = results + (totals[k] * factor,)
-    return results
-
-
-@triton.jit(do_not_specialize=["n", "n_tiles", "m_tiles", "depth", "channels", "chunks"])
+@triton.jit(do_not_specialize=["n", "n_tiles", "m_tiles", "depth", "channels", "chunks", "splits"])
 def average_kernel(
-    x, y, v, beta, parameters, x_lengths, y_lengths, near, out, log_out,
-    n, n_tiles, m_tiles, depth, channels, chunks,
+    x, y, v, beta, parameters, x_lengths, y_lengths, near, out, log_out, mass_out,
+    n, n_tiles, m_tiles, depth, channels, chunks, splits,
     JETS: tl.constexpr, EXPONENTS: tl.constexpr, D: tl.constexpr, C: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """log_out [B, n] and, for C != 0, out [B, n, channels].
+    """log_out [B, n] and, for C != 0, out [B, n, channels]; where columns are split, what combine_splits expects.
 
     beta holds base-2 logarithms, -inf in the padding. C > 0 channels are added up in registers, C = -1 takes a tile
     product of BC channels a program, C = 0 computes the log-sum-exp only. With few coordinates (D > 0) each group of
@@ -60,7 +75,9 @@ def average_kernel(
     program = tl.program_id(0)
     tile = program % n_tiles
     chunk = (program // n_tiles) % chunks
-    batch = (program // (n_tiles * chunks)).to(tl.int64)
+    split = (program // (n_tiles * chunks)) % splits
+    batch = (program // (n_tiles * chunks * splits)).to(tl.int64)
+    batches = tl.num_programs(0) // (n_tiles * chunks * splits)
     x_stride = n_tiles.to(tl.int64) * BM
     y_stride = m_tiles.to(tl.int64) * BN
     x += batch * depth * x_stride
@@ -69,8 +86,7 @@ def average_kernel(
     beta += batch * y_stride
     rows = tile.to(tl.int64) * BM + tl.arange(0, BM)
     length = tl.load(x_lengths + batch)
-    tiles = tl.cdiv(tl.load(y_lengths + batch), BN)
-    tiles = tl.where(tile.to(tl.int64) * BM < length, tiles, 0)
+    begin, end = column_range(tl.load(y_lengths + batch), tile.to(tl.int64) * BM < length, split, splits, BN)
     is_near = tl.load(near + batch) != 0
     dtype: tl.constexpr = x.dtype.element_ty
     xs = load_channels(x, x_stride, rows, D)
@@ -80,14 +96,14 @@ def average_kernel(
     mass = tl.zeros((BM,), dtype)  # sum of the weights over 2**reference
     totals = zero_tiles(tl.zeros((BM,), dtype), C)
     total = tl.zeros((BM, BC), dtype)
-    for first in range(0, tiles, GROUP):
-        last = tl.minimum(first + GROUP, tiles)
+    for first in range(begin, end, GROUP):
+        last = tl.minimum(first + GROUP, end)
         masses = tl.zeros((BM, BN), dtype)
         sums = zero_tiles(masses, C)
         if D > 0:
             peak = tl.full((BM, BN), float("-inf"), dtype)
             for j in range(first, last):
-                cols = j * BN + tl.arange(0, BN)
+                cols = tile_columns(j, BN)
                 q = squared_distance_few(xs, load_channels(y, y_stride, cols, D), D)
                 bound = log_bound(q, tl.load(beta + cols), rows, cols, parameters, EXPONENTS, EXCLUDE_SELF)
                 peak = tl.maximum(peak, bound)
@@ -98,7 +114,7 @@ def average_kernel(
             total *= shrink[:, None]
             reference = largest
         for j in range(first, last):
-            cols = j * BN + tl.arange(0, BN)
+            cols = tile_columns(j, BN)
             q = squared_distance(xs, x, x_stride, y, y_stride, rows, cols, depth, is_near, D, DOT, PRECISION, BLOCK_K)
             log_weight = tl.load(beta + cols)
             if D == 0:
@@ -128,16 +144,22 @@ def average_kernel(
 
     inside = rows < n
     valid = rows < length
+    whole = splits == 1
+    place = split.to(tl.int64) * batches + batch
     if chunk == 0:
         logarithm = (tl.where(mass == 0.0, 0.0, reference) + tl.log2(mass * tl.load(parameters))) * LN2
-        tl.store(log_out + batch * n + rows, tl.where(valid, logarithm, float("-inf")), mask=inside)
-    out += batch * n * channels
+        logarithm = tl.where(whole, logarithm, reference)
+        tl.store(log_out + place * n + rows, tl.where(valid, logarithm, float("-inf")), mask=inside)
+        if splits > 1:
+            tl.store(mass_out + place * n + rows, tl.where(valid, mass, 0.0), mask=inside)
+    divisor = tl.where(whole, mass, 1.0)
+    out += place * n * channels
     if C > 0:
         for c in tl.static_range(C):
-            tl.store(out + rows * channels + c, tl.where(valid, totals[c] / mass, 0.0), mask=inside)
+            tl.store(out + rows * channels + c, tl.where(valid, totals[c] / divisor, 0.0), mask=inside)
     if C < 0:
         tl.store(
             out + rows[:, None] * channels + channel[None, :],
-            tl.where(valid[:, None], total / mass[:, None], 0.0),
+            tl.where(valid[:, None], total / divisor[:, None], 0.0),
             mask=inside[:, None] & (channel[None, :] < channels),
         )

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gwf_fast.kernels.triton import launch
-from gwf_fast.kernels.triton.averages import average_kernel
+from gwf_fast.kernels.triton.averages import average_kernel, combine_splits
 from gwf_fast.kernels.triton.jets import jet_kernel_few, jet_kernel_many
 from gwf_fast.kernels.triton.launch import BLOCK_K, FEW, GROUP
+from gwf_fast.kernels.triton.mmd import mmd_kernel
 from gwf_fast.kernels.triton.packing import Pairs
 from gwf_fast.kernels.triton.sums import gradient_kernel, sum_kernel
 
@@ -28,6 +29,7 @@ def pair_sum(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    precision: str = "ieee",
 ) -> Tensor:  # [B, N, C]
     """sum_j b_j k_ij; b = None is ones."""
     channels = 1 if b is None else b.shape[2]
@@ -36,8 +38,9 @@ def pair_sum(
     few = channels <= FEW
     config = launch.config("sum", x.shape[2], channels, x.dtype)
     pairs = _pairs(x, y, spec, config, x_lengths, y_lengths)
-    out = pairs.empty(pairs.batch, pairs.n, channels)
-    _launch_sum(pairs, pairs.columns(b), out, out, config, order=0, few=few, exclude_self=exclude_self)
+    out, _ = _launch_sum(
+        pairs, pairs.columns(b), config, order=0, few=few, exclude_self=exclude_self, precision=precision
+    )
     return out.to(x.dtype)
 
 
@@ -50,9 +53,10 @@ def pair_gradient(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    precision: str = "ieee",
 ) -> Tensor:  # [B, N, D]
     """sum_j b_j grad_x k_ij."""
-    return _gradient(x, y, b, spec, False, exclude_self, x_lengths, y_lengths)[1]
+    return _gradient(x, y, b, spec, False, exclude_self, x_lengths, y_lengths, precision)[1]
 
 
 def pair_sum_gradient(
@@ -64,9 +68,10 @@ def pair_sum_gradient(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    precision: str = "ieee",
 ) -> tuple[Tensor, Tensor]:  # [B, N], [B, N, D]
     """The sum and its gradient, in one pass over the pairs."""
-    return _gradient(x, y, b, spec, True, exclude_self, x_lengths, y_lengths)
+    return _gradient(x, y, b, spec, True, exclude_self, x_lengths, y_lengths, precision)
 
 
 def pair_logsumexp(
@@ -78,9 +83,10 @@ def pair_logsumexp(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    precision: str = "ieee",
 ) -> Tensor:  # [B, N]
     """log sum_j e^beta_j k_ij; -inf for an empty sum."""
-    return _average(x, y, None, beta, spec, 0, exclude_self, x_lengths, y_lengths)[1]
+    return _average(x, y, None, beta, spec, 0, exclude_self, x_lengths, y_lengths, precision)[1]
 
 
 def pair_average(
@@ -93,10 +99,67 @@ def pair_average(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    precision: str = "ieee",
 ) -> tuple[Tensor, Tensor]:  # [B, N, C], [B, N]
     """The mean of v (None: y) with weights e^beta_j k_ij, and the logarithm of their sum."""
     channels = y.shape[2] if v is None else v.shape[2]
-    return _average(x, y, v, beta, spec, channels, exclude_self, x_lengths, y_lengths)
+    return _average(x, y, v, beta, spec, channels, exclude_self, x_lengths, y_lengths, precision)
+
+
+def mmd_rows(
+    x: Tensor,  # [B, N, D]
+    y: Tensor,  # [B, M, D]
+    a: Tensor,  # [B, N]
+    b: Tensor,  # [B, M]
+    scales: Tensor,  # [B, 2]
+    spec: Sequence[float],
+    *,
+    exclude_self: bool = False,
+    gradient: bool = True,
+    rows_of_y: bool = True,
+    precision: str = "ieee",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the squared MMD and its gradients are made of, in one launch.
+
+    Returns:
+        K_xx a and K_xy b [B, N], K_yy b and K_yx a [B, M]; scales_0 grad_x (K_xx a) - grad_x (K_xy b) [B, N, D] and
+        scales_1 grad_y (K_yy b) - grad_y (K_yx a) [B, M, D]. Undefined are K_yx and the gradient in y without
+        ``rows_of_y``, and both gradients without ``gradient``. ``exclude_self`` drops the diagonals of K_xx and K_yy.
+    """
+    n, m, dim = x.shape[1], y.shape[1], x.shape[2]
+    launch.check_device(x)
+    config = launch.config("gradient" if dim <= FEW else "mmd", dim, 1, x.dtype)
+    multiple = 1 if dim <= FEW else BLOCK_K
+    pairs = Pairs(x, y, spec, (config.rows, config.rows), multiple, None, None)
+    z = torch.cat([pairs.x, pairs.y], 2)
+    weights = torch.cat([pairs.rows(a[:, :, None]), pairs.columns(b[:, :, None])], 2)
+    centres = torch.stack([pairs.x.sum(2) / n, pairs.y.sum(2) / m], 1)  # padding is 0
+    centres = torch.where(centres.isfinite(), centres, 0.0)
+    near, options = _distance_options(pairs, precision)
+    block = 16 if dim <= FEW else launch.channel_block(dim, config.channels)
+    chunks = 1 if dim <= FEW or not gradient else -(-dim // block)
+    tiles = pairs.n_tiles + pairs.m_tiles
+    splits = pairs.splits(chunks, tiles)
+    length = tiles * config.rows
+    values = pairs.empty(splits, pairs.batch, 2, length)
+    out = pairs.empty(splits, pairs.batch, length, dim) if gradient else values
+    with launch.on_device(x):
+        mmd_kernel[(pairs.batch * tiles * chunks * splits,)](
+            z, weights, scales.to(pairs.dtype).contiguous(), centres, pairs.parameters, near, out, values,
+            pairs.n_tiles, pairs.m_tiles, pairs.depth, dim, chunks, splits, int(rows_of_y),
+            JETS=pairs.mixture.jets(int(gradient)), GRADIENT=gradient, EXCLUDE_SELF=exclude_self,
+            BM=config.rows, BN=config.cols, BC=block, GROUP=GROUP, **launch.compiler_options(config), **options,
+        )  # fmt: skip
+    values = _add_splits(values).to(x.dtype)
+    out = _add_splits(out).to(x.dtype) if gradient else values[..., None]
+    start = pairs.n_tiles * config.rows
+    of_x, of_y = slice(0, n), slice(start, start + m)
+    return (
+        *(values[:, k, of_x] for k in range(2)),
+        *(values[:, k, of_y] for k in range(2)),
+        out[:, of_x],
+        out[:, of_y],
+    )
 
 
 def pair_jet(
@@ -112,6 +175,7 @@ def pair_jet(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    precision: str = "ieee",
 ) -> tuple[Tensor, Tensor]:  # [B, N, D], [B, N, C]
     """Gradients in (x, a) of the derivative along the tangents of sum_ij e^(alpha_i + beta_j) a_i.b_j k_ij."""
     order = len(tangents)
@@ -121,7 +185,7 @@ def pair_jet(
         return torch.zeros_like(x), torch.zeros_like(a)
     channels = a.shape[2]
     few = x.shape[2] <= FEW and channels <= FEW
-    config = launch.config("jet2" if order else "jet", x.shape[2], channels, x.dtype)
+    config = launch.config(f"jet{order}", x.shape[2], channels, x.dtype)
     pairs = Pairs(x, y, spec, (config.rows, config.cols), 1, x_lengths, y_lengths)
     scale = pairs.mixture.scale
     packed = [pairs.x, pairs.y, pairs.rows(a), pairs.columns(b)]
@@ -137,8 +201,12 @@ def pair_jet(
     if shifted:
         row, col = (torch.zeros_like(of[..., :1]) if g is None else g[..., None] for of, g in ((x, alpha), (y, beta)))
         shifts = [pairs.rows(row, base2), pairs.columns(col, base2)]
-    out_x = pairs.empty(pairs.batch, pairs.n, pairs.dim)
-    out_a = pairs.empty(pairs.batch, pairs.n, channels)
+    widest = max(pairs.dim, channels)
+    block = launch.channel_block(widest, config.channels)
+    chunks = 1 if few else -(-widest // block)
+    splits = pairs.splits(chunks)
+    out_x = pairs.empty(splits, pairs.batch, pairs.n, pairs.dim)
+    out_a = pairs.empty(splits, pairs.batch, pairs.n, channels)
     arguments = [*packed, *shifts, pairs.parameters, pairs.x_lengths, pairs.y_lengths, out_x, out_a]
     options = {
         "JETS": pairs.mixture.jets(order + 1),
@@ -149,19 +217,21 @@ def pair_jet(
         "BN": config.cols,
         **launch.compiler_options(config),
     }
-    sizes = [pairs.n, pairs.n_tiles, pairs.m_tiles]
+    sizes = [pairs.n, pairs.n_tiles, pairs.m_tiles, splits]
+    grid = (pairs.batch * pairs.n_tiles * chunks * splits,)
     with launch.on_device(x):
         if few:
-            grid = (pairs.batch * pairs.n_tiles,)
             jet_kernel_few[grid](*arguments, *sizes, D=pairs.dim, C=channels, GROUP=GROUP, **options)
         else:
-            widest = max(pairs.dim, channels)
-            block = launch.channel_block(widest, config.channels)
-            chunks = -(-widest // block)
-            grid = (pairs.batch * pairs.n_tiles * chunks,)
             sizes += [pairs.depth, pairs.dim, channels, chunks]
-            jet_kernel_many[grid](*arguments, *sizes, PRECISION=launch.dot_precision(), BC=block, **options)
-    return out_x.to(x.dtype), out_a.to(x.dtype)
+            jet_kernel_many[grid](
+                *arguments, *sizes, PRECISION=launch.check_precision(precision), BC=block, **options
+            )  # fmt: skip
+    return _add_splits(out_x).to(x.dtype), _add_splits(out_a).to(x.dtype)
+
+
+def _add_splits(parts: Tensor) -> Tensor:  # [splits, ...] -> [...]
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
 def _empty(x: Tensor, y: Tensor) -> bool:
@@ -181,9 +251,8 @@ def _pairs(
     return Pairs(x, y, spec, (config.rows, config.cols), multiple, x_lengths, y_lengths)
 
 
-def _distance_options(pairs: Pairs) -> tuple[Tensor, dict]:
+def _distance_options(pairs: Pairs, precision: str) -> tuple[Tensor, dict]:
     """The device's decision on the product form, and the constants of squared_distance."""
-    precision = launch.dot_precision()
     dot = pairs.dim > FEW and pairs.mixture.analytic
     if not dot:
         near = pairs.x_lengths  # not read
@@ -192,33 +261,37 @@ def _distance_options(pairs: Pairs) -> tuple[Tensor, dict]:
     else:
         near = pairs.near()
     dim = pairs.dim if pairs.dim <= FEW else 0
-    return near, {"D": dim, "DOT": dot, "PRECISION": precision, "BLOCK_K": BLOCK_K}
+    return near, {"D": dim, "DOT": dot, "PRECISION": launch.check_precision(precision), "BLOCK_K": BLOCK_K}
 
 
 def _launch_sum(
     pairs: Pairs,
     b: Tensor,
-    out: Tensor,
-    value_out: Tensor,
     config: launch.Config,
     *,
     order: int,
     few: bool,
     exclude_self: bool,
+    precision: str,
     with_value: bool = False,
-) -> None:
-    near, options = _distance_options(pairs)
+) -> tuple[Tensor, Tensor]:  # [B, N, C], [B, N]
+    """The sum over the channels of b, and, with_value, that of the last channel with the kernel itself."""
+    near, options = _distance_options(pairs, precision)
     channels = b.shape[1]
     block = 16 if few else launch.channel_block(channels, config.channels)
     chunks = 1 if few else -(-channels // block)
+    splits = pairs.splits(chunks)
+    out = pairs.empty(splits, pairs.batch, pairs.n, channels)
+    value = pairs.empty(splits, pairs.batch, pairs.n) if with_value else out[..., 0]
     with launch.on_device(out):
-        sum_kernel[(pairs.batch * pairs.n_tiles * chunks,)](
-            pairs.x, pairs.y, b, pairs.parameters, pairs.x_lengths, pairs.y_lengths, near, out, value_out,
-            pairs.n, pairs.n_tiles, pairs.m_tiles, pairs.depth, channels, chunks,
+        sum_kernel[(pairs.batch * pairs.n_tiles * chunks * splits,)](
+            pairs.x, pairs.y, b, pairs.parameters, pairs.x_lengths, pairs.y_lengths, near, out, value,
+            pairs.n, pairs.n_tiles, pairs.m_tiles, pairs.depth, channels, chunks, splits,
             JETS=pairs.mixture.jets(order), ORDER=order, C=channels if few else 0, WITH_VALUE=with_value,
             EXCLUDE_SELF=exclude_self, BM=config.rows, BN=config.cols, BC=block, GROUP=GROUP,
             **launch.compiler_options(config), **options,
         )  # fmt: skip
+    return _add_splits(out), _add_splits(value)
 
 
 def _gradient(
@@ -230,6 +303,7 @@ def _gradient(
     exclude_self: bool,
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     """(sum, or garbage without with_value; gradient)."""
     if _empty(x, y):
@@ -238,23 +312,23 @@ def _gradient(
     config = launch.config("gradient" if few else "sum", x.shape[2], 1, x.dtype)
     pairs = _pairs(x, y, spec, config, x_lengths, y_lengths)
     weights = x.new_ones(y.shape[:2]) if b is None else b
-    value = pairs.empty(pairs.batch, pairs.n)
     if few:
-        out = torch.empty_like(pairs.x_scaled)
+        splits = pairs.splits()
+        value = pairs.empty(splits, pairs.batch, pairs.n)
+        out = pairs.empty(splits, *pairs.x_scaled.shape)
         with launch.on_device(x):
-            gradient_kernel[(pairs.batch * pairs.n_tiles,)](
+            gradient_kernel[(pairs.batch * pairs.n_tiles * splits,)](
                 pairs.x, pairs.y, pairs.columns(weights[:, :, None]), pairs.parameters, pairs.x_lengths,
-                pairs.y_lengths, out, value, pairs.n, pairs.n_tiles, pairs.m_tiles,
+                pairs.y_lengths, out, value, pairs.n, pairs.n_tiles, pairs.m_tiles, splits,
                 JETS=pairs.mixture.jets(1), D=pairs.dim, WITH_VALUE=with_value, EXCLUDE_SELF=exclude_self,
                 BM=config.rows, BN=config.cols, GROUP=GROUP, **launch.compiler_options(config),
             )  # fmt: skip
-        return value.to(x.dtype), out.to(x.dtype)
+        return _add_splits(value).to(x.dtype), _add_splits(out).to(x.dtype)
     # sum_j w_ij b_j (x_i - y_j) from the sums of w_ij b_j y_j and w_ij b_j
     weights = weights.to(pairs.dtype)[:, :, None]
     moments = torch.cat([weights * pairs.y_scaled, weights], 2)
-    sums = pairs.empty(pairs.batch, pairs.n, pairs.dim + 1)
-    _launch_sum(
-        pairs, pairs.columns(moments), sums, value, config, order=1, few=False, exclude_self=exclude_self,
+    sums, value = _launch_sum(
+        pairs, pairs.columns(moments), config, order=1, few=False, exclude_self=exclude_self, precision=precision,
         with_value=with_value,
     )  # fmt: skip
     gradient = pairs.x_scaled * sums[:, :, -1:] - sums[:, :, :-1]
@@ -274,6 +348,7 @@ def _average(
     exclude_self: bool,
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
+    precision: str,
 ) -> tuple[Tensor, Tensor]:
     """(mean [B, N, channels], log of the sum of the weights [B, N]); channels = 0 asks for the latter only."""
     batch, n, dim = x.shape
@@ -289,18 +364,21 @@ def _average(
     packed = base2 if channels == 0 else pairs.columns(values)
     block = 16 if few else launch.channel_block(channels, config.channels)
     chunks = 1 if few else -(-channels // block)
-    mean = pairs.empty(batch, n, channels)
-    logarithm = pairs.empty(batch, n)
-    near, options = _distance_options(pairs)
+    splits = pairs.splits(chunks)
+    mean = pairs.empty(splits, batch, n, channels)
+    logarithm = pairs.empty(splits, batch, n)
+    mass = pairs.empty(splits, batch, n) if splits > 1 else logarithm
+    near, options = _distance_options(pairs, precision)
     with launch.on_device(x):
-        average_kernel[(batch * pairs.n_tiles * chunks,)](
+        average_kernel[(batch * pairs.n_tiles * chunks * splits,)](
             pairs.x, pairs.y, packed, base2, pairs.parameters, pairs.x_lengths, pairs.y_lengths, near,
-            mean if channels else logarithm, logarithm,
-            n, pairs.n_tiles, pairs.m_tiles, pairs.depth, channels, chunks,
+            mean if channels else logarithm, logarithm, mass,
+            n, pairs.n_tiles, pairs.m_tiles, pairs.depth, channels, chunks, splits,
             JETS=pairs.mixture.jets(0), EXPONENTS=pairs.mixture.exponents, C=channels if few else -1,
             EXCLUDE_SELF=exclude_self, BM=config.rows, BN=config.cols, BC=block,
             GROUP=GROUP if dim <= FEW else 1, **launch.compiler_options(config), **options,
         )  # fmt: skip
+    mean, logarithm = combine_splits(mean, logarithm, mass, pairs.parameters)
     if centred:
         mean = mean + pairs.centre
         if x_lengths is not None:

@@ -15,10 +15,12 @@ import triton.language as tl
 
 from gwf_fast.kernels.triton.tiles import (
     add_row_sums,
+    column_range,
+    load_block,
     load_channels,
     mixture_jet,
     multiply_add,
-    pair_product,
+    tile_columns,
     zero_tiles,
 )
 
@@ -90,23 +92,24 @@ def scale_add(totals, weight, tiles, K: tl.constexpr):
     return results
 
 
-@triton.jit(do_not_specialize=["n", "n_tiles", "m_tiles"])
+@triton.jit(do_not_specialize=["n", "n_tiles", "m_tiles", "splits"])
 def jet_kernel_few(
     x, y, a, b, dx1, dy1, da1, db1, dx2, dy2, da2, db2, alpha, beta,
-    parameters, x_lengths, y_lengths, out_x, out_a, n, n_tiles, m_tiles,
+    parameters, x_lengths, y_lengths, out_x, out_a, n, n_tiles, m_tiles, splits,
     JETS: tl.constexpr, ORDER: tl.constexpr, D: tl.constexpr, C: tl.constexpr, SHIFTED: tl.constexpr,
     EXCLUDE_SELF: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """out_x [B, n, D], out_a [B, n, C] for D, C <= 4; alpha and beta hold base-2 logarithms."""
+    """out_x [splits, B, n, D], out_a [splits, B, n, C] for D, C <= 4; alpha and beta hold base-2 logarithms."""
     program = tl.program_id(0)
     tile = program % n_tiles
-    batch = (program // n_tiles).to(tl.int64)
+    split = (program // n_tiles) % splits
+    batch = (program // (n_tiles * splits)).to(tl.int64)
+    batches = tl.num_programs(0) // (n_tiles * splits)
     x_stride = n_tiles.to(tl.int64) * BM
     y_stride = m_tiles.to(tl.int64) * BN
     rows = tile.to(tl.int64) * BM + tl.arange(0, BM)
     length = tl.load(x_lengths + batch)
-    tiles = tl.cdiv(tl.load(y_lengths + batch), BN)
-    tiles = tl.where(tile.to(tl.int64) * BM < length, tiles, 0)
+    begin, end = column_range(tl.load(y_lengths + batch), tile.to(tl.int64) * BM < length, split, splits, BN)
     dtype: tl.constexpr = x.dtype.element_ty
     row_x = batch * D * x_stride + rows
     row_a = batch * C * x_stride + rows
@@ -123,11 +126,11 @@ def jet_kernel_few(
 
     totals_x = zero_tiles(tl.zeros((BM,), dtype), D)
     totals_a = zero_tiles(tl.zeros((BM,), dtype), C)
-    for first in range(0, tiles, GROUP):
+    for first in range(begin, end, GROUP):
         sums_x = zero_tiles(tl.zeros((BM, BN), dtype), D)
         sums_a = zero_tiles(tl.zeros((BM, BN), dtype), C)
-        for j in range(first, tl.minimum(first + GROUP, tiles)):
-            cols = j * BN + tl.arange(0, BN)
+        for j in range(first, tl.minimum(first + GROUP, end)):
+            cols = tile_columns(j, BN)
             col_y = batch * D * y_stride + cols
             col_b = batch * C * y_stride + cols
             bs = load_channels(b, y_stride, col_b, C)
@@ -170,16 +173,11 @@ def jet_kernel_few(
     scale_x = tl.load(parameters + 1)
     inside = rows < n
     valid = rows < length
+    row = (split.to(tl.int64) * batches + batch) * n + rows
     for d in tl.static_range(D):
-        tl.store(out_x + (batch * n + rows) * D + d, tl.where(valid, totals_x[d] * scale_x, 0.0), mask=inside)
+        tl.store(out_x + row * D + d, tl.where(valid, totals_x[d] * scale_x, 0.0), mask=inside)
     for c in tl.static_range(C):
-        tl.store(out_a + (batch * n + rows) * C + c, tl.where(valid, totals_a[c] * scale_a, 0.0), mask=inside)
-
-
-@triton.jit
-def load_block(pointer, stride, index, channel, channels):
-    """Values [positions, channels of the block], 0 outside."""
-    return tl.load(pointer + channel[None, :] * stride + index[:, None], mask=channel[None, :] < channels, other=0.0)
+        tl.store(out_a + row * C + c, tl.where(valid, totals_a[c] * scale_a, 0.0), mask=inside)
 
 
 @triton.jit
@@ -211,24 +209,53 @@ def pair_scalars(x, x_stride, y, y_stride, dx1, dy1, dx2, dy2, row_x, col_y, dep
     return q, 2.0 * q1, 2.0 * q2, 2.0 * q12
 
 
-@triton.jit(do_not_specialize=["n", "n_tiles", "m_tiles", "depth", "dim", "channels", "chunks"])
+@triton.jit
+def pair_inner(
+    a, b, da1, db1, da2, db2, a_stride, b_stride, row_a, col_b, channels,
+    BM: tl.constexpr, BN: tl.constexpr, ORDER: tl.constexpr,
+):  # fmt: skip
+    """a.b and its tangents (A, A1, A2, A12) of a tile, channels read as they are needed."""
+    inner = tl.zeros((BM, BN), a.dtype.element_ty)
+    inner1 = tl.zeros_like(inner)
+    inner2 = tl.zeros_like(inner)
+    inner12 = tl.zeros_like(inner)
+    for k in range(channels):
+        row = row_a + k * a_stride
+        col = col_b + k * b_stride
+        left = tl.load(a + row)[:, None]
+        right = tl.load(b + col)[None, :]
+        inner += left * right
+        if ORDER > 0:
+            left1 = tl.load(da1 + row)[:, None]
+            right1 = tl.load(db1 + col)[None, :]
+            inner1 += left1 * right + left * right1
+        if ORDER > 1:
+            left2 = tl.load(da2 + row)[:, None]
+            right2 = tl.load(db2 + col)[None, :]
+            inner2 += left2 * right + left * right2
+            inner12 += left1 * right2 + left2 * right1
+    return inner, inner1, inner2, inner12
+
+
+@triton.jit(do_not_specialize=["n", "n_tiles", "m_tiles", "splits", "depth", "dim", "channels", "chunks"])
 def jet_kernel_many(
     x, y, a, b, dx1, dy1, da1, db1, dx2, dy2, da2, db2, alpha, beta,
-    parameters, x_lengths, y_lengths, out_x, out_a, n, n_tiles, m_tiles, depth, dim, channels, chunks,
+    parameters, x_lengths, y_lengths, out_x, out_a, n, n_tiles, m_tiles, splits, depth, dim, channels, chunks,
     JETS: tl.constexpr, ORDER: tl.constexpr, SHIFTED: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """The same for any D and C: BC columns of out_x [B, n, dim] and of out_a [B, n, channels] a program."""
+    """The same for any D and C: BC columns of out_x [splits, B, n, dim], out_a [splits, B, n, channels] a program."""
     program = tl.program_id(0)
     tile = program % n_tiles
     chunk = (program // n_tiles) % chunks
-    batch = (program // (n_tiles * chunks)).to(tl.int64)
+    split = (program // (n_tiles * chunks)) % splits
+    batch = (program // (n_tiles * chunks * splits)).to(tl.int64)
+    batches = tl.num_programs(0) // (n_tiles * chunks * splits)
     x_stride = n_tiles.to(tl.int64) * BM
     y_stride = m_tiles.to(tl.int64) * BN
     rows = tile.to(tl.int64) * BM + tl.arange(0, BM)
     length = tl.load(x_lengths + batch)
-    tiles = tl.cdiv(tl.load(y_lengths + batch), BN)
-    tiles = tl.where(tile.to(tl.int64) * BM < length, tiles, 0)
+    begin, end = column_range(tl.load(y_lengths + batch), tile.to(tl.int64) * BM < length, split, splits, BN)
     dtype: tl.constexpr = x.dtype.element_ty
     channel = chunk * BC + tl.arange(0, BC)
     row_x = batch * depth * x_stride + rows
@@ -239,8 +266,8 @@ def jet_kernel_many(
     mass0 = tl.zeros((BM,), dtype)
     mass1 = tl.zeros((BM,), dtype)
     mass2 = tl.zeros((BM,), dtype)
-    for j in range(tiles):
-        cols = j * BN + tl.arange(0, BN)
+    for j in range(begin, end):
+        cols = tile_columns(j, BN)
         col_y = batch * depth * y_stride + cols
         col_b = batch * channels * y_stride + cols
         q, q1, q2, q12 = pair_scalars(x, x_stride, y, y_stride, dx1, dy1, dx2, dy2, row_x, col_y, depth, ORDER)
@@ -249,19 +276,10 @@ def jet_kernel_many(
             row_shift = tl.load(alpha + batch * x_stride + rows)
             shift = row_shift[:, None] + tl.load(beta + batch * y_stride + cols)[None, :]
         f = jet_without_self(q, shift, rows, cols, parameters, JETS, ORDER + 1, EXCLUDE_SELF)
-        inner = pair_product(a, x_stride, b, y_stride, row_a, col_b, channels)
-        inner1 = inner
-        inner2 = inner
-        inner12 = inner
-        if ORDER > 0:
-            inner1 = pair_product(da1, x_stride, b, y_stride, row_a, col_b, channels)
-            inner1 += pair_product(a, x_stride, db1, y_stride, row_a, col_b, channels)
-        if ORDER > 1:
-            inner2 = pair_product(da2, x_stride, b, y_stride, row_a, col_b, channels)
-            inner2 += pair_product(a, x_stride, db2, y_stride, row_a, col_b, channels)
-            inner12 = pair_product(da1, x_stride, db2, y_stride, row_a, col_b, channels)
-            inner12 += pair_product(da2, x_stride, db1, y_stride, row_a, col_b, channels)
-        c0, c1, c2, p0, p1, p2 = pair_coefficients(f, (q1, q2, q12), (inner, inner1, inner2, inner12), ORDER)
+        inner = pair_inner(
+            a, b, da1, db1, da2, db2, x_stride, y_stride, row_a, col_b, channels, BM, BN, ORDER
+        )  # fmt: skip
+        c0, c1, c2, p0, p1, p2 = pair_coefficients(f, (q1, q2, q12), inner, ORDER)
         mass0 += tl.sum(c0, 1)
         total_x -= block_product(c0, y, y_stride, col_y, channel, depth, PRECISION)
         total_a += block_product(p0, b, y_stride, col_b, channel, channels, PRECISION)
@@ -283,6 +301,6 @@ def jet_kernel_many(
     valid = (rows < length)[:, None]
     scaled_x = tl.where(valid, total_x * tl.load(parameters + 1), 0.0)
     scaled_a = tl.where(valid, total_a * tl.load(parameters), 0.0)
-    row = batch * n + rows[:, None]
+    row = (split.to(tl.int64) * batches + batch) * n + rows[:, None]
     tl.store(out_x + row * dim + channel[None, :], scaled_x, mask=inside & (channel[None, :] < dim))
     tl.store(out_a + row * channels + channel[None, :], scaled_a, mask=inside & (channel[None, :] < channels))

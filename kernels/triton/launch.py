@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from dataclasses import dataclass
 
 import torch
@@ -25,52 +24,67 @@ PRECISIONS = ("ieee", "tf32x3", "tf32")
 
 @dataclass(frozen=True)
 class Config:
-    """Rows and columns of a tile, channels of a program, warps, registers a thread may use (0: ptxas decides)."""
+    """A tile of pairs, and what ptxas is told about registers.
+
+    Attributes:
+        rows: Rows of a tile.
+        cols: Columns of a tile.
+        channels: Channels of a program.
+        warps: Warps of a program.
+        thrift: ptxas' level of thrift with registers, 0 to 10.
+        registers: Registers a thread may use; 0 leaves that to ptxas.
+    """
 
     rows: int
     cols: int
     channels: int
     warps: int
+    thrift: int = 0
     registers: int = 0
 
 
 CONFIGS = {
     # Up to FEW coordinates and channels, by the number of values that a thread keeps for each row.
-    ("sum", "light"): Config(128, 32, 16, 4),
-    ("sum", "few"): Config(64, 32, 16, 4),
-    ("gradient", "light"): Config(128, 16, 16, 4),
-    ("gradient", "few"): Config(64, 16, 16, 4),
-    ("average", "light"): Config(64, 32, 16, 4),
-    ("average", "few"): Config(64, 16, 16, 4),
-    ("jet", "few"): Config(32, 32, 16, 4),
-    ("jet2", "few"): Config(16, 16, 16, 4),
+    ("sum", "light"): Config(128, 32, 16, 4, thrift=5, registers=255),
+    ("sum", "few"): Config(64, 32, 16, 4, thrift=5, registers=255),
+    ("gradient", "light"): Config(128, 16, 16, 4, thrift=5, registers=255),
+    ("gradient", "few"): Config(64, 16, 16, 4, thrift=5, registers=255),
+    ("average", "light"): Config(64, 32, 16, 4, thrift=5, registers=255),
+    ("average", "few"): Config(64, 16, 16, 4, thrift=5, registers=255),
+    ("jet0", "few"): Config(32, 32, 16, 4, thrift=5, registers=255),
+    ("jet1", "few"): Config(16, 16, 16, 4, thrift=5, registers=255),
+    ("jet2", "few"): Config(16, 16, 16, 4, thrift=5, registers=255),
     # Any number of them.
-    ("sum", "many"): Config(32, 16, 32, 4, 255),
-    ("average", "many"): Config(32, 16, 32, 8, 255),
-    ("jet", "many"): Config(32, 32, 32, 8, 255),
-    ("jet2", "many"): Config(32, 16, 16, 8, 255),
+    ("sum", "many"): Config(32, 16, 32, 8, registers=255),
+    ("mmd", "many"): Config(32, 16, 32, 8, registers=255),
+    ("average", "many"): Config(32, 16, 32, 8, registers=255),
+    ("jet0", "many"): Config(32, 32, 32, 8, registers=255),
+    ("jet1", "many"): Config(32, 16, 32, 8, registers=255),
+    ("jet2", "many"): Config(32, 16, 32, 8, thrift=5),
 }
 
 
 def config(kernel: str, dim: int, channels: int, dtype: torch.dtype) -> Config:
-    """The configuration of a kernel; float64 halves the tile, since registers hold half as many numbers."""
+    """The configuration of a kernel; float64 has a smaller tile, since registers hold half as many numbers."""
     size = "many" if max(dim, channels) > FEW else "light" if dim + 2 * channels <= 5 else "few"
     found = CONFIGS.get((kernel, size)) or CONFIGS[kernel, "few"]
-    return found if dtype != torch.float64 else dataclasses.replace(found, rows=found.rows // 2, channels=16)
+    if dtype != torch.float64:
+        return found
+    return dataclasses.replace(found, rows=min(32, found.rows // 2), cols=max(16, found.cols // 2), channels=16)
 
 
 def compiler_options(config: Config) -> dict:
     """Options of a launch that the compiler reads.
 
-    Floating-point fusion is set because its default is about to change. On NVIDIA GPUs, ptxas is told not to trade
-    spilled values for occupancy: all tiles of the table fit in registers.
+    Floating-point fusion is set because its default is about to change. On NVIDIA GPUs, ptxas keeps all values of the
+    unrolled kernels in registers if told not to be thrifty with them; of the others it loads so much ahead that it
+    spills, unless it is thrifty or may use all there are. With this table, nothing spills (docs/gpu.md).
     """
     options = {"num_warps": config.warps, "enable_fp_fusion": True}
     if torch.version.hip:
         return options
-    return options | (
-        {"maxnreg": config.registers} if config.registers else {"ptx_options": "--register-usage-level=0"}
-    )
+    options["ptx_options"] = f"--register-usage-level={config.thrift}"
+    return options | ({"maxnreg": config.registers} if config.registers else {})
 
 
 def channel_block(channels: int, largest: int) -> int:
@@ -78,16 +92,23 @@ def channel_block(channels: int, largest: int) -> int:
     return min(largest, max(16, triton.next_power_of_2(channels)))
 
 
-def dot_precision() -> str:
-    """How tile products are computed, from GWF_FAST_TRITON_PRECISION.
+def check_precision(precision: str) -> str:
+    """How tile products are computed, as the compiler of this machine's GPU names it.
 
-    "ieee" (default): float32 arithmetic. "tf32x3": three tensor-core products, about as accurate. "tf32": one, with
-    10 bits; for those who have checked that they can afford it.
+    "ieee" (default): float32 arithmetic. "tf32x3": three tensor-core products, about as accurate (on AMD GPUs, six of
+    bfloat16). "tf32": one, with 10 bits; for those who have checked that they can afford it.
+
+    Raises:
+        ValueError: There is no such precision.
     """
-    name = os.environ.get("GWF_FAST_TRITON_PRECISION", "ieee")
-    if name not in PRECISIONS:
-        raise ValueError(f"GWF_FAST_TRITON_PRECISION: got {name!r}, expected one of {', '.join(PRECISIONS)}")
-    return name
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    return "bf16x6" if precision == "tf32x3" and torch.version.hip else precision
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many programs of a device run side by side; 1 under the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def check_device(x: Tensor) -> None:

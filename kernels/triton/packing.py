@@ -11,7 +11,9 @@ import sympy as sp
 import torch
 from torch import Tensor
 
+from gwf_fast.kernels.occupancy import column_splits
 from gwf_fast.kernels.profiles import PROFILES, s
+from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.profiles_generated import EXPONENTS, JETS
 
 NEAR = 12.0
@@ -153,3 +155,8 @@ class Pairs:
     def empty(self, *shape: int) -> Tensor:
         """Room for a result."""
         return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def splits(self, chunks: int = 1, tiles: int | None = None) -> int:
+        """Ranges that columns are cut into, where tiles of rows and chunks of channels do not fill the device."""
+        programs = self.batch * (self.n_tiles if tiles is None else tiles) * chunks
+        return column_splits(programs, self.m, self.block_cols, launch.multiprocessors(self.device))

@@ -14,12 +14,33 @@ import triton.language as tl
 
 
 @triton.jit
+def column_range(length, present, split, splits, BN: tl.constexpr):
+    """The tiles [begin, end) of range `split` out of `splits`, of `length` columns; none where no row is present."""
+    tiles = tl.where(present, tl.cdiv(length, BN), 0).to(tl.int32)  # positions have 64 bits, tiles need fewer
+    share = tl.cdiv(tiles, splits)
+    begin = split * share
+    return begin, tl.minimum(begin + share, tiles)
+
+
+@triton.jit
+def tile_columns(tile, BN: tl.constexpr):
+    """The 64-bit positions of the columns of a tile."""
+    return tile * tl.full((), BN, tl.int64) + tl.arange(0, BN)
+
+
+@triton.jit
 def load_channels(pointer, stride, index, COUNT: tl.constexpr):
     """The first COUNT channels at the given positions, as a tuple."""
     values = ()
     for k in tl.static_range(COUNT):
         values = values + (tl.load(pointer + k * stride + index),)
     return values
+
+
+@triton.jit
+def load_block(pointer, stride, index, channel, channels):
+    """Values [positions, channels of the block], 0 outside."""
+    return tl.load(pointer + channel[None, :] * stride + index[:, None], mask=channel[None, :] < channels, other=0.0)
 
 
 @triton.jit
@@ -37,6 +58,15 @@ def multiply_add(totals, weight, values, COUNT: tl.constexpr):
     results = ()
     for k in tl.static_range(COUNT):
         results = results + (totals[k] + weight * values[k][None, :],)
+    return results
+
+
+@triton.jit
+def scale_all(totals, factor, COUNT: tl.constexpr):
+    """factor * totals_k."""
+    results = ()
+    for k in tl.static_range(COUNT):
+        results = results + (totals[k] * factor,)
     return results
 
 
@@ -88,15 +118,6 @@ def squared_distance_few(xs, ys, D: tl.constexpr):
         difference = xs[d][:, None] - ys[d][None, :]
         q += difference * difference
     return q
-
-
-@triton.jit
-def pair_product(a, a_stride, b, b_stride, rows, cols, depth):
-    """sum_k a_k b_k of a tile, over a number of channels known at run time."""
-    total = tl.zeros((rows.shape[0], cols.shape[0]), a.dtype.element_ty)
-    for k in range(depth):
-        total += tl.load(a + k * a_stride + rows)[:, None] * tl.load(b + k * b_stride + cols)[None, :]
-    return total
 
 
 @triton.jit

@@ -13,16 +13,17 @@ template <class Profile, int D, int K, class T> void run(const Request& q, const
     constexpr int R = Profile::template rows<T>, outputs = K == 0 ? 1 : D, width = packed_width(D);
     const T *all_x = (const T*)q.x, *all_sources = (const T*)q.sources, *base = (const T*)q.base;
     for (std::int64_t block = 0; block < grid.blocks; block++) {
-        const Place here = place(block, grid.row_blocks, R);
+        const Place here = place(block, grid.row_blocks, q.batch, R);
         const std::int64_t rows = q.x_lengths ? q.x_lengths[here.batch] : q.n;
         const std::int64_t columns = q.y_lengths ? q.y_lengths[here.batch] : q.m_padded;
+        const Range range = source_range(columns, here.split, q.splits);
         for (int thread = 0; thread < threads; thread++) {
             const std::int64_t first = here.first_row + thread;
             T x[R][D] = {}, totals[R][outputs] = {};
             for (int r = 0; r < R; r++)
                 for (int k = 0; k < D; k++)
                     if (first + r * threads < q.n) x[r][k] = all_x[(here.batch * q.n + first + r * threads) * D + k];
-            for (std::int64_t start = 0; start < columns && here.first_row < rows; start += tile) {
+            for (std::int64_t start = range.begin; start < range.end && here.first_row < rows; start += tile) {
                 const T* sources = all_sources + (here.batch * q.m_padded + start) * width;
                 if (q.exclude_self)
                     add_tile<Profile, D, K, R, true>(x, sources, tile, first - start, threads, terms, totals);
@@ -34,7 +35,7 @@ template <class Profile, int D, int K, class T> void run(const Request& q, const
                 for (int k = 0; k < outputs && row < q.n; k++) {
                     const std::int64_t at = (here.batch * q.n + row) * outputs + k;
                     const T value = row < rows ? scale * totals[r][k] : T(0);
-                    ((T*)q.out)[at] = base ? base[at] + value : value;
+                    ((T*)q.out)[here.split * q.batch * q.n * outputs + at] = base ? base[at] + value : value;
                 }
             }
         }
@@ -50,8 +51,7 @@ template <class Profile, class T> void with_dim(const Request& q, const Terms<T>
 }
 
 template <class T> int start(const Request& q) {
-    const int rows = q.term_count > 1 ? Mixture::rows<T> : rows_per_thread<T>;
-    const Grid grid = row_grid(q.batch, q.n, q.m_padded, q.dim, rows);
+    const Grid grid = row_grid(q.batch, q.n, q.m_padded, q.dim, rows_of(q.term_count, sizeof(T)), q.splits);
     if (grid.problem != ok) return grid.problem;
     Terms<T> terms{};
     terms.count = q.term_count;
@@ -78,12 +78,17 @@ int host_rows(int is_double, const Request* request) {
 }
 int host_packed_width(int dim) { return packed_width(dim); }
 int host_tile() { return tile; }
-void host_grid(std::int64_t batch, std::int64_t n, std::int64_t m, int dim, int rows, std::int64_t* out) {
-    const Grid grid = row_grid(batch, n, m, dim, rows);
+int host_rows_per_block(int is_double, int terms) { return threads * rows_of(terms, is_double ? 8 : 4); }
+void host_grid(std::int64_t batch, std::int64_t n, std::int64_t m, int dim, int rows, int splits, std::int64_t* out) {
+    const Grid grid = row_grid(batch, n, m, dim, rows, splits);
     out[0] = grid.row_blocks, out[1] = grid.blocks, out[2] = grid.problem;
 }
-void host_place(std::int64_t block, std::int64_t row_blocks, int rows, std::int64_t* out) {
-    const Place here = place(block, row_blocks, rows);
-    out[0] = here.batch, out[1] = here.first_row;
+void host_place(std::int64_t block, std::int64_t row_blocks, std::int64_t batch, int rows, std::int64_t* out) {
+    const Place here = place(block, row_blocks, batch, rows);
+    out[0] = here.split, out[1] = here.batch, out[2] = here.first_row;
+}
+void host_range(std::int64_t columns, std::int64_t split, int splits, std::int64_t* out) {
+    const Range range = source_range(columns, split, splits);
+    out[0] = range.begin, out[1] = range.end;
 }
 }

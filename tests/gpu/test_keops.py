@@ -29,7 +29,11 @@ def test_matches_reference(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in selftest.cases() if case.dtype == torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [case for case in selftest.cases() if case.dtype == torch.float64 and not case.operation.startswith("mmd")],
+    ids=str,
+)
 def test_every_profile_and_reduction(case):
     assert selftest.error(case, keops, "cpu") <= selftest.TOLERANCE[case.dtype]
 

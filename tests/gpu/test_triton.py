@@ -52,17 +52,18 @@ def test_product_and_difference_forms_agree(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3", "tf32"])
-def test_precisions(precision, monkeypatch):
-    monkeypatch.setenv("GWF_FAST_TRITON_PRECISION", precision)
+def test_precisions(precision):
     case = selftest.Case("gradient", sizes=(1, 33, 70, 17))
-    assert selftest.error(case, triton_backend, DEVICE) <= (3e-3 if precision == "tf32" else 3e-6)
+    v = case.inputs(DEVICE)
+    got = triton_backend.pair_gradient(v["x"], v["y"], v["b"][..., 0], v["spec"], precision=precision).double()
+    want = reference.pair_gradient(v["x"].double(), v["y"].double(), v["b"][..., 0].double(), v["spec"])
+    assert (got - want).norm() <= (3e-3 if precision == "tf32" else 3e-6) * want.norm()
 
 
-def test_unknown_precision(monkeypatch):
-    monkeypatch.setenv("GWF_FAST_TRITON_PRECISION", "half")
+def test_unknown_precision():
     x = torch.zeros(1, 3, 17, device=DEVICE)
-    with pytest.raises(ValueError, match="GWF_FAST_TRITON_PRECISION: got 'half', expected one of ieee, tf32x3, tf32"):
-        triton_backend.pair_sum(x, x, None, SPEC)
+    with pytest.raises(ValueError, match="precision: got 'half', expected one of ieee, tf32x3, tf32"):
+        triton_backend.pair_sum(x, x, None, SPEC, precision="half")
 
 
 def test_nan_stays_in_its_row():
@@ -120,7 +121,7 @@ def record(kernel):
                 keys.append((kernel.__name__, str(specialization)))
             return call
     return Recorder()
-for name in ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many"):
+for name in ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many", "mmd_kernel"):
     setattr(backend, name, record(getattr(backend, name)))
 def calls(n, m, bandwidth, profile=0.0):
     keys.clear()
@@ -130,9 +131,10 @@ def calls(n, m, bandwidth, profile=0.0):
         backend.pair_gradient(x, y, None, spec)
         backend.pair_average(x, y, None, None, spec)
         backend.pair_jet(x, y, x, y, None, None, [], spec)
+        backend.mmd_rows(x, y, x[..., 0], y[..., 0], torch.ones(1, 2), spec)
     return list(keys)
 base = calls(100, 100, 1.0)
-assert len(base) == 8
+assert len(base) == 10
 for n, m, bandwidth in ((1, 1, 1.0), (16, 100, 2.0), (4096, 128, 0.3), (33, 70000, 1.0)):
     assert calls(n, m, bandwidth) == base, (n, m, bandwidth)
 assert calls(100, 100, 1.0, 1.0) != base

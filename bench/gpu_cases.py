@@ -1,0 +1,178 @@
+"""What ``compile_gpu.py`` compiles: cases, and the launches that the backends make for them.
+
+The launches are the backend's own: its functions run on small CPU tensors with the kernels replaced by recorders, so
+that what is compiled is what a call would compile. Reductions of bfloat16 and float16 use the float32 kernels (packing
+converts them).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from gwf_fast.kernels.profiles import PROFILES
+from gwf_fast.nn.functions import ACTIVATIONS
+from gwf_fast.selftest import NEEDS_LOGARITHM, OPERATIONS, Case
+from gwf_fast.selftest_networks import OUTPUTS, NetworkCase, results
+
+AnyCase = Case | NetworkCase
+
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+DIMENSIONS = (1, 2, 3, 4, 16, 64)
+"""One a bucket: the unrolled ones, and the two widths of output blocks beyond."""
+
+DTYPES = (torch.float32, torch.float64)
+
+
+OPERATIONS_OF_TABLE = (
+    "sum_ones", "sum_20", "sum_gradient", "mmd", "logsumexp", "average", "average_20",
+    "jet0", "jet1", "jet2", "jet2_plain",
+)  # fmt: skip
+"""Each kernel at its largest: the other operations are these with fewer outputs. jet2_plain is for profiles that have
+no logarithm."""
+
+
+class Recorder:
+    """Stands for a kernel: keeps the arguments of a launch instead of launching."""
+
+    def __init__(self, kernel: object, launches: list) -> None:
+        self.kernel = kernel
+        self.launches = launches
+
+    def __getitem__(self, grid: tuple) -> object:
+        """The launcher for a grid."""
+        return lambda *arguments, **constants: self.launches.append((self.kernel, arguments, constants))
+
+
+PAIRWISE = ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many", "mmd_kernel")
+NETWORKS = ("mlp_forward_kernel", "mlp_backward_kernel")
+
+
+def launches(case: AnyCase, is_amd: bool) -> list[tuple]:
+    """(kernel, positional arguments, constants) of every launch that a case makes on a GPU of this maker."""
+    from gwf_fast.kernels.triton import backend, launch, mlp
+
+    is_network = isinstance(case, NetworkCase)
+    module, kernels = (mlp, NETWORKS) if is_network else (backend, PAIRWISE)
+    found: list[tuple] = []
+    originals = {name: getattr(module, name) for name in kernels}
+    check, hip = launch.check_device, torch.version.hip
+    try:
+        launch.check_device = lambda x: None
+        torch.version.hip = "as if" if is_amd else None
+        for name, kernel in originals.items():
+            setattr(module, name, Recorder(kernel, found))
+        if is_network:
+            results(mlp, *case.inputs("cpu"), case.spec)
+        else:
+            OPERATIONS[case.operation](backend, case.inputs("cpu"))
+    finally:
+        launch.check_device, torch.version.hip = check, hip
+        for name, kernel in originals.items():
+            setattr(module, name, kernel)
+    return found
+
+
+def networks(quick: bool) -> Iterator[NetworkCase]:
+    """Every activation, output, padded width and type of the perceptrons; or a subset."""
+    shapes = ((2, 16, 16, 1), (2, 32, 2), (3, 64, 3), (64, 128, 64))
+    types = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    if quick:
+        functions = zip(ACTIVATIONS, itertools.cycle((None, *OUTPUTS)))
+        for k, (activation, output) in enumerate(functions):
+            yield NetworkCase(shapes[k % 4], 40, types[k // 4 % 4], activation, output, k % 4 in (1, 2))
+        return
+    for sizes, dtype in itertools.product(shapes, types):
+        residual = sizes[0] == sizes[-1]
+        halves = dtype in types[2:]  # their arithmetic is that of float32
+        for activation in ("silu",) if halves else ACTIVATIONS:
+            yield NetworkCase(sizes, 40, dtype, activation, None, residual)
+        for output in () if halves else OUTPUTS:
+            yield NetworkCase(sizes, 40, dtype, "silu", output, residual)
+
+
+REPRESENTATIVE = (
+    Case("sum_ones", ("gaussian",), (1, 8, 8, 2)),
+    Case("sum_gradient", ("matern52",), (1, 8, 8, 3)),
+    Case("mmd", ("rational_quadratic",), (1, 8, 8, 64), exclude_self=True),
+    Case("average", ("laplace",), (1, 8, 8, 3), torch.float64),
+    Case("average_20", ("imq",), (1, 8, 8, 64)),
+    Case("jet2", ("rational_quadratic",), (1, 8, 8, 64)),
+)
+"""What even a quick run compiles for every target."""
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel, profile, bucket of D and type."""
+    for operation, (name, profile) in itertools.product(OPERATIONS_OF_TABLE, PROFILES.items()):
+        only_without = operation == "jet2_plain"
+        if (operation in NEEDS_LOGARITHM and not profile.positive) or (only_without and profile.positive):
+            continue
+        for dim, dtype in itertools.product(DIMENSIONS, DTYPES):
+            yield Case(operation, (name,), (1, 8, 8, dim), dtype, exclude_self=operation in ("sum_ones", "mmd"))
+
+
+def quick_cases(targets: list[str]) -> Iterator[tuple[AnyCase, str]]:
+    """The representative ones, and a walk that has each kernel, profile, bucket and target at least once."""
+    yield from itertools.product(REPRESENTATIVE, targets)
+    yield from zip(networks(quick=True), itertools.cycle(targets))
+    everything = list(cases())
+    step = 2 * len(DIMENSIONS) * len(DTYPES) + 5  # 5 has no divisor in common with the number of buckets
+    for position, k in enumerate(range(0, len(everything), step)):
+        yield everything[k], targets[position % len(targets)]
+
+
+def all_cases() -> list[AnyCase]:
+    """The whole table."""
+    return distinct([*cases(), *networks(quick=False)])
+
+
+def distinct(found: Iterable[AnyCase]) -> list[AnyCase]:
+    """The cases that launch kernels which no earlier one does: wide buckets of D may share one."""
+    seen: set[str] = set()
+    kept = []
+    for case in found:
+        keys = [f"{kernel.__name__} {signature(kernel, *rest)}" for kernel, *rest in launches(case, False)]
+        if not seen.issuperset(keys):
+            kept.append(case)
+        seen.update(keys)
+    return kept
+
+
+@functools.cache
+def fingerprint(case: AnyCase, is_amd: bool) -> str:
+    """Of everything that the compiler is given for a case: rows with another one are out of date."""
+    import triton
+
+    parts = [triton.__version__]
+    for kernel, arguments, constants in launches(case, is_amd):
+        functions = [value for values in constants.values() if isinstance(values, tuple) for value in values]
+        parts += [function.cache_key for function in (kernel, *functions) if hasattr(function, "cache_key")]
+        parts.append(str(signature(kernel, arguments, constants)))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def signature(kernel: object, arguments: tuple, constants: dict) -> tuple[dict, dict, dict]:
+    """(types, constant values, compiler options) of a launch."""
+    pointers = {
+        torch.float32: "*fp32",
+        torch.float64: "*fp64",
+        torch.bfloat16: "*bf16",
+        torch.float16: "*fp16",
+        torch.int64: "*i64",
+    }
+    types = {}
+    for name, value in zip(kernel.arg_names, arguments):
+        types[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+    values = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    options = {name: value for name, value in constants.items() if name not in kernel.arg_names}
+    return types | dict.fromkeys(values, "constexpr"), values, options

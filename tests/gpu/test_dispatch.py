@@ -1,0 +1,165 @@
+"""Who serves what, and what is said where nobody can: refusals, precisions, broken and missing installs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gwf_fast as gwf
+from gwf_fast.ops import dispatch
+from gwf_fast.ops.dispatch import BACKENDS, resolve
+
+K = gwf.Gaussian(1.0)
+X = torch.zeros(3, 2)
+CUDA = torch.device("cuda")
+F32 = torch.float32
+
+
+@pytest.fixture
+def present(monkeypatch):
+    """A machine where every package is installed, whatever is here."""
+    monkeypatch.setattr(dispatch.Backend, "absence", lambda self: None)
+    monkeypatch.setattr(dispatch, "_RESOLVED", {})
+
+
+def test_automatic_choice(present):
+    assert resolve(None, torch.device("cpu"), F32) == "cpp"
+    assert resolve(None, CUDA, F32, operation="sum", dim=2) == "triton"
+    assert resolve(None, CUDA, torch.bfloat16) == "triton"
+    assert resolve(None, CUDA, F32, operation="interaction", dim=3) == "cuda"
+    assert resolve(None, CUDA, F32, operation="interaction", dim=5) == "triton"
+    assert resolve(None, CUDA, F32, True) == "keops"
+    assert resolve(None, CUDA, torch.bfloat16, True) == "torch"  # KeOps has no half precision
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "reasons"),
+    [
+        ("cuda", {"dim": 5, "operation": "sum"}, ["serves at most 4 coordinates, not 5"]),
+        ("cuda", {"dim": 2}, ["serves sum, gradient, interaction only, not all that this needs"]),
+        ("cuda", {"dim": 7}, ["serves at most 4 coordinates, not 7", "serves sum, gradient, interaction only"]),
+        ("triton", {"formula": True}, ["does not evaluate formulas of the user's own"]),
+    ],
+)
+def test_refusals_name_every_reason(present, backend, options, reasons):
+    with pytest.raises(ValueError, match=rf"backend='{backend}' can't serve torch.float32 tensors on cuda") as caught:
+        resolve(backend, CUDA, F32, **options)
+    assert all(reason in str(caught.value) for reason in reasons)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_that_is_wrong_at_once(monkeypatch):
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None if name == "pykeops" else object())
+    reason = BACKENDS["keops"].refusal("mps", torch.float16)
+    assert "serves cpu and cuda tensors, not mps" in reason
+    assert "does not serve torch.float16" in reason
+    assert "needs pykeops: pip install pykeops" in reason
+
+
+@pytest.mark.parametrize(
+    ("backend", "module", "remedy"),
+    [
+        ("triton", "triton", "needs triton: pip install triton"),
+        ("keops", "pykeops", "needs pykeops: pip install pykeops"),
+        ("cuda", "gwf_fast._cuda", "needs gwf_fast._cuda: install with GWF_FAST_CUDA=1"),
+    ],
+)
+def test_missing_modules_come_with_the_remedy(monkeypatch, backend, module, remedy):
+    find = dispatch.importlib.util.find_spec
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None if name == module else find(name))
+    monkeypatch.setattr(dispatch, "_RESOLVED", {})
+    with pytest.raises(ValueError, match=remedy):
+        resolve(backend, CUDA, F32, operation="sum", dim=2)
+    assert remedy in gwf.backends()[backend]
+
+
+def test_plain_pytorch_on_a_gpu_is_not_silent(monkeypatch):
+    find = dispatch.importlib.util.find_spec
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None if name == "triton" else find(name))
+    monkeypatch.setattr(dispatch, "_RESOLVED", {})
+    with pytest.warns(UserWarning, match="runs plain PyTorch on this GPU: triton needs triton: pip install triton"):
+        assert resolve(None, CUDA, F32) == "torch"
+    assert resolve(None, CUDA, F32) == "torch"  # once
+
+
+def test_a_broken_install_raises_in_the_automatic_choice(monkeypatch):
+    def fail(name):
+        raise ImportError(f"{name}: libcuda.so.1 is missing")
+
+    monkeypatch.setattr(dispatch, "_LOADED", {})
+    monkeypatch.setattr(dispatch, "_FUNCTIONS", {})
+    monkeypatch.setattr(dispatch.importlib, "import_module", fail)
+    with pytest.raises(ImportError, match="libcuda"):
+        dispatch.function(resolve(None, CUDA, F32), "pair_sum")
+
+
+class TestPrecision:
+    def test_names(self, present):
+        assert resolve("triton:tf32", CUDA, F32) == "triton:tf32"
+        with pytest.raises(ValueError, match=r"got 'triton:half', expected one of triton:ieee, triton:tf32x3, triton:"):
+            resolve("triton:half", CUDA, F32)
+        with pytest.raises(ValueError, match=r"got 'cpp:tf32', cpp has no choice of precision"):
+            resolve("cpp:tf32", torch.device("cpu"), F32)
+
+    @pytest.mark.skipif(BACKENDS["triton"].absence() is not None, reason="needs triton")
+    def test_reaches_the_kernel_and_its_derivatives(self, monkeypatch):
+        from gwf_fast.kernels.triton import launch
+
+        asked = []
+        check = launch.check_precision
+        monkeypatch.setattr(launch, "check_precision", lambda name: asked.append(name) or check(name))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        x = torch.randn(9, 17, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+        values = [gwf.kernel_sum(x, x.detach(), kernel=K, backend=f"triton:{name}") for name in launch.PRECISIONS]
+        assert asked == list(launch.PRECISIONS)
+        torch.autograd.grad(values[2].sum(), x)
+        assert asked[3:] == ["tf32"] * (len(asked) - 3)
+        assert len(asked) > 3
+        torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=0)
+
+
+class TestDerivativesOfTheCudaModule:
+    """The module has sums and gradients; what differentiates them is Triton's."""
+
+    def test_functions(self, monkeypatch):
+        cuda, triton = object.__new__(type("cuda", (), {"pair_sum": 1})), type("triton", (), {"pair_jet": lambda *a: a})
+        monkeypatch.setattr(dispatch, "_LOADED", {"cuda": cuda, "triton": triton})
+        monkeypatch.setattr(dispatch, "_FUNCTIONS", {})
+        assert dispatch.function("cuda", "pair_jet").__closure__ is not None
+        with pytest.raises(AttributeError):
+            dispatch.function("triton", "pair_sum")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("function", ["kernel_sum", "kernel_gradient", "kernel_logsumexp", "kernel_average"])
+def test_triton_outside_the_interpreter(function):
+    script = f"""
+import torch, gwf_fast as gwf
+x = torch.zeros(3, 2)
+gwf.{function}(x, x, kernel=gwf.Gaussian(1.0), backend="triton")
+"""
+    environment = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert "ValueError: backend='triton' can't serve torch.float32 tensors on cpu: serves cuda tensors" in done.stderr
+
+
+def test_two_devices():
+    with pytest.raises(ValueError, match="y must be on the device of x, cpu, got meta"):
+        gwf.kernel_sum(X, X.to("meta"), kernel=K, backend="torch")
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton", "keops", "torch", "cuda", None])
+def test_unsupported_dtype(backend):
+    with pytest.raises(TypeError, match="x must have a floating dtype"):
+        gwf.kernel_sum(X.int(), X.int(), kernel=K, backend=backend)
+    if backend in ("cpp", "keops"):
+        with pytest.raises(ValueError, match=r"does not serve torch\.float16, but torch\.float32, torch\.float64"):
+            gwf.kernel_sum(X.half(), X.half(), kernel=K, backend=backend)
+
+
+def test_explain_knows_operations(present):
+    text = gwf.explain(gwf.kernel_logsumexp, X, X, kernel=K)
+    assert "cuda: serves cuda tensors, not cpu; serves sum, gradient, interaction only" in text
+    text = gwf.explain(gwf.kernel_sum, torch.zeros(3, 9), torch.zeros(3, 9), kernel=K)
+    assert "serves at most 4 coordinates, not 9" in text
