@@ -264,7 +264,9 @@ def _run_backend(name: str, device: str, match: str, echo: Callable[[str], None]
     except ImportError as missing:
         echo(f"{name:8} FAILED: does not import: {missing}")
         return 1
-    checks = [(str(case), TOLERANCE[case.dtype], functools.partial(error, case, module, device)) for case in served]
+    checks: list[tuple[str, float, Callable[[], float]]] = [
+        (str(case), TOLERANCE[case.dtype], functools.partial(error, case, module, device)) for case in served
+    ]
     checks += networks.checks(name, device, match)
     for case, tolerance, measure in checks:
         try:

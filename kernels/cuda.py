@@ -159,10 +159,13 @@ def _rows(
     splits = column_splits(blocks, packed.shape[1], module.tile, _multiprocessors(x.device))
     base = None if base is None else base.to(dtype).contiguous()
     shape = x.shape if gradient else x.shape[:2]
-    direct = splits == 1 and out is not None and out.dtype == dtype and out.is_contiguous()
-    result = out if direct else torch.empty((splits, *shape), dtype=dtype, device=x.device)
+    whole = splits == 1
+    if whole and out is not None and out.dtype == dtype and out.is_contiguous():
+        result = out[None]
+    else:
+        result = torch.empty((splits, *shape), dtype=dtype, device=x.device)
     lengths = [None if value is None else value.to(x.device, torch.int64) for value in (x_lengths, y_lengths)]
-    added = base if splits == 1 else None
+    added = base if whole else None
     with torch.cuda.device(x.device):
         module.rows(
             dtype == torch.float64, scaled.data_ptr(), packed.data_ptr(), 0 if added is None else added.data_ptr(),
@@ -170,12 +173,12 @@ def _rows(
             x.shape[0], x.shape[1], packed.shape[1], x.shape[2], splits, gradient, exclude_self,
             factor * (2.0 * scale if gradient else 1.0), table, torch.cuda.current_stream(x.device).cuda_stream,
         )  # fmt: skip
-    if direct:
-        return result
-    total = result[0] if splits == 1 else result.sum(0)
-    if splits > 1 and base is not None:
+    total = result[0] if whole else result.sum(0)
+    if base is not None and not whole:
         total += base
-    return total.to(x.dtype) if out is None else out.copy_(total)
+    if out is None:
+        return total.to(x.dtype)
+    return out if total.data_ptr() == out.data_ptr() else out.copy_(total)
 
 
 def _multiprocessors(device: torch.device) -> int:

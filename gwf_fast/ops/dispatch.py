@@ -180,7 +180,7 @@ def _choose(requested: str | None, device: str, dtype: torch.dtype, *kind: Any) 
 
 
 def _order(formula: bool, operation: str | None) -> tuple[str, ...]:
-    return _AUTOMATIC["formula" if formula else operation if operation in _AUTOMATIC else ""]  # type: ignore[index]
+    return _AUTOMATIC["formula"] if formula else _AUTOMATIC.get(operation or "", _AUTOMATIC[""])
 
 
 def _first(device: str, dtype: torch.dtype, formula: bool, operation: str | None, dim: int | None) -> str:
