@@ -5,6 +5,7 @@ from .adversarial import IPM, DonskerVaradhan, MMDUnbalanced
 from .blob import blob_density, blob_energy, blob_velocity
 from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
 from .drift.loss import drifting_loss
+from .drifting_model import DriftingModel
 from .energies import GeneralizedEntropy, Interaction
 from .errors import NonFiniteError
 from .fast_summation import AccuracyError
@@ -38,6 +39,7 @@ __all__ = [
     "AccuracyError",
     "DivergencePotentials",
     "DonskerVaradhan",
+    "DriftingModel",
     "FDivergence",
     "Functional",
     "Gaussian",

@@ -92,7 +92,7 @@ def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, sour
     if state.latents is not None:
         moving["latents"] = state.latents.contiguous()
     if state.critic is not None:
-        moving |= _flat(state.critic.state_dict(), "critic")
+        moving |= flat(state.critic.state_dict(), "critic")
     optimizers = {}
     for name in ("map_optimizer", "critic_optimizer"):
         optimizer = getattr(state, name)
@@ -100,7 +100,7 @@ def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, sour
             groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer["param_groups"]]
             optimizers[name] = {"param_groups": groups, "params": [g["params"] for g in optimizer["param_groups"]]}
             for index, slots in optimizer["state"].items():
-                moving |= _flat(slots, f"{name}.{index}")
+                moving |= flat(slots, f"{name}.{index}")
 
     files = {"fixed": "problem.safetensors", "moving": f"state-{state.step:05d}.safetensors"}
     first = state.step + 1 - len(state.maps)  # a generator keeps its last network only
@@ -109,7 +109,7 @@ def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, sour
         write_atomically(folder / files["fixed"], save_tensors(fixed))
     for name, transport in zip(maps, state.maps, strict=True):
         if not (folder / name).exists():
-            write_atomically(folder / name, save_tensors(_flat(transport.state_dict())))
+            write_atomically(folder / name, save_tensors(flat(transport.state_dict())))
     write_atomically(folder / files["moving"], save_tensors(moving))
     manifest = {
         "format": FORMAT,
@@ -160,7 +160,7 @@ def load(
     if manifest.get("format") != FORMAT:
         raise ValueError(f"checkpoint: {folder} has format {manifest.get('format')!r}, expected {FORMAT}")
     config = dict(manifest["flow"])
-    fixed = _read(folder / manifest["files"]["fixed"])
+    fixed = read_tensors(folder / manifest["files"]["fixed"])
     given = {"functional": functional, "map": map, "critic": critic, "x0": x0}
     for part, value in given.items():
         if value is not None:
@@ -176,19 +176,19 @@ def load(
 
 
 def _state(folder: Path, manifest: dict[str, Any], flow: JKOFlow) -> FlowState:
-    moving = _read(folder / manifest["files"]["moving"])
+    moving = read_tensors(folder / manifest["files"]["moving"])
     particles = moving["particles"]
     maps = []
     for name in manifest["files"]["maps"]:
         transport, _ = flow.blank_modules(particles)
-        maps.append(_load_into(transport, _read(folder / name), folder / name))
+        maps.append(load_into(transport, read_tensors(folder / name), folder / name))
     _, critic = flow.blank_modules(particles)
     if critic is not None:
-        critic = _load_into(critic, _nested(moving, "critic"), folder)
+        critic = load_into(critic, nested(moving, "critic"), folder)
     optimizers = {}
     for name, stored in manifest["optimizers"].items():
         slots: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in _nested(moving, name).items():
+        for key, tensor in nested(moving, name).items():
             index, slot = key.split(".", 1)
             slots.setdefault(int(index), {})[slot] = tensor
         groups = [{**g, "params": p} for g, p in zip(stored["param_groups"], stored["params"], strict=True)]
@@ -206,22 +206,34 @@ def _state(folder: Path, manifest: dict[str, Any], flow: JKOFlow) -> FlowState:
     )
 
 
-def _flat(tensors: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+def flat(tensors: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Tensors under names of the form PREFIX.NAME, as safetensors takes them."""
     return {f"{prefix}.{k}" if prefix else k: v.detach().contiguous() for k, v in tensors.items()}
 
 
-def _nested(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def nested(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under PREFIX, by the rest of their names."""
     return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        ValueError: If it can't be read.
+    """
     try:
         return load_tensors(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise ValueError(f"checkpoint: can't read {path} ({error})") from None
 
 
-def _load_into(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> nn.Module:
+def load_into(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> nn.Module:
+    """Fill a module with what was read from ``path``.
+
+    Raises:
+        ValueError: If the tensors do not fit it.
+    """
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:

@@ -10,12 +10,10 @@ seeded by (seed, k), so a state needs no generator bytes, and a resumed run repe
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from gwf_fast.engine import require_shape
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flow_networks import default_critic, default_map, make_module
 from gwf_fast.functional import Functional, batch
+from gwf_fast.randomness import seeded
 from gwf_fast.schemes import SCHEMES, ForwardStep, fit_critic, require_finite, split
 from gwf_fast.state import FlowResult, FlowState, Source, StepRecord, push
 from gwf_fast.training import Training
@@ -111,7 +110,7 @@ class JKOFlow:
         self.training = training or Training()
         self.seed = int(seed)
         self.engine = engine
-        with self._randomness(0, torch.device("cpu")):
+        with seeded(self.seed, 0, torch.device("cpu")):
             if self._split.implicit is not None:
                 self._engine(make_module(self.map, "map"), self._new_critic())
 
@@ -121,7 +120,7 @@ class JKOFlow:
         Args:
             x0: Samples of P_0 [N, D], or a callable n -> [n, D]; of a generator, its noise [N, latent_dim].
         """
-        with self._randomness(0, x0.device if isinstance(x0, Tensor) else torch.device("cpu")):
+        with seeded(self.seed, 0, x0.device if isinstance(x0, Tensor) else torch.device("cpu")):
             source = x0 if isinstance(x0, Tensor) else x0(self.training.pool_size)
             self._check_source(source)
             source = source.detach()
@@ -147,7 +146,7 @@ class JKOFlow:
         """
         start = time.perf_counter()
         k = state.step + 1
-        with self._randomness(k, state.particles.device):
+        with seeded(self.seed, k, state.particles.device):
             particles, latents = state.particles, state.latents
             if callable(x0) and state.step:
                 fresh = x0(self.training.pool_size)
@@ -281,7 +280,7 @@ class JKOFlow:
 
     def blank_modules(self, particles: Tensor) -> tuple[nn.Module, nn.Module | None]:
         """An untrained map and critic on the device and in the precision of the particles: what a checkpoint fills."""
-        with self._randomness(0, particles.device):
+        with seeded(self.seed, 0, particles.device):
             critic = self._new_critic()
             critic = critic.to(particles) if critic is not None else None
             backward = make_module(self.map, "map").to(particles)
@@ -350,14 +349,6 @@ class JKOFlow:
         if not math.isfinite(loss):
             raise NonFiniteError(f"the value of the functional is {value}")
         return StepRecord(k, loss, value, w2, time.perf_counter() - start)
-
-    @contextlib.contextmanager
-    def _randomness(self, step: int, device: torch.device) -> Iterator[None]:
-        """Torch's global generators, seeded for one step and put back afterwards."""
-        digest = hashlib.blake2b(f"{self.seed}/{step}".encode(), digest_size=7).digest()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(int.from_bytes(digest, "little"))
-            yield
 
     def _check_source(self, particles: Tensor) -> None:
         if not isinstance(particles, Tensor) or particles.ndim != 2 or particles.shape[1] != self._source_dim:

@@ -53,7 +53,7 @@ def bits(folder):
     manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
     files = [manifest["files"]["moving"], manifest["files"]["fixed"], *manifest["files"]["maps"]]
     history = [{k: v for k, v in record.items() if k != "seconds"} for record in manifest["history"]]
-    tensors = {(name, k): v for name in files for k, v in checkpoint._read(folder / name).items()}
+    tensors = {(name, k): v for name in files for k, v in checkpoint.read_tensors(folder / name).items()}
     return manifest["step"], history, tensors
 
 

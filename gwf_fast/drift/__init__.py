@@ -8,11 +8,13 @@ from ..transport.sinkhorn import drift as sinkhorn
 from .critics import critic, critic_step
 from .drifting import gmd
 from .kernels import energy, mmd
+from .learned import LearnedCritic
 from .multi import MultiDrift, gmd_multi
 from .parzen import f_divergence, parzen_kl
 from .sliced import sliced_wasserstein
 
 __all__ = [
+    "LearnedCritic",
     "MultiDrift",
     "critic",
     "critic_step",

@@ -1,0 +1,400 @@
+"""Parametric drifting (Deng et al. 2026): a one-step generator that is trained towards the fixed point of a flow."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gwf_fast import drift as drifts
+from gwf_fast.drift.learned import LearnedCritic, is_stateful
+from gwf_fast.drift.loss import drifting_loss
+from gwf_fast.errors import NonFiniteError
+from gwf_fast.functional import Target, check_target, draw_target
+from gwf_fast.nn import MLP
+from gwf_fast.optimizer_state import optimizer_tensors, restore_optimizer
+from gwf_fast.randomness import seeded
+from gwf_fast.training import SCHEDULES
+
+Drift = Callable[[Tensor, Tensor], Any]
+"""(x [N, D], y [M, D]) -> velocity [N, D], or a ``MultiDrift``."""
+
+KINDS = ("gmd", "gmd_multi", "parzen_kl", "f_divergence", "mmd", "energy", "sinkhorn", "sliced_wasserstein", "critic")
+_SECONDS = 10.0  # between two checkpoints; a killed process loses no more than this
+_HIDDEN = (256, 256, 256)
+
+
+@dataclass(frozen=True)
+class DriftingRecord:
+    """What the updates since the last record did.
+
+    Attributes:
+        step: Updates done.
+        drift: Mean of |V|^2 over samples and over these updates, before any normalisation of V: what falls as the
+            generator comes to rest. The value of a normalised loss says nothing.
+        value: What ``evaluate`` returned, None where there is none.
+        seconds: Training time so far, without evaluations and checkpoints.
+    """
+
+    step: int
+    drift: float
+    value: float | None
+    seconds: float
+
+
+@dataclass
+class DriftingState:
+    """Everything that training changes.
+
+    Attributes:
+        step: Updates done.
+        generator: G.
+        optimizer: Adam for it.
+        drift: The drift; one that learns is part of the state.
+        average: Moving average of the parameters of G, or None.
+        history: The records.
+        seconds: Training time so far.
+        pending: |V|^2 of each update since the last record.
+    """
+
+    step: int
+    generator: nn.Module
+    optimizer: torch.optim.Optimizer
+    drift: Drift
+    average: nn.Module | None = None
+    history: list[DriftingRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    pending: list[float] = field(default_factory=list)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        parts = {"generator": self.generator.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
+        if self.average is not None:
+            parts["average"] = self.average.state_dict()
+        if is_stateful(self.drift):
+            parts["drift"] = self.drift.state_dict()  # type: ignore[attr-defined]
+        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class DriftingResult:
+    """A trained generator.
+
+    Attributes:
+        generator: G: latent noise [N, L] -> samples [N, D], the moving average where there is one; in evaluation mode.
+        history: One ``DriftingRecord`` every ``record_every`` updates.
+        latent_dim: L.
+        step: Updates done.
+    """
+
+    generator: nn.Module
+    history: tuple[DriftingRecord, ...]
+    latent_dim: int
+    step: int
+
+    def sample(self, n: int) -> Tensor:
+        """n new samples [n, D], their noise from torch's global generator."""
+        parameter = next(self.generator.parameters())
+        z = torch.randn(n, self.latent_dim, dtype=parameter.dtype, device=parameter.device)
+        with torch.no_grad():
+            return self.generator(z)
+
+
+class DriftingModel:
+    """Trains G so that V(G(z)) = 0: each update is Adam on |x - stopgrad(x + V(x))|^2, x = G(z) with fresh noise z.
+
+    V is divided by the root of its mean square, as in the authors' released code, and Adam is blind to a factor anyway:
+    ``lr`` is the step size of every drift. (Without it, a drift from afar, e^(-r/T), drowns in the epsilon of Adam.)
+
+    Args:
+        drift: A name in ``gwf_fast.drift`` ("gmd", "parzen_kl", "mmd", "sinkhorn", ..., or "critic" for a
+            ``LearnedCritic``), or a function (x [N, D], y [M, D]) -> V [N, D]. One that learns as it goes has
+            ``state_dict`` and ``load_state_dict`` of tensors, which checkpoints then hold.
+        dim: D.
+        options: Keyword arguments of a drift given by name: ``{"temperature": 0.05}``.
+        generator: G, a module [N, L] -> [N, D]; it is copied. None for an ``nn.MLP`` with three hidden layers of 256.
+        latent_dim: L; z ~ N(0, I).
+        batch_size: N, samples generated an update.
+        n_targets: M, samples of the target an update; None for N.
+        lr: Learning rate of Adam.
+        lr_schedule: "constant", or "cosine" down to zero at the end of the run.
+        betas: Adam's decay rates.
+        ema: Decay of a moving average of the parameters, which becomes the generator of the result; None for none.
+        record_every: Updates between two records.
+        seed: Of everything random; torch's global generator is left as it was.
+
+    Raises:
+        ValueError, TypeError: If a drift, an option or a schedule is unknown, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        drift: str | Drift,
+        dim: int,
+        *,
+        options: Mapping[str, Any] | None = None,
+        generator: nn.Module | None = None,
+        latent_dim: int = 32,
+        batch_size: int = 2048,
+        n_targets: int | None = None,
+        lr: float = 1e-3,
+        lr_schedule: str = "constant",
+        betas: tuple[float, float] = (0.9, 0.999),
+        ema: float | None = None,
+        record_every: int = 50,
+        seed: int = 0,
+    ) -> None:
+        self.n_targets = batch_size if n_targets is None else n_targets
+        counts = {"dim": dim, "latent_dim": latent_dim, "batch_size": batch_size, "n_targets": self.n_targets}
+        for name, count in {**counts, "record_every": record_every}.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {count!r}")
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"lr: expected a positive number, got {lr!r}")
+        if lr_schedule not in SCHEDULES:
+            raise ValueError(f"lr_schedule: expected one of {', '.join(SCHEDULES)}, got {lr_schedule!r}")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
+        if ema is not None and not 0 < ema < 1:
+            raise ValueError(f"ema: expected a number in (0, 1), got {ema!r}")
+        if generator is not None and not isinstance(generator, nn.Module):
+            raise TypeError(f"generator: expected a torch.nn.Module, got {type(generator).__name__}")
+        self.drift = drift
+        self.dim = dim
+        self.options = dict(options or {})
+        self.generator = generator
+        self.latent_dim = latent_dim
+        self.batch_size = batch_size
+        self.lr = float(lr)
+        self.lr_schedule = lr_schedule
+        self.betas = tuple(betas)
+        self.ema = ema
+        self.record_every = record_every
+        self.seed = int(seed)
+        with seeded(self.seed, 0, torch.device("cpu")):
+            self._new_drift()
+
+    def init(self, like: Tensor) -> DriftingState:
+        """The state before the first update, on the device and in the precision of ``like``."""
+        with seeded(self.seed, 0, like.device):
+            generator = self._new_generator().to(like)
+            drift = self._new_drift()
+        parameters = [p for p in generator.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=True)
+        average = None if self.ema is None else copy.deepcopy(generator)
+        return DriftingState(0, generator, optimizer, drift, average)
+
+    def restore(self, state: DriftingState, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors, as ``DriftingState.tensors`` gave them, into a new state.
+
+        Raises:
+            RuntimeError: If they do not fit the networks.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"generator": {}, "optimizer": {}, "average": {}, "drift": {}}
+        for name, tensor in tensors.items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = tensor
+        state.generator.load_state_dict(parts["generator"])
+        restore_optimizer(state.optimizer, parts["optimizer"])
+        if state.average is not None:
+            state.average.load_state_dict(parts["average"])
+        if is_stateful(state.drift):
+            state.drift.load_state_dict(parts["drift"])  # type: ignore[attr-defined]
+
+    def step(self, state: DriftingState, target: Target, n_steps: int) -> None:
+        """One update of ``state``, in place.
+
+        Raises:
+            NonFiniteError: If the drift or a gradient is NaN or infinite; the parameters are then as they were.
+        """
+        start = time.perf_counter()
+        k = state.step + 1
+        like = next(state.generator.parameters())
+        with seeded(self.seed, k, like.device):
+            z = torch.randn(self.batch_size, self.latent_dim, dtype=like.dtype, device=like.device)
+            x = state.generator(z)
+            if x.shape != (self.batch_size, self.dim):
+                raise ValueError(f"generator: expected samples {[self.batch_size, self.dim]}, got {list(x.shape)}")
+            y = draw_target(target, self.n_targets).to(like)
+            velocity, size = _velocity(state.drift(x.detach(), y))
+            loss = drifting_loss(x, _normalized(velocity))
+            state.optimizer.zero_grad()
+            loss.backward()
+        if not (math.isfinite(size) and _is_finite(state.generator)):
+            raise NonFiniteError(f"update {k}: the mean of |V|^2 is {size}; the state after update {k - 1} is kept")
+        rate = 0.5 * (1 + math.cos(math.pi * state.step / n_steps)) if self.lr_schedule == "cosine" else 1.0
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.lr * rate
+        state.optimizer.step()
+        if state.average is not None:
+            with torch.no_grad():
+                for mean, now in zip(state.average.parameters(), state.generator.parameters(), strict=True):
+                    mean.lerp_(now, 1 - self.ema)
+        state.step = k
+        state.pending.append(size)
+        state.seconds += time.perf_counter() - start
+
+    def run(
+        self,
+        target: Target,
+        n_steps: int,
+        *,
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
+        evaluate: Callable[[Tensor], float] | None = None,
+        state: DriftingState | None = None,
+    ) -> DriftingResult:
+        """Train for ``n_steps`` updates.
+
+        Args:
+            target: Samples of the target [M, D], drawn from with replacement, or a callable n -> [n, D].
+            n_steps: Updates in all, those already in ``state`` included.
+            progress: Whether to show a progress bar.
+            checkpoint: A folder that receives the state every ten seconds and when the run ends, however it ends.
+            evaluate: Called at every record with ``batch_size`` fresh samples; its number goes into the record.
+            state: Go on from here; it is changed.
+
+        Raises:
+            NonFiniteError: If training diverges; the last good state is in the checkpoint.
+            FileExistsError: If the folder holds another run and ``state`` is None.
+        """
+        from tqdm.auto import tqdm
+
+        from gwf_fast.drifting_checkpoint import Keeper
+
+        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
+            raise ValueError(f"n_steps: expected an integer >= 0, got {n_steps!r}")
+        check_target(target)
+        keeper = Keeper(checkpoint, self, target, n_steps, _SECONDS, is_new=state is None)
+        if state is None:
+            state = self.init(_sample(target, self.dim))
+        with keeper, tqdm(total=n_steps, initial=state.step, disable=not progress, desc="updates") as bar:
+            while state.step < n_steps:
+                keeper.keep(state)
+                self.step(state, target, n_steps)
+                if state.step % self.record_every == 0:
+                    record = self._record(state, evaluate)
+                    bar.set_postfix_str(
+                        f"|V|^2 {record.drift:.3g}" + ("" if evaluate is None else f", {record.value:.3g}")
+                    )
+                bar.update()
+            keeper.keep(state)
+        return self._result(state)
+
+    @classmethod
+    def resume(
+        cls,
+        checkpoint: str | Path,
+        *,
+        n_steps: int | None = None,
+        progress: bool = True,
+        target: Target | None = None,
+        drift: Drift | None = None,
+        generator: nn.Module | None = None,
+        evaluate: Callable[[Tensor], float] | None = None,
+    ) -> DriftingResult:
+        """Go on from a checkpoint, bit for bit as if the run had not stopped, and keep writing to it.
+
+        Args:
+            checkpoint: The folder.
+            n_steps: Updates in all; None for as many as the run was started with.
+            progress: Whether to show a progress bar.
+            target: As the run had it, where it was a callable.
+            drift: As the run had it, where it was a function.
+            generator: As the run had it, where it was not a ``gwf_fast.nn.MLP``.
+            evaluate: As the run had it.
+
+        Raises:
+            ValueError: If something is missing, or the checkpoint can't be read.
+        """
+        from gwf_fast.drifting_checkpoint import load
+
+        given = {"target": target, "drift": drift, "generator": generator}
+        model, state, planned, target = load(checkpoint, given, cls)
+        n_steps = planned if n_steps is None else n_steps
+        return model.run(target, n_steps, progress=progress, checkpoint=checkpoint, evaluate=evaluate, state=state)
+
+    def _record(self, state: DriftingState, evaluate: Callable[[Tensor], float] | None) -> DriftingRecord:
+        value = None
+        if evaluate is not None:
+            device = next(state.generator.parameters()).device
+            with seeded(self.seed, f"{state.step}/evaluate", device):
+                value = float(evaluate(self._result(state).sample(self.batch_size)))
+        record = DriftingRecord(state.step, sum(state.pending) / len(state.pending), value, state.seconds)
+        state.history.append(record)
+        state.pending.clear()
+        return record
+
+    def _result(self, state: DriftingState) -> DriftingResult:
+        generator = copy.deepcopy(state.generator if state.average is None else state.average).eval()
+        return DriftingResult(generator, tuple(state.history), self.latent_dim, state.step)
+
+    def _new_generator(self) -> nn.Module:
+        if self.generator is not None:
+            return copy.deepcopy(self.generator)
+        return MLP([self.latent_dim, *_HIDDEN, self.dim], "silu")
+
+    def _new_drift(self) -> Drift:
+        """The drift as a function of x and y; one that learns is new."""
+        if not isinstance(self.drift, str):
+            if not callable(self.drift):
+                raise TypeError(f"drift: expected a name or a callable, got {type(self.drift).__name__}")
+            if self.options:
+                raise ValueError("options: go with a drift given by name; a callable has its own")
+            return copy.deepcopy(self.drift) if is_stateful(self.drift) else self.drift
+        if self.drift not in KINDS:
+            raise ValueError(f"drift: expected a callable or one of {', '.join(KINDS)}, got {self.drift!r}")
+        options = copy.deepcopy(self.options)
+        if self.drift == "critic":
+            _check_options(LearnedCritic, self.drift, options, self.dim)
+            return LearnedCritic(self.dim, **options)
+        function = getattr(drifts, self.drift)
+        _check_options(function, self.drift, options, None, None)
+        return lambda x, y: function(x, y, **options)
+
+
+def _check_options(function: Any, name: str, options: dict[str, Any], *positional: Any) -> None:
+    try:
+        inspect.signature(function).bind(*positional, **options)
+    except TypeError as error:
+        raise ValueError(f"options: do not fit the drift {name!r}: {error}") from None
+
+
+def _velocity(drift: Any) -> tuple[Tensor, float]:
+    """The velocity, and the mean over samples of its square, of a drift that is normalised before that."""
+    if isinstance(drift, drifts.MultiDrift):
+        return drift.velocity, float(drift.raw.mean())
+    if not isinstance(drift, Tensor):
+        raise TypeError(f"drift: expected a tensor [N, D], got {type(drift).__name__}")
+    return drift, float(drift.double().square().sum(-1).mean())
+
+
+def _normalized(velocity: Tensor) -> Tensor:
+    """V / sqrt(mean V^2); 0 where V is. The square of a float32 may underflow, so it is taken in double."""
+    rms = velocity.double().square().mean().sqrt()
+    return velocity if rms == 0 else (velocity / rms).to(velocity)
+
+
+def _is_finite(module: nn.Module) -> bool:
+    norms = [p.grad.norm() for p in module.parameters() if p.grad is not None]
+    return math.isfinite(float(torch.stack(norms).sum()))
+
+
+def _sample(target: Target, dim: int) -> Tensor:
+    """A sample that tells device and precision, and whether the target fits."""
+    device = target.device if isinstance(target, Tensor) else torch.device("cpu")
+    with seeded(0, 0, device):
+        y = draw_target(target, 1)
+    if y.ndim != 2 or y.shape[1] != dim:
+        raise ValueError(f"target: expected samples [M, {dim}], got {list(y.shape)}")
+    if not y.is_floating_point():
+        raise TypeError(f"target: expected floating-point samples, got {y.dtype}")
+    return y
