@@ -15,7 +15,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from gwf_fast.checkpoint import MANIFEST, read_tensors, refuse_occupied, write_atomically
-from gwf_fast.drifting_model import DriftingModel, DriftingRecord, DriftingState
+from gwf_fast.drifting_model import DriftingModel
+from gwf_fast.drifting_state import DriftingRecord, DriftingState
 from gwf_fast.functional import Target
 from gwf_fast.portable import NotPortableError, pack, unpack
 

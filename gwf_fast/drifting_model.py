@@ -6,8 +6,8 @@ import copy
 import inspect
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,95 +17,17 @@ from torch import Tensor, nn
 from gwf_fast import drift as drifts
 from gwf_fast.drift.learned import LearnedCritic, is_stateful
 from gwf_fast.drift.loss import drifting_loss
+from gwf_fast.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import Target, check_target, draw_target
 from gwf_fast.nn import MLP
-from gwf_fast.optimizer_state import optimizer_tensors, restore_optimizer
+from gwf_fast.optimizer_state import restore_optimizer
 from gwf_fast.randomness import seeded
 from gwf_fast.training import SCHEDULES
-
-Drift = Callable[[Tensor, Tensor], Any]
-"""(x [N, D], y [M, D]) -> velocity [N, D], or a ``MultiDrift``."""
 
 KINDS = ("gmd", "gmd_multi", "parzen_kl", "f_divergence", "mmd", "energy", "sinkhorn", "sliced_wasserstein", "critic")
 _SECONDS = 10.0  # between two checkpoints; a killed process loses no more than this
 _HIDDEN = (256, 256, 256)
-
-
-@dataclass(frozen=True)
-class DriftingRecord:
-    """What the updates since the last record did.
-
-    Attributes:
-        step: Updates done.
-        drift: Mean of |V|^2 over samples and over these updates, before any normalisation of V: what falls as the
-            generator comes to rest. The value of a normalised loss says nothing.
-        value: What ``evaluate`` returned, None where there is none.
-        seconds: Training time so far, without evaluations and checkpoints.
-    """
-
-    step: int
-    drift: float
-    value: float | None
-    seconds: float
-
-
-@dataclass
-class DriftingState:
-    """Everything that training changes.
-
-    Attributes:
-        step: Updates done.
-        generator: G.
-        optimizer: Adam for it.
-        drift: The drift; one that learns is part of the state.
-        average: Moving average of the parameters of G, or None.
-        history: The records.
-        seconds: Training time so far.
-        pending: |V|^2 of each update since the last record.
-    """
-
-    step: int
-    generator: nn.Module
-    optimizer: torch.optim.Optimizer
-    drift: Drift
-    average: nn.Module | None = None
-    history: list[DriftingRecord] = field(default_factory=list)
-    seconds: float = 0.0
-    pending: list[float] = field(default_factory=list)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name."""
-        parts = {"generator": self.generator.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
-        if self.average is not None:
-            parts["average"] = self.average.state_dict()
-        if is_stateful(self.drift):
-            parts["drift"] = self.drift.state_dict()  # type: ignore[attr-defined]
-        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-
-
-@dataclass(frozen=True)
-class DriftingResult:
-    """A trained generator.
-
-    Attributes:
-        generator: G: latent noise [N, L] -> samples [N, D], the moving average where there is one; in evaluation mode.
-        history: One ``DriftingRecord`` every ``record_every`` updates.
-        latent_dim: L.
-        step: Updates done.
-    """
-
-    generator: nn.Module
-    history: tuple[DriftingRecord, ...]
-    latent_dim: int
-    step: int
-
-    def sample(self, n: int) -> Tensor:
-        """n new samples [n, D], their noise from torch's global generator."""
-        parameter = next(self.generator.parameters())
-        z = torch.randn(n, self.latent_dim, dtype=parameter.dtype, device=parameter.device)
-        with torch.no_grad():
-            return self.generator(z)
 
 
 class DriftingModel:
@@ -180,7 +102,11 @@ class DriftingModel:
         self.record_every = record_every
         self.seed = int(seed)
         with seeded(self.seed, 0, torch.device("cpu")):
-            self._new_drift()
+            function = self._new_drift()
+            if drift in KINDS and drift != "critic":
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    function(*torch.randn(2, 4, dim))  # options out of range are told here, not in the first update
 
     def init(self, like: Tensor) -> DriftingState:
         """The state before the first update, on the device and in the precision of ``like``."""

@@ -19,6 +19,7 @@ NAMES = (
     "semicircle",
     "aggregation-diffusion",
     "regularisation",
+    "drift",
 )
 """The module of ``a-name`` is ``a_name.py``."""
 

@@ -38,8 +38,8 @@ def option(
 class Settings:
     """The options of every run. An experiment with more of its own derives from this or from ``FlowSettings``.
 
-    Fields are int, float, str or bool. Integers other than ``seed`` have to be positive; what else an experiment asks
-    of them is checked where they are used.
+    Fields are int, float, str or bool, or one of these or None. Integers other than ``seed`` have to be positive; what
+    else an experiment asks of them is checked where they are used.
 
     Attributes:
         seed: Seed of everything random.

@@ -107,7 +107,7 @@ def _option(experiment: Experiment, name: str) -> inspect.Parameter:
         help += f": {', '.join(choices)}"
     if kind is bool:
         return _parameter(name, Annotated[bool | None, typer.Option(spelled(name), help=help)], None)
-    if default != "":
+    if default not in ("", None):
         help += f"  [default: {default}]"
     return _parameter(name, Annotated[kind | None, typer.Option(help=help)], None)
 
@@ -119,8 +119,14 @@ def _run(name: str, given: dict[str, Any], out: Path, resume: bool) -> None:
         typer.echo(f"\nstopped; the last finished step is kept. Go on with: {interrupted}", err=True)
         raise typer.Exit(130) from None
     for key, value in metrics.items():
-        typer.echo(f"{key.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
+        typer.echo(f"{key.replace('_', ' ')}: {_shown(value)}")
     typer.echo(f"left in {out}: {', '.join(runner.artefacts(out))}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {_shown(part)}" for key, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @contextlib.contextmanager

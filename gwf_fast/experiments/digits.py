@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow
+from gwf_fast.experiments.images import Whitening, sheet
 from gwf_fast.experiments.two_sample import two_sample_checks
 from gwf_fast.functional import batch
 from gwf_fast.jko import JKOFlow
@@ -38,32 +38,6 @@ class _Settings(base.FlowSettings):
 _DEFAULTS = _Settings(particles=4096, dim=20, steps=10, step_size=10.0, iterations=500, batch_size=256, functional="js")
 
 
-@dataclass(frozen=True)
-class _Whitening:
-    """Images [N, 64] to and from the leading principal components, each with mean 0 and variance 1."""
-
-    mean: Tensor
-    directions: Tensor  # [64, D]
-    scale: Tensor  # [D]
-    explained: float
-
-    @classmethod
-    def fit(cls, images: Tensor, dim: int) -> _Whitening:
-        mean = images.mean(0)
-        _, s, vh = torch.linalg.svd(images - mean, full_matrices=False)
-        rank = int((s > 1e-4 * s[0]).sum())
-        if dim > rank:
-            raise ValueError(f"dim: the digits span {rank} dimensions, got {dim}")
-        explained = (s[:dim].square().sum() / s.square().sum()).item()
-        return cls(mean, vh[:dim].T, s[:dim] / (len(images) - 1) ** 0.5, explained)
-
-    def encode(self, images: Tensor) -> Tensor:
-        return (images - self.mean) @ self.directions / self.scale
-
-    def decode(self, x: Tensor) -> Tensor:
-        return (x * self.scale) @ self.directions.T + self.mean
-
-
 def load() -> tuple[Tensor, Tensor]:
     """Images [1797, 64] with ink from 0 to 1, and their labels."""
     try:
@@ -77,7 +51,7 @@ def load() -> tuple[Tensor, Tensor]:
 def build(settings: _Settings) -> base.Problem:
     """One map a JKO step, each from the identity; a critic that goes on from step to step."""
     images, labels = load()
-    whitening = _Whitening.fit(images, settings.dim)
+    whitening = Whitening.fit(images, settings.dim)
     data = whitening.encode(images)
 
     def target(n: int) -> Tensor:
@@ -135,22 +109,7 @@ _ROWS, _COLUMNS = 10, 14  # of the sheet of samples
 _FOLLOWED = 10  # particles shown along the flow
 
 
-_ENLARGED = 32  # pixels of the picture for the 8 of an image
-
-
-def _tile(images: Tensor, rows: int, columns: int, gap: int = 4) -> Tensor:
-    """Images [rows * columns, 64] as one picture, smoothly enlarged, with a white gap between them."""
-    size = _ENLARGED
-    smooth = interpolate(images.reshape(-1, 1, 8, 8), size=(size, size), mode="bicubic")[:, 0]
-    step = size + gap
-    sheet = torch.full((rows * step + gap, columns * step + gap), torch.nan)
-    for index in range(rows * columns):
-        top, left = (gap + step * k for k in divmod(index, columns))
-        sheet[top : top + size, left : left + size] = smooth[index]
-    return sheet
-
-
-def _draw(trajectory: Tensor, images: Tensor, whitening: _Whitening, path: Path) -> None:
+def _draw(trajectory: Tensor, images: Tensor, whitening: Whitening, path: Path) -> None:
     """Particles along the flow; new samples; some of them beside the nearest real digit; real digits."""
     plt = base.pyplot()
     last = len(trajectory) - 1
@@ -159,29 +118,29 @@ def _draw(trajectory: Tensor, images: Tensor, whitening: _Whitening, path: Path)
     figure = plt.figure(figsize=(15, 8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
 
-    def show(axis: Any, sheet: Tensor, title: str = "") -> None:
-        axis.imshow(base.as_array(sheet), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+    def show(axis: Any, picture: Tensor, title: str = "") -> None:
+        axis.imshow(base.as_array(picture), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=11)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
 
     axis = left.subplots()
     followed = trajectory[steps][:, :_FOLLOWED].transpose(0, 1).reshape(-1, 64)
-    sheet = _tile(followed, _FOLLOWED, len(steps))
-    show(axis, sheet, "The same particles along the flow")
-    width = sheet.shape[1] / len(steps)
+    picture = sheet(followed, _FOLLOWED, len(steps))
+    show(axis, picture, "The same particles along the flow")
+    width = picture.shape[1] / len(steps)
     axis.set_xticks([(i + 0.5) * width for i in range(len(steps))], [f"{k}" for k in steps])
     axis.set_xlabel("JKO step (0: Gaussian noise)")
     axis.tick_params(length=0)
 
     samples = trajectory[-1]
     rows = right.subplots(3, 1, height_ratios=[_ROWS, 2, 2])
-    show(rows[0], _tile(samples, _ROWS, _COLUMNS), f"Samples after step {last}, not selected")
+    show(rows[0], sheet(samples, _ROWS, _COLUMNS), f"Samples after step {last}, not selected")
     some = samples[::_ROWS][:_COLUMNS]
     beside = torch.cat((some, images[_nearest(some, images)[1]]))
-    show(rows[1], _tile(beside, 2, _COLUMNS), "Samples, and below each the nearest of the real digits")
+    show(rows[1], sheet(beside, 2, _COLUMNS), "Samples, and below each the nearest of the real digits")
     real = images[torch.randperm(len(images))[: 2 * _COLUMNS]]
-    show(rows[2], _tile(real, 2, _COLUMNS), "Real digits")
+    show(rows[2], sheet(real, 2, _COLUMNS), "Real digits")
     kept = f"{len(whitening.scale)} principal components ({whitening.explained:.0%} of the variance)"
     right.supxlabel(f"8 x 8 pixels, enlarged smoothly; the flow runs in {kept}", fontsize=9)
     base.save_figure(figure, path)

@@ -99,7 +99,9 @@ def _checked(experiment: Experiment, given: dict[str, Any]) -> Settings:
     settings = dataclasses.replace(experiment.defaults, **given)
     for name, field in options.items():
         value, choices = getattr(settings, name), field.metadata["choices"]
-        if types[name] is int and name != "seed" and value < 1:
+        if value is None:
+            continue
+        if types[name] in (int, int | None) and name != "seed" and value < 1:
             raise ValueError(f"{name}: expected a positive integer, got {value}")
         if choices and value not in choices:
             close = difflib.get_close_matches(value, choices, n=1)
