@@ -266,7 +266,7 @@ class DriftingModel:
     def _new_generator(self) -> nn.Module:
         if self.generator is not None:
             return copy.deepcopy(self.generator)
-        return MLP([self.latent_dim, *_HIDDEN, self.dim], "silu")
+        return MLP([self.latent_dim, *_HIDDEN, self.dim], "relu")
 
     def _new_drift(self) -> Drift:
         """The drift as a function of x and y; one that learns is new."""

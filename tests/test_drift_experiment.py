@@ -100,7 +100,7 @@ def test_digits():
 
 
 def test_mnist_of_a_file_and_of_its_folder(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (150, 28, 28), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (250, 28, 28), dtype=np.uint8)
     (tmp_path / "folder").mkdir()
     idx(tmp_path / "folder" / "t10k-images-idx3-ubyte.gz", images)
     idx(tmp_path / "plain-idx3-ubyte", images)

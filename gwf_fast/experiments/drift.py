@@ -49,7 +49,8 @@ class _Settings(base.Settings):
     compare: bool = base.option("all drifts, each with four settings, in one figure", False)
     steps: int | None = base.option("updates of the generator, default 2000; 1500 with --compare", None, extends=True)
     batch_size: int | None = base.option("samples an update, default 2048; 512 with --compare", None)
-    lr: float = base.option("learning rate of Adam, with a cosine schedule", 2e-3)
+    latent_dim: int | None = base.option("of the noise, default 32; 2 for the plane with --compare", None)
+    lr: float = base.option("learning rate of Adam, with a cosine schedule", 5e-3)
     bandwidth: float | None = base.option("T of gmd, bandwidth of parzen_kl and mmd, root of sinkhorn's epsilon", None)
     projections: int | None = base.option("directions of sliced_wasserstein", None)
     exponent: float | None = base.option("of the distances of energy, 0 < e < 2", None)
@@ -162,13 +163,14 @@ def _scaled(kind: str, value: Any, data: drift_data.Data) -> Any:
 
 
 def _drifting(settings: _Settings, data: drift_data.Data, kind: str, value: Any, may_diverge: bool = False) -> Drifting:
-    defaults = (1500, 512) if settings.compare else (2000, 2048)
-    steps, batch_size = settings.steps or defaults[0], settings.batch_size or defaults[1]
+    steps, batch_size, latent_dim = (1500, 512, 2 if data.dim == 2 else 32) if settings.compare else (2000, 2048, 32)
+    steps = settings.steps or steps
     model = DriftingModel(
         kind,
         data.dim,
         options=_options(kind, value),
-        batch_size=batch_size,
+        batch_size=settings.batch_size or batch_size,
+        latent_dim=settings.latent_dim or latent_dim,
         lr=settings.lr,
         lr_schedule="cosine",
         ema=0.99,

@@ -105,7 +105,7 @@ def _curve(axis: Any, results: Mapping[Any, DriftingResult | None], data: Data) 
     axis.axhline(max(data.mmd(data.held), 1e-3), color="grey", linestyle="--", linewidth=0.8)
     axis.set_yscale("log")
     axis.tick_params(labelsize=7)
-    if len(results) > 1:
+    if sum(result is not None for result in results.values()) > 1:
         axis.legend(fontsize=6, frameon=False, loc="lower left")
 
 
