@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gwf_fast import DriftingModel, cli
-from gwf_fast.experiments import drift_data, inputs
+from gwf_fast.experiments import drift_data
 from gwf_fast.experiments.toys import TOYS, toy
 
 QUICK = ["--steps", "4", "--batch-size", "16"]
-MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +33,10 @@ def call(*arguments):
     return CliRunner().invoke(cli.app, ["run", "drift", *map(str, arguments)])
 
 
-def idx(path, images):
-    """Images [N, rows, columns] of bytes as an IDX file."""
-    head = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in images.shape)
-    content = head + images.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+def idx(path, array):
+    """An array of bytes as a compressed IDX file."""
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(gzip.compress(head + array.tobytes()))
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -99,23 +97,14 @@ def test_digits():
     assert np.load("out/samples.npy").shape == (100, 64)
 
 
-def test_mnist_of_a_file_and_of_its_folder(tmp_path):
+def test_mnist(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (250, 28, 28), dtype=np.uint8)
     (tmp_path / "folder").mkdir()
     idx(tmp_path / "folder" / "t10k-images-idx3-ubyte.gz", images)
-    idx(tmp_path / "plain-idx3-ubyte", images)
-    assert torch.equal(inputs.read_images("folder"), inputs.read_images("plain-idx3-ubyte"))
-    assert inputs.read_images("folder")[3, 5].item() == np.float32(images[3, 0, 5] / 255)
+    idx(tmp_path / "folder" / "t10k-labels-idx1-ubyte.gz", images[:, 0, 0] % 10)
     result = call("--kind", "energy", "--data", "mnist", "--input", "folder", *QUICK, "--out", "out")
     assert result.exit_code == 0, result.output
     assert np.load("out/samples.npy").shape == (100, 784)
-
-
-def test_the_real_mnist():
-    if not MNIST.exists():
-        pytest.skip("MNIST's test images are not beside the project (../shared/data/mnist)")
-    images = inputs.read_images(MNIST)
-    assert images.shape == (10_000, 784) and images.max() == 1 and 0.12 < images.mean() < 0.14
 
 
 def _interrupt_at(monkeypatch, k):
@@ -194,11 +183,8 @@ def assert_one_line(result, *parts):
         (["--data", "moon"], ["data: expected one of 8gaussians, ", "did you mean 'moons'?"]),
         (["--data", "mnist"], ["input: --data mnist needs --input"]),
         (["--data", "mnist", "--input", "absent"], ["input: no such file: absent"]),
-        (["--data", "mnist", "--input", "empty"], ["input: no images-idx3-ubyte file in empty"]),
-        (["--data", "mnist", "--input", "bad.gz"], ["input: can't read bad.gz"]),
-        (["--data", "mnist", "--input", "bad.bin"], ["input: bad.bin is not an IDX file"]),
-        (["--data", "mnist", "--input", "short.bin"], ["short.bin should hold 3 images of 2 x 2, has 5 bytes"]),
-        (["--data", "moons", "--input", "bad.bin"], ["input: --data moons takes no --input"]),
+        (["--data", "mnist", "--input", "empty"], ["input: empty holds no file called"]),
+        (["--data", "moons", "--input", "empty"], ["input: --data moons takes no --input"]),
         (["--kind", "energy", "--bandwidth", "1"], ["bandwidth: the drift 'energy' has no such option", "--exponent"]),
         (["--transform", "kl"], ["transform: the drift 'gmd' has no such option; it has --bandwidth"]),
         (["--compare", "--kind", "gmd"], ["kind: does not go with --compare"]),
@@ -213,8 +199,5 @@ def assert_one_line(result, *parts):
 )
 def test_bad_arguments(tmp_path, arguments, parts):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "bad.gz").write_bytes(b"rubbish")
-    (tmp_path / "bad.bin").write_bytes(b"rubbish")
-    (tmp_path / "short.bin").write_bytes(b"\0\0\x08\x03" + bytes([0, 0, 0, 3, 0, 0, 0, 2, 0, 0, 0, 2]) + b"12345")
     assert_one_line(call(*arguments, "--out", "out"), *parts)
     assert not (tmp_path / "out").exists()  # nothing was begun

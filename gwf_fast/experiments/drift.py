@@ -55,7 +55,7 @@ class _Settings(base.Settings):
     projections: int | None = base.option("directions of sliced_wasserstein", None)
     exponent: float | None = base.option("of the distances of energy, 0 < e < 2", None)
     transform: str | None = base.option("of critic", None, choices=TRANSFORMS)
-    input: str = base.option("MNIST's images-idx3-ubyte file or its folder, for --data mnist", "")
+    input: str = base.option("folder with MNIST's IDX files, for --data mnist", "")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gwf_fast.discrepancy import mmd2
-from gwf_fast.experiments import digits, inputs
+from gwf_fast.experiments import digits
+from gwf_fast.experiments.idx import read_digits
 from gwf_fast.experiments.images import Whitening
 from gwf_fast.experiments.toys import TOYS, toy
 from gwf_fast.functional import batch
@@ -83,13 +84,13 @@ def load(name: str, path: str, seed: int) -> Data:
         ValueError: If the path is missing, not wanted, or unreadable.
     """
     if (name == "mnist") != bool(path):
-        hint = "needs --input, MNIST's images-idx3-ubyte file or its folder" if not path else "takes no --input"
+        hint = "needs --input, a folder with MNIST's IDX files" if not path else "takes no --input"
         raise ValueError(f"input: --data {name} {hint}")
     extra: dict[str, Any] = {}
     if name in TOYS:
         dim, sample = 2, toy(name)
     else:
-        images = inputs.read_images(path) if path else digits.load()[0]
+        images = read_digits(path)[0].flatten(1) if path else digits.load()[0]
         dim = _COMPONENTS[name]
         whitening = Whitening.fit(images, dim)
         points = whitening.encode(images)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -50,33 +48,6 @@ def read_labelled(path: str | Path) -> tuple[Tensor, Tensor]:
         raise ValueError(f"input: {path} has labels {np.unique(labels)[:5].tolist()}, expected 0 and 1, or -1 and 1")
     signs = torch.from_numpy(np.where(labels > 0, 1, -1).astype(np.float32))
     return _checked(path, features), signs
-
-
-def read_images(path: str | Path) -> Tensor:
-    """Images [N, pixels] in float32, ink from 0 to 1, of an IDX file as MNIST's, gzipped or not, or the folder of one.
-
-    Raises:
-        ValueError: If there is none, or it is not IDX with three dimensions of bytes.
-    """
-    path = Path(path)
-    if path.is_dir():
-        found = sorted(path.glob("*images-idx3-ubyte*"))
-        if not found:
-            raise ValueError(f"input: no images-idx3-ubyte file in {path}")
-        path = found[0]
-    if not path.is_file():
-        raise ValueError(f"input: no such file: {path}")
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"input: can't read {path} ({error})") from None
-    if len(content) < 16 or content[:4] != b"\0\0\x08\x03":
-        raise ValueError(f"input: {path} is not an IDX file of images")
-    n, rows, columns = (int.from_bytes(content[k : k + 4], "big") for k in (4, 8, 12))
-    if n < 2 or len(content) != 16 + n * rows * columns:
-        raise ValueError(f"input: {path} should hold {n} images of {rows} x {columns}, has {len(content) - 16} bytes")
-    pixels = np.frombuffer(content, np.uint8, offset=16).reshape(n, rows * columns)
-    return torch.from_numpy(pixels.astype(np.float32) / 255)
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
