@@ -24,8 +24,9 @@ def forces(
 ) -> Tensor:
     """V of Algorithm 2 at each temperature, [K, B, N, D]; arguments as in kernels/drift_cpp.py."""
     if x.dtype in (torch.float16, torch.bfloat16):
-        wide = [t if t is None else t.float() for t in (x, targets, weights)]
-        result = forces(*wide, split, sizes, temperatures.float(), None if own is None else own.float(), floor, clip)
+        weights, own = (None if t is None else t.float() for t in (weights, own))
+        temperatures = temperatures.float()
+        result = forces(x.float(), targets.float(), weights, split, sizes, temperatures, own, floor, clip)
         return result.to(x.dtype)
     out = x.new_zeros(len(temperatures), *x.shape)
     for b in range(len(x)):

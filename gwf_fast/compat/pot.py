@@ -42,7 +42,7 @@ def sliced_wasserstein_distance(
         scaler: A callable or an object with ``transform``, applied to both sets first.
 
     Returns:
-        A scalar of the kind of X_s, differentiable in points where they are tensors; with ``log`` (value, dictionary).
+        A scalar of the kind of X_s, differentiable in points and weights that are tensors; with ``log`` (value, dict).
 
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.

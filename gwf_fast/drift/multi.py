@@ -105,8 +105,8 @@ def gmd_multi(
         scale = scale.to(x.dtype)
         unit = scale.expand(len(joint.x)).clamp(min=1e-3)
         step = (scale.expand(len(joint.x)) / math.sqrt(dim)).clamp(min=1e-3)[:, None, None]
-        temperatures = x.new_tensor(rates)[:, None] * unit
-        force = joint.forces(temperatures, _SELF * unit, floor=_FLOOR, clip=clip) / step  # [K, B, N, D]
+        at = x.new_tensor(rates)[:, None] * unit  # [K, B]
+        force = joint.forces(at, _SELF * unit, floor=_FLOOR, clip=clip) / step  # [K, B, N, D]
         squares, count = force.square().sum((2, 3)), rows * dim
         raw = squares / count if per_problem else squares.sum(1, keepdim=True) / count.sum()  # [K, B] or [K, 1]
         velocity = ((force / raw.clamp(min=_FLOOR).sqrt()[..., None, None]).sum(0) * step).view(x.shape)
