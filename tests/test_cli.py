@@ -56,6 +56,18 @@ def test_gmm(tmp_path, dim):
     assert "mean log density" in result.output and "2/2" in result.stderr  # the progress bar
 
 
+def test_the_engines_are_equal(tmp_path):
+    for engine in ("torch", "fused"):
+        result = call("run", "gmm", *QUICK, "--dim", 2, "--engine", engine, "--out", engine)
+        assert result.exit_code == 0, result.output
+    torch_samples, fused_samples = (np.load(tmp_path / name / "samples.npy") for name in ("torch", "fused"))
+    assert not np.array_equal(torch_samples, fused_samples)  # two engines ran
+    np.testing.assert_allclose(torch_samples, fused_samples, atol=1e-3)
+    metrics = json.loads((tmp_path / "fused" / "run.json").read_text())["metrics"]
+    assert len(metrics["ksd_along_the_flow"]) == 3
+    assert 0 < metrics["ksd_of_exact_samples"] < metrics["ksd"]
+
+
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_data_in_the_units_of_the_file(tmp_path, dim):
     points = points_file(tmp_path / "p.npy", dim)

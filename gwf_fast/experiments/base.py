@@ -17,6 +17,7 @@ from gwf_fast.experiments.computation import Computation
 from gwf_fast.functional import Functional, JensenShannon, SquaredMMD, Target
 
 FUNCTIONALS = ("js", "mmd", "js+mmd")
+ENGINES = ("auto", "fused", "torch")
 
 
 def option(
@@ -128,6 +129,11 @@ def sample_functional(name: str, target: Target, mmd_scale: float, kernel: Any =
     if name == "mmd":
         return mmd
     return JensenShannon(target) if name == "js" else JensenShannon(target) + mmd
+
+
+def engine(name: str) -> str | None:
+    """What ``JKOFlow`` takes for one of ``ENGINES``."""
+    return None if name == "auto" else name
 
 
 def generator(seed: int) -> torch.Generator:

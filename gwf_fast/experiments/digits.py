@@ -33,6 +33,7 @@ _MMD_SCALE = 3000.0  # the squared energy distance between data and P_0 is 0.002
 class _Settings(base.FlowSettings):
     dim: int = base.option("dimension D")
     functional: str = base.option("of samples", choices=base.FUNCTIONALS)
+    engine: str = base.option("engine of the JKO steps", "auto", choices=base.ENGINES)
 
 
 _DEFAULTS = _Settings(particles=4096, dim=20, steps=10, step_size=10.0, iterations=500, batch_size=256, functional="js")
@@ -77,6 +78,7 @@ def build(settings: _Settings) -> base.Problem:
             pool_size=settings.particles,
         ),
         seed=settings.seed,
+        engine=base.engine(settings.engine),
     )
 
     def source(n: int) -> Tensor:

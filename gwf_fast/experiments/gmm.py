@@ -37,6 +37,7 @@ _BEYOND = (1.5, 128, 5, 128, 4)
 class _Settings(base.FlowSettings):
     dim: int = base.option("dimension D")
     ksd_samples: int = base.option("samples in the kernel Stein discrepancy at the end")
+    engine: str = base.option("engine of the JKO steps", "auto", choices=base.ENGINES)
 
 
 # Theirs, and their numbers of the rest, with --iterations 1000 --ksd-samples 100000. Not taken over: dropout of .04 in
@@ -67,6 +68,7 @@ def build(settings: _Settings) -> base.Problem:
             pool_size=settings.particles,
         ),
         seed=settings.seed,
+        engine=base.engine(settings.engine),
     )
 
     def source(n: int) -> Tensor:
