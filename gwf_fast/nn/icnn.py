@@ -13,7 +13,9 @@ from torch.nn.functional import softplus
 from typing_extensions import override
 
 _CHUNK = 1 << 13  # rows of a Hessian or an inverse at once: bounds the memory
-_HALVINGS = 40
+_HALVINGS = 50
+_SLOPE_LEFT = 0.25
+"""Of the slope at the start of a line, what its search may leave at the end."""
 
 
 class ICNNGradient(nn.Module):
@@ -135,17 +137,27 @@ class ICNNGradient(nn.Module):
         raise AssertionError("unreachable: the last iteration returns or raises")
 
     def _search(self, x: Tensor, z: Tensor, value: Tensor, direction: Tensor, slope: Tensor, size: Tensor) -> Tensor:
-        """By row, the longest step of 1, 1/2, 1/4, ... that descends phi(x) - <x, z> enough, or the residual."""
+        """By row, a step in (0, 1] that descends phi(x) - <x, z> enough and leaves little of its slope along the line.
+
+        The whole step where that does, else by bisection. Halving until the value falls is not enough: between flat
+        parts and a sharp bend full steps leap to and fro, and half steps approach the bend slowly.
+        """
         step = torch.ones_like(value)
+        low, high = torch.zeros_like(value), torch.ones_like(value)
         for _ in range(_HALVINGS):
             trial = x + step[:, None] * direction
             new, image, _ = self._evaluate(trial)
-            enough = new - (trial * z).sum(-1) <= value + 1e-4 * step * slope
+            residual = image - z
+            descends = new - (trial * z).sum(-1) <= value + 1e-4 * step * slope
             # close to the solution differences of values are rounding, and residuals are not
-            enough |= (image - z).norm(dim=-1) <= (1 - 0.25 * step) * size
-            if enough.all():
+            descends |= residual.norm(dim=-1) <= (1 - 0.25 * step) * size
+            left = (residual * direction).sum(-1)  # the slope there; it grows along the line
+            long = ~descends | (left > -_SLOPE_LEFT * slope)
+            short = ~long & (left < _SLOPE_LEFT * slope) & (step < 1)
+            if not (long | short).any():
                 break
-            step = torch.where(enough, step, step / 2)
+            high, low = torch.where(long, step, high), torch.where(short, step, low)
+            step = torch.where(long | short, (low + high) / 2, step)
         return x + step[:, None] * direction
 
     def _quadratic(self) -> Tensor:
