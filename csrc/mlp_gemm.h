@@ -4,18 +4,21 @@
 
 namespace gwf::GWF_ISA {
 
-// What becomes of a block of the product while it is in registers; i, j: its first row and column.
+// What becomes of a block of the product while it is in registers; i, j: its first row and column. Where the distance
+// of its rows is known to the compiler, as `known`, it does not keep the address of each in memory.
 template <class T> struct StoreBlock {
     T* c;
-    int64_t ldc;
+    int64_t stride;
     bool accumulate;  // adds to what was there: a sum of sums has less rounding
 
-    template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) const {
+    template <int MR, int NV, int known>
+    GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) const {
+        const int64_t step = known ? known : stride;
 #pragma GCC unroll 32
         for (int r = 0; r < MR; r++)
 #pragma GCC unroll 32
             for (int n = 0; n < NV; n++) {
-                T* target = c + (i + r) * ldc + j + n * lanes<T>;
+                T* target = c + i * step + j + (r * step + n * lanes<T>);
                 store(target, accumulate ? vec<T>(load(target) + sum[r][n]) : sum[r][n]);
             }
     }
@@ -23,12 +26,13 @@ template <class T> struct StoreBlock {
 
 // MR x NV vectors of C stay in registers. A is read by broadcasts: A(i, k) = a[i * lda + k], or a[k * lda + i] where
 // transposed, as a weight gradient needs.
-// lda_known: where it is not 0, lda; many rows of unknown distance would need more registers than there are.
-template <bool transposed, int MR, int NV, int lda_known = 0, class T, class Epilogue>
+// known: where it is not 0, lda and the epilogue's stride; many rows of unknown distance would need more registers than
+// there are.
+template <bool transposed, int MR, int NV, int known = 0, class T, class Epilogue>
 GWF_INLINE void multiply_block(const T* a, int64_t lda, const T* b, int64_t ldb, int64_t K, const T* bias,
                                int64_t first, int64_t column, Epilogue& epilogue) {
     constexpr int L = lanes<T>;
-    if constexpr (lda_known > 0) lda = lda_known;
+    if constexpr (known > 0) lda = known;
     vec<T> sum[MR][NV];
 #pragma GCC unroll 32
     for (int i = 0; i < MR; i++)
@@ -47,7 +51,7 @@ GWF_INLINE void multiply_block(const T* a, int64_t lda, const T* b, int64_t ldb,
         a += transposed ? lda : 1;
         b += ldb;
     }
-    epilogue.template finish<MR, NV>(sum, first, column);
+    epilogue.template finish<MR, NV, known>(sum, first, column);
 }
 
 // The same for any epilogue; columns a multiple of the lanes.
@@ -78,7 +82,7 @@ void multiply_into(Epilogue& epilogue, const T* a, int64_t lda, const T* b, int6
         run(std::integral_constant<int, 6>{}, std::integral_constant<int, 4>{});
         run(std::integral_constant<int, 12>{}, std::integral_constant<int, 2>{});
         if (transposed) run(std::integral_constant<int, 16>{}, std::integral_constant<int, 1>{});
-        if (!transposed && lda == L)
+        if (!transposed && lda == L && epilogue.stride == L)
             run(std::integral_constant<int, 20>{}, std::integral_constant<int, 1>{}, std::integral_constant<int, L>{});
         run(std::integral_constant<int, 8>{}, std::integral_constant<int, 1>{});
     } else {

@@ -87,11 +87,13 @@ template <class T> PrimalDualProblem<T> problem(const py::dict& from) {
     made.target_size = from["target_size"].cast<int64_t>();
     made.target_batch = from["target_batch"].cast<int64_t>();
     made.coefficient = from["coefficient"].cast<double>();
+    made.map_coefficient = from["map_coefficient"].cast<double>();
     made.of_model = elementwise(from["of_model"]);
     made.of_target = elementwise(from["of_target"]);
     made.log_mean = from["log_mean"].cast<bool>();
     made.penalty = from["penalty"].cast<double>();
     made.mean = pointer<const T>(from["mean"]);
+    made.with_log_mu = from["with_log_mu"].cast<bool>();
     made.log_norm = from["log_norm"].cast<double>();
     made.whitening = pointer<const T>(from["whitening"]);
     made.density = density<T>(from["density"].cast<py::dict>());

@@ -65,13 +65,15 @@ template <class T> struct PrimalDualProblem {
     TargetKind target_kind;
     const T* target;  // [target_size, D]
     int64_t target_size, target_batch;
-    double coefficient;               // c
+    double coefficient;               // c, in the ascents of the critic
+    double map_coefficient;           // c, in the descents of the map: an entropy's volume scales the value alone
     Elementwise of_model, of_target;  // A and B
     bool log_mean;                    // log E e^h(z) in place of E B(h(z)) (Donsker & Varadhan)
-    double penalty;   // lambda of lambda E (|grad h(e T u + (1 - e) z)| - 1)^2, off the critic's objective; 0 = none.
-                      // e is uniform, drawn anew for each ascent; of a larger batch the first rows are used.
-    const T* mean;    // of mu, [D]; null = no whitening, no densities
-    double log_norm;  // of mu
+    double penalty;    // lambda of lambda E (|grad h(e T u + (1 - e) z)| - 1)^2, off the critic's objective; 0 = none.
+                       // e is uniform, drawn anew for each ascent; of a larger batch the first rows are used.
+    const T* mean;     // of mu, [D]; null = no whitening, no densities
+    bool with_log_mu;  // whether log mu enters, beside w
+    double log_norm;   // of mu
     const T* whitening;  // inverse of the Cholesky factor of mu's covariance, [D, D], lower triangular
     Density<T> density;
     TrainedArrays<T> map, critic;  // the critic without layers = none

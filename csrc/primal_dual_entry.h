@@ -36,6 +36,8 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         threads_ = std::max(1, std::min<int>(threads, int(chunks_at_most)));
         reserve_threads();
         const FlushDenormals flush;
+        AdamSettings critic_adam = p_.adam;
+        critic_adam.average = 0;
         for (int64_t iteration = first; iteration < first + count; iteration++) {
             batch_.draw(iteration);
             iteration_ = uint32_t(iteration);
@@ -46,7 +48,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
                     philox_uniforms(p_.seed, uint32_t(iteration), p_.penalty_stream + uint32_t(i), between_,
                                     mixing_.data());
                 report.critic_loss = critic_gradient(uint32_t(i));
-                critic_.update(critic_sums_, critic_.rate() * rate, critic_adam());
+                critic_.update(critic_sums_, critic_.rate() * rate, critic_adam);
             }
             for (int64_t i = 0; i < p_.map_steps; i++) {
                 report.map_loss = map_gradient(uint32_t(i));
@@ -79,12 +81,6 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         AlignedArray<T> points, directions;     // [rows][D]
         T *y, *w, *u, *g, *values, *cotangents, *scratch;
     };
-
-    AdamSettings critic_adam() const {
-        AdamSettings settings = p_.adam;
-        settings.average = 0;
-        return settings;
-    }
 
     static int64_t row_bytes(const TrainedNetwork<T>& net) {
         int64_t sum = 0;
@@ -295,14 +291,15 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             each_tile(chunk, [&](int64_t r, int64_t rows) { total += map_tile(worker, step, r, rows, map_sums_[c]); });
             totals_[c] = total;
         });
-        return sum_of_totals(map_chunks_.size()) + (whitening_ ? p_.coefficient * p_.log_norm : 0) + rest_value_;
+        return sum_of_totals(map_chunks_.size()) + (p_.with_log_mu ? p_.map_coefficient * p_.log_norm : 0) +
+               rest_value_;
     }
 
     // Its share of the map's loss, up to what is added above.
     double map_tile(Worker& worker, uint32_t step, int64_t first, int64_t rows, T* sums) {
         const MapPass<T> map{map_, worker.map};
         const CriticPass<T> critic{critic_, worker.critic, worker.values, worker.cotangents};
-        const double weight = p_.coefficient / double(p_.batch);
+        const double weight = p_.map_coefficient / double(p_.batch);
         const int64_t count = rows * stride_;
         const T* x = batch_.anchor_rows(first);
         T *y = worker.y, *g = worker.g, *u = worker.u;
@@ -321,7 +318,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             total = weight * critic.forward(seen, rows, p_.of_model, weight);
             critic.template backward<false>(seen, rows, nullptr, whitening_ ? u : g);
         }
-        if (whitening_) {  // and log mu, a constant less half the square of w
+        if (p_.with_log_mu) {  // a constant less half the square of w
             double squares = 0;
             for (int64_t i = 0; i < count; i += lanes<T>) {
                 const vec<T> w = load(worker.w + i);
@@ -329,6 +326,8 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
                 store(u + i, vec<T>(load(u + i) - w * T(weight)));
             }
             total -= weight * squares / 2;
+        }
+        if (whitening_) {
             std::fill_n(g, count, T(0));
             whitening_->add_pullback(u, rows, g);
         }

@@ -14,12 +14,14 @@ template <class T> struct LeakyForward {
     int64_t stride;
     vec<T> slope;
 
-    template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) const {
+    template <int MR, int NV, int known>
+    GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) const {
+        const int64_t step = known ? known : stride;
 #pragma GCC unroll 32
         for (int r = 0; r < MR; r++)
 #pragma GCC unroll 32
             for (int n = 0; n < NV; n++) {
-                const int64_t at = (i + r) * stride + j + n * lanes<T>;
+                const int64_t at = i * step + j + (r * step + n * lanes<T>);
                 store(z + at, sum[r][n]);
                 store(a + at, sum[r][n] > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));
             }
@@ -34,13 +36,14 @@ template <class T, bool gradients> struct LeakyBackward {
     T* bias_sums;
     vec<T> slope_sum;
 
-    template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) {
+    template <int MR, int NV, int known> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) {
+        const int64_t step = known ? known : stride;
 #pragma GCC unroll 32
         for (int n = 0; n < NV; n++) {
             vec<T> bias_sum{};
 #pragma GCC unroll 32
             for (int r = 0; r < MR; r++) {
-                T* at = z + (i + r) * stride + j + n * lanes<T>;
+                T* at = z + i * step + j + (r * step + n * lanes<T>);
                 const vec<T> v = load(at), u = sum[r][n], d = v > vec<T>{} ? u : vec<T>(u * slope);
                 if constexpr (gradients) {
                     slope_sum += v > vec<T>{} ? vec<T>{} : vec<T>(u * v);

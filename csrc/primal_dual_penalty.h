@@ -15,12 +15,14 @@ template <class T> struct LeakyCotangent {
     int64_t stride;
     vec<T> slope;
 
-    template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) const {
+    template <int MR, int NV, int known>
+    GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) const {
+        const int64_t step = known ? known : stride;
 #pragma GCC unroll 32
         for (int r = 0; r < MR; r++)
 #pragma GCC unroll 32
             for (int n = 0; n < NV; n++) {
-                const int64_t at = (i + r) * stride + j + n * lanes<T>;
+                const int64_t at = i * step + j + (r * step + n * lanes<T>);
                 store(a + at, load(z + at) > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));
             }
     }
@@ -34,12 +36,13 @@ template <class T> struct LeakyTangent {
     vec<T> slope;
     vec<T> slope_sum;  // times the slope
 
-    template <int MR, int NV> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) {
+    template <int MR, int NV, int known> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) {
+        const int64_t step = known ? known : stride;
 #pragma GCC unroll 32
         for (int r = 0; r < MR; r++)
 #pragma GCC unroll 32
             for (int n = 0; n < NV; n++) {
-                const int64_t at = (i + r) * stride + j + n * lanes<T>;
+                const int64_t at = i * step + j + (r * step + n * lanes<T>);
                 const vec<T> v = load(z + at);
                 slope_sum += v > vec<T>{} ? vec<T>{} : vec<T>(sum[r][n] * load(a + at));
                 store(z + at, v > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));

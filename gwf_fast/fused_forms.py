@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,12 @@ from gwf_fast import potentials
 from gwf_fast.adversarial import IPM, DonskerVaradhan
 from gwf_fast.divergences import TAME
 from gwf_fast.draws import Draws
+from gwf_fast.energies import GeneralizedEntropy
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import KL, FDivergence, Functional, JensenShannon, SquaredMMD, Sum, terms_of
 from gwf_fast.nn.functions import activation_of, conjugate_of
 
-WITH_CRITIC = (KL, FDivergence, JensenShannon, IPM, DonskerVaradhan)
+WITH_CRITIC = (KL, FDivergence, JensenShannon, IPM, DonskerVaradhan, GeneralizedEntropy)
 
 
 def refuses_functional(functional: Functional) -> str | None:
@@ -83,10 +85,11 @@ class FusedForm:
         nothing: dict[str, Any] = {"target": None, "whitening": None, "density": density_type()}
         numbers: dict[str, Any] = {"target_batch": 0, "penalty": 0.0, "target_stream": 1, "penalty_stream": 1}
         plain: dict[str, Any] = {"of_model": ("identity", 0.0), "of_target": ("identity", 0.0), "log_mean": False}
-        fields = {"target_kind": "whole", "coefficient": 1.0, **nothing, **numbers, **plain}
+        fields = {"target_kind": "whole", "coefficient": 1.0, "map_coefficient": 1.0, **nothing, **numbers, **plain}
         for c, term, reference in self._terms:
             if term.needs_critic:
-                fields |= {"coefficient": c, **self._critic_fields(term, reference, density_type)}
+                fields |= {"coefficient": c, "map_coefficient": c}
+                fields |= self._critic_fields(c, term, reference, density_type)
                 fields["target_stream"] = fields["penalty_stream"]
             fields["penalty_stream"] += _streams(term) or 0
         draws = any(type(term).draw is not Functional.draw for _, term, _ in self._rest)
@@ -94,13 +97,15 @@ class FusedForm:
         fields["rest"] = self._evaluate if self._rest or self._log_q else None
         return fields
 
-    def _critic_fields(self, term: Functional, reference: Any, density_type: Callable[..., Any]) -> dict[str, Any]:
+    def _critic_fields(
+        self, c: float, term: Functional, reference: Any, density_type: Callable[..., Any]
+    ) -> dict[str, Any]:
         dtype = self._anchors.dtype
         if isinstance(term, KL):
             assert isinstance(reference, potentials.Gaussian)
             density = _density(term, self._anchors, density_type)
             if density is None:
-                self._log_q = next(c for c, other, _ in self._terms if other is term), term
+                self._log_q = c, term
             return {
                 "target_kind": "normal",
                 "target_batch": self._size,
@@ -108,6 +113,8 @@ class FusedForm:
                 "of_target": ("exp_tamed", TAME),
                 "whitening": (*_tensors(dtype, reference.mean, reference._inverse), reference._log_norm),
             }
+        if isinstance(term, GeneralizedEntropy):
+            return self._entropy_fields(c, term, reference)
         fields = self._target_fields(term)
         if isinstance(term, FDivergence):
             fields["of_model"] = activation_of(term.name, term.parameter)
@@ -117,6 +124,19 @@ class FusedForm:
         if isinstance(term, IPM):
             fields["penalty"] = term.penalty
         return fields
+
+    def _entropy_fields(self, c: float, term: GeneralizedEntropy, reference: Any) -> dict[str, Any]:
+        """The critic of an entropy sees whitened coordinates, in which Gamma is drawn by Python."""
+        fields: dict[str, Any] = {"target_kind": "callback", "target_batch": self._size}
+        gaussian = reference if term.m == 1 else reference.gaussian
+        scale = 1.0 if term.m == 1 else math.sqrt(self._anchors.shape[1]) / reference.radius
+        mean, matrix = _tensors(self._anchors.dtype, gaussian.mean, gaussian._inverse * scale)
+        if term.m == 1:
+            return {**fields, "of_target": ("exp_tamed", TAME), "whitening": (mean, matrix, gaussian._log_norm)}
+        power = term.m / (term.m - 1)
+        volume = math.exp((1 - term.m) * reference.log_volume)
+        coefficients = {"coefficient": c * power, "map_coefficient": c * power * volume}
+        return {**fields, **coefficients, "of_target": ("ramp_power", power), "whitening": (mean, matrix, None)}
 
     def _target_fields(self, term: Any) -> dict[str, Any]:
         """Where the samples of Q come from."""
@@ -141,6 +161,9 @@ class FusedForm:
                     continue
                 for _ in range(_streams(term) or 0):
                     self._draws.skip()
+                if isinstance(term, GeneralizedEntropy):
+                    points = term.draw(self._size, reference, self._draws)
+                    samples = reference.whiten(points) if term.m == 1 else reference.coordinates(points)
                 target = getattr(term, "target", None)
                 if target is not None and not isinstance(target, Tensor):
                     samples = self._checked(target(self._size))

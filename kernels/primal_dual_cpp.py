@@ -126,10 +126,11 @@ class Problem:
         target: Samples of Q, for "whole" and "samples".
         target_batch: Samples of Gamma an iteration.
         begin: Called with the number of each iteration; for "callback" it returns the samples of Q.
-        coefficient: c, on all that the critic is about.
+        coefficient, map_coefficient: c, on all that the critic is about, in ascents and in descents.
         of_model, of_target: A and B, names of ``csrc/mlp.h`` with their constants.
         log_mean: Whether log E e^h stands in place of E B(h).
-        whitening: Mean [D], inverse of the Cholesky factor [D, D], log of the normalisation of mu; None without mu.
+        whitening: Mean [D] and lower triangular matrix [D, D] of w(y) = matrix (y - mean), None without w; the log of
+            the normalisation of mu, None where log mu does not enter.
         density: log Q where it enters.
         rest: R: y [M, D] to its value and its gradient [M, D]; None for none.
         map, critic: The networks; a critic where there is one.
@@ -151,10 +152,11 @@ class Problem:
     target_batch: int
     begin: Callable[[int], Tensor | None] | None
     coefficient: float
+    map_coefficient: float
     of_model: Elementwise
     of_target: Elementwise
     log_mean: bool
-    whitening: tuple[Tensor, Tensor, float] | None
+    whitening: tuple[Tensor, Tensor, float | None] | None
     density: Density
     rest: Callable[[Tensor], tuple[float, Tensor]] | None
     map: Trained
@@ -180,7 +182,7 @@ class PrimalDual:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = p = problem  # kept: the loop has addresses only
-        mean, whitening, log_norm = p.whitening or (None, None, 0.0)
+        mean, whitening, log_norm = p.whitening or (None, None, None)
         self._loop = _cpu.PrimalDual(
             p.inputs.dtype is torch.float64,
             {
@@ -199,13 +201,15 @@ class PrimalDual:
                 "target_size": 0 if p.target is None else len(p.target),
                 "target_batch": p.target_batch,
                 "coefficient": p.coefficient,
+                "map_coefficient": p.map_coefficient,
                 "of_model": (_function(p.of_model[0]), p.of_model[1]),
                 "of_target": (_function(p.of_target[0]), p.of_target[1]),
                 "log_mean": p.log_mean,
                 "penalty": p.penalty,
                 "mean": _address(mean),
                 "whitening": _address(whitening),
-                "log_norm": log_norm,
+                "with_log_mu": log_norm is not None,
+                "log_norm": log_norm or 0.0,
                 "density": p.density.problem(),
                 "map": p.map.problem(),
                 "critic": None if p.critic is None else p.critic.problem(),

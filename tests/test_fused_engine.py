@@ -15,10 +15,9 @@ from torch import nn
 
 from gwf_fast.adversarial import IPM
 from gwf_fast.draws import Draws
-from gwf_fast.energies import GeneralizedEntropy
 from gwf_fast.engine import ENGINES, StepProblem
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.functional import KL, FDivergence, JensenShannon
+from gwf_fast.functional import KL, FDivergence, Functional, JensenShannon
 from gwf_fast.fused_engine import compiled_problem
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
@@ -215,6 +214,10 @@ def test_philox_is_the_published_one():
     assert Draws(0).indices(1, 1 << 31, torch.device("cpu")).item() == expected
 
 
+class Own(Functional):
+    needs_critic = True
+
+
 def flow(functional, **options):
     training = Training(**{"batch_size": 64, "iterations": 30, **options.pop("training", {})})
     return JKOFlow(functional, 2, 0.5, engine="fused", training=training, **options)
@@ -251,7 +254,7 @@ def test_bad_densities_are_named():
 @pytest.mark.parametrize(
     ("functional", "options", "reason"),
     [
-        (GeneralizedEntropy(2), {}, "of functionals with a critic it takes KL, .*, not GeneralizedEntropy"),
+        (Own(), {}, "of functionals with a critic it takes KL, .*, not Own"),
         (JensenShannon(torch.ones(9, 2)) + KL(lambda x: x.sum(-1)), {}, "it trains one critic, the functional needs 2"),
         (IPM(torch.ones(9, 2), "spectral_norm"), {}, "of IPMs it takes those with a gradient penalty, not spectral"),
         (IPM(torch.ones(9, 2)), {"training": {"dropout": 0.1}}, "it has no dropout where there is a gradient penalty"),

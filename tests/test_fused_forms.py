@@ -41,6 +41,9 @@ FUNCTIONALS = {
     "interaction": lambda: gwf.Interaction(-gwf.Gaussian(0.7)),
     "potential": lambda: gwf.Potential(squares),
     "blob": lambda: gwf.GeneralizedEntropy(2, bandwidth=0.5) + gwf.Potential(squares),
+    "entropy": lambda: gwf.GeneralizedEntropy(2) + gwf.Potential(squares),
+    "entropy, m = 1": lambda: 0.5 * gwf.GeneralizedEntropy(1) + gwf.Potential(squares),
+    "interaction + entropy": lambda: gwf.Interaction(KERNEL) + 0.1 * gwf.GeneralizedEntropy(3),
     "js + mmd": lambda: gwf.JensenShannon(samples()) + 3.0 * gwf.SquaredMMD(samples(n=200), KERNEL),
     "mmd + ipm": lambda: gwf.SquaredMMD(samples(n=200), KERNEL) + 0.4 * gwf.IPM(samples()),
     "callables": lambda: mmd(source) + 0.5 * gwf.JensenShannon(source) + mmd(source),
@@ -92,6 +95,11 @@ def test_dropout_drops_and_ends_with_the_whole_network():
     assert abs(kept.mean() - 750) < 5 * (1000 * 0.25 * 0.75 / 50) ** 0.5
     assert 10 < kept.std() < 18
     assert torch.equal(net(x), torch.full((50, 2), 2000.0).double())
+    thinned.begin(MAP_PASSES, 0)
+    first, second = thinned(x), thinned(x)
+    assert not torch.equal(first, second)  # the rows of a pass are counted on
+    thinned.begin(MAP_PASSES, 0)
+    assert torch.equal(thinned(torch.cat((x, x))), torch.cat((first, second)))
     flow = gwf.JKOFlow(
         gwf.JensenShannon(samples(2, dtype=torch.float32)), 2, 0.5, training=Training(dropout=0.5, iterations=3)
     )

@@ -44,6 +44,9 @@ FUNCTIONALS: dict[str, tuple[str, Callable[[Target], Functional]]] = {
 }
 """By name: how the figure calls it, and how it is made from samples of Q."""
 
+_Results = dict[str, dict[str, FlowResult]]
+_Distances = dict[str, dict[str, float]]
+
 SHOWN = 1000  # particles in a panel
 
 
@@ -81,34 +84,49 @@ def noise(n: int) -> Tensor:
     return torch.randn(n, 2)
 
 
-def name_of(functional: str, step_size: float, parametrization: str) -> str:
-    """A run, as its folder is called."""
-    return f"{functional}-{parametrization}-{step_size:g}"
+def name_of(step_size: float, parametrization: str) -> str:
+    """A run of a functional, as its folder is called."""
+    return f"{parametrization}-{step_size:g}"
 
 
 def build(settings: _Settings) -> base.Problem:
     """A study of all functionals, step sizes and parametrisations."""
     target = _samples(16384, settings.seed)
+    runs = {(a, parametrization) for parametrization in PARAMETRIZATIONS for a in STEP_SIZES}
     members = {
-        name_of(key, a, parametrization): _member(settings, make(target), a, parametrization)
+        key: Study({name_of(*run): _member(settings, make(target), *run) for run in sorted(runs)})
         for key, (_, make) in FUNCTIONALS.items()
-        for parametrization in PARAMETRIZATIONS
-        for a in STEP_SIZES
     }
     fresh, other = _samples(8192, settings.seed + 1), _samples(settings.particles, settings.seed + 2)
 
-    def distances(result: dict[str, FlowResult]) -> dict[str, float]:
-        return {name: float(energy_distance(member.particles, fresh)) for name, member in result.items()}
+    floor = float(energy_distance(other, fresh))
 
-    def metrics(result: dict[str, FlowResult]) -> dict[str, Any]:
-        found = {f"energy distance, {name}": value for name, value in distances(result).items()}
-        diverged = [name for name, member in result.items() if member.state.step < settings.steps]
-        return {**found, "energy distance, samples of Q": float(energy_distance(other, fresh)), "diverged": diverged}
+    def distances(result: _Results) -> _Distances:
+        return {
+            key: {name: float(energy_distance(run.particles, fresh)) for name, run in runs.items()}
+            for key, runs in result.items()
+        }
 
-    def figure(result: dict[str, FlowResult], path: Path) -> None:
-        _draw(result, distances(result), float(energy_distance(other, fresh)), settings.steps, path)
+    def metrics(result: _Results) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "step sizes": [_spelled(a) for a in STEP_SIZES],
+            "energy distance, samples of Q": floor,
+        }
+        for key, values in distances(result).items():
+            for parametrization in PARAMETRIZATIONS:
+                row = [float(f"{values[name_of(a, parametrization)]:.3g}") for a in STEP_SIZES]
+                found[f"energy distance, {key}, {parametrization}"] = row
+        short = [f"{key} {name}" for key, runs in result.items() for name, run in runs.items() if _fell(run, settings)]
+        return {**found, "diverged": short}
+
+    def figure(result: _Results, path: Path) -> None:
+        _draw(result, distances(result), floor, settings, path)
 
     return base.Problem(Study(members), figure, metrics)
+
+
+def _fell(run: FlowResult, settings: _Settings) -> bool:
+    return run.state.step < settings.steps
 
 
 def _samples(n: int, seed: int) -> Tensor:
@@ -140,22 +158,23 @@ def _member(settings: _Settings, functional: Functional, step_size: float, param
     return _Attempt(flow, noise, settings.steps)
 
 
-def _draw(result: dict[str, FlowResult], distances: dict[str, float], floor: float, steps: int, path: Path) -> None:
+def _draw(result: _Results, distances: _Distances, floor: float, settings: _Settings, path: Path) -> None:
     """The particles of every run, and below their distance to Q against the step size."""
     plt = base.pyplot()
     rows, columns = len(FUNCTIONALS), len(STEP_SIZES)
     figure = plt.figure(figsize=(15.5, 0.5 + 1.17 * rows + 3.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.17 * rows, 3.6))
     colours = plt.get_cmap("viridis_r")
-    scale = plt.matplotlib.colors.LogNorm(max(floor, 1e-5), 1.0)
+    scale = plt.matplotlib.colors.LogNorm(max(floor, 1e-5), 1.0, clip=True)
     for block, parametrization in zip(top.subfigures(1, 2), PARAMETRIZATIONS, strict=True):
         block.suptitle({"composition": "composition of maps", "generator": "one generator"}[parametrization])
         axes = block.subplots(rows, columns)
         for i, (key, (label, _)) in enumerate(FUNCTIONALS.items()):
             axes[i, 0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
             for axis, a in zip(axes[i], STEP_SIZES, strict=True):
-                name = name_of(key, a, parametrization)
-                _panel(axis, result[name], distances[name], colours(scale(distances[name])), steps)
+                run, distance = (table[key][name_of(a, parametrization)] for table in (result, distances))
+                note = f"diverged in step {run.state.step + 1}" if _fell(run, settings) else f"{distance:.2g}"
+                _panel(axis, run.particles, note, colours(scale(distance)))
                 if i == 0:
                     axis.set_title(f"a = {_spelled(a)}", fontsize=9)
     _curves(bottom, distances, floor)
@@ -166,34 +185,27 @@ def _spelled(step_size: float) -> str:
     return "∞" if math.isinf(step_size) else f"{step_size:g}"
 
 
-def _panel(axis: Any, result: FlowResult, distance: float, colour: Any, steps: int) -> None:
-    axis.scatter(*base.as_array(result.particles[:SHOWN]).T, s=1.2, alpha=0.6, linewidths=0, color=colour)
+def _panel(axis: Any, particles: Tensor, note: str, colour: Any) -> None:
+    axis.scatter(*base.as_array(particles[:SHOWN]).T, s=1.2, alpha=0.6, linewidths=0, color=colour)
     axis.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), xticks=[], yticks=[], aspect="equal")
     for spine in axis.spines.values():
         spine.set_color("0.85")
-    note = f"{distance:.3f}" if result.state.step == steps else f"diverged in\nstep {result.state.step + 1}"
-    axis.text(0.0, 0.0, note, ha="center", va="center", fontsize=6.5, color="0.25")
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6}
+    axis.text(0.98, 0.02, note, ha="right", va="bottom", fontsize=6.5, transform=axis.transAxes, bbox=box)
 
 
-def _curves(figure: Any, distances: dict[str, float], floor: float) -> None:
+def _curves(figure: Any, distances: _Distances, floor: float) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     positions = range(len(STEP_SIZES))
     colours = base.pyplot().get_cmap("tab10")
     for axis, parametrization in zip(axes, PARAMETRIZATIONS, strict=True):
         for i, (key, (label, _)) in enumerate(FUNCTIONALS.items()):
-            values = [distances[name_of(key, a, parametrization)] for a in STEP_SIZES]
-            axis.plot(
-                positions,
-                values,
-                "o-",
-                ms=3.5,
-                lw=1.3,
-                color=colours(i),
-                label=label.replace("-\n", "-").replace("\n", " "),
-            )
+            values = [distances[key][name_of(a, parametrization)] for a in STEP_SIZES]
+            spelled = label.replace("-\n", "-").replace("\n", " ")
+            axis.plot(positions, values, "o-", ms=3.5, lw=1.3, color=colours(i), label=spelled)
         axis.axhline(floor, color="black", lw=0.8, ls=":", label="samples of the target")
         axis.set_xticks(positions, [_spelled(a) for a in STEP_SIZES])
-        axis.set(yscale="log", xlabel="step size a")
+        axis.set(yscale="log", xlabel="step size a", ylim=(floor / 1.6, 3.0))
         axis.grid(axis="y", color="0.92")
     axes[0].set_ylabel("energy distance to the target")
     axes[1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
