@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._validation import check_counts, check_weights
+from ._validation import check_counts
 from .discrepancy import mmd2
 from .exponentials import power_of_distance
 from .kernels.sliced_reference import sliced as sliced_by_torch
 from .radial import Riesz
+from .ragged import exists, member_weights, members
 
 _REFERENCE_TILE = 32  # directions at a time, where PyTorch does the work
 
@@ -139,10 +140,9 @@ def _padded(points: Tensor, weights: Tensor | None, lengths: Tensor | None) -> t
     """The same with zeros, of no weight, beyond the lengths."""
     if lengths is None:
         return points, weights
-    exists = torch.arange(points.shape[1], device=points.device) < lengths[:, None]
     if weights is None:
-        weights = exists / lengths[:, None].double()
-    return torch.where(exists[..., None], points, 0.0), weights
+        weights = exists(points, lengths) / lengths[:, None].double()
+    return members(points, lengths), weights
 
 
 def _normalised(
@@ -151,10 +151,6 @@ def _normalised(
     """Weights [B, N] in float64 that sum to 1 over the members of each set."""
     if weights is None:
         return None
-    members = weights
-    if lengths is not None and weights.shape == points.shape[:-1]:
-        exists = torch.arange(points.shape[-2], device=points.device) < lengths.view(points.shape[:-2])[..., None]
-        members = torch.where(exists, weights, 0.0)
-    check_weights(name, members, points, points_name)
-    w = members.double().reshape(-1, points.shape[-2])
+    shaped = None if lengths is None else lengths.view(points.shape[:-2])
+    w = member_weights(name, weights, points, points_name, shaped).double().reshape(-1, points.shape[-2])
     return (w / w.sum(-1, keepdim=True)).contiguous()

@@ -87,6 +87,9 @@ def test_gmd_multi_of_ragged_sets_is_that_of_their_members(sizes, normalization)
     for points, size in zip((x, y, negatives), lengths, strict=True):  # what is beyond the lengths is never read
         for b in range(batch):
             points[b, size[b] :] = float("nan")
+    for piece, size in zip(pieces, lengths, strict=True):
+        for b in range(batch):
+            w[b, piece][size[b] :] = float("nan")
     options = {"temperatures": (0.05, 0.3), "clip": 1e-6, "normalization": normalization}
     got = gwf.drift.gmd_multi(
         x,

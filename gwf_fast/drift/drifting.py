@@ -10,6 +10,7 @@ from .._validation import check_counts
 from ..kernels import drift_cpp
 from ..ops.modes import is_concrete
 from ..radial import Laplace
+from ..ragged import members
 from ._checks import check_positive, check_sets, require_grad
 from .joint import Targets, join
 
@@ -105,9 +106,7 @@ def gmd(
         logs.append(log)
     strength = (logs[0] + logs[1] - torch.logaddexp(rows[0], rows[1])).exp()  # e^-r_i P Nn
     velocity = strength[..., None] * (means[0] - means[1])
-    if n is not None:
-        exists = torch.arange(x.shape[-2], device=x.device) < n[:, None]
-        velocity = torch.where(exists[..., None], velocity, 0.0)
+    velocity = members(velocity, n)
     return velocity.view(x.shape)
 
 

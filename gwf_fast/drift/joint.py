@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..kernels import drift_cpp, drift_reference
 from ..ops.modes import is_concrete
+from ..ragged import exists, members
 
 
 class Targets(NamedTuple):
@@ -66,10 +67,8 @@ class Joint(NamedTuple):
         """sum_ij w_j of each problem, [B] in float64."""
         if self.weights is None:
             return self.row_counts().double() * self._counts(2, self.targets.shape[1])
-        exists = (
-            torch.arange(self.targets.shape[1], device=self.x.device) < self._counts(2, self.targets.shape[1])[:, None]
-        )
-        return self.row_counts() * torch.where(exists, self.weights, 0.0).double().sum(1)
+        weights = members(self.weights, None if self.sizes is None else self.sizes[:, 2])
+        return self.row_counts() * weights.double().sum(1)
 
     def _counts(self, column: int, everywhere: int) -> Tensor:
         if self.sizes is not None:
@@ -93,11 +92,8 @@ def join(x: Tensor, x_lengths: Tensor | None, negatives: Sequence[Targets], posi
         return torch.full((len(x),), points.shape[1], device=x.device) if lengths is None else lengths
 
     sizes = [counts(kind.points, kind.lengths) for kind in kinds]
-    exists = [
-        torch.arange(kind.points.shape[1], device=x.device) < size[:, None]
-        for kind, size in zip(kinds, sizes, strict=True)
-    ]
-    order = (~torch.cat(exists, 1)).to(torch.uint8).argsort(dim=1, stable=True)
+    present = [exists(kind.points, size) for kind, size in zip(kinds, sizes, strict=True)]
+    order = (~torch.cat(present, 1)).to(torch.uint8).argsort(dim=1, stable=True)
     points = points.gather(1, order[..., None].expand_as(points))
     weights = None if weights is None else weights.gather(1, order)
     total = torch.stack(sizes).sum(0)

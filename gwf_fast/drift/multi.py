@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._validation import check_counts, check_weights
+from .._validation import check_counts
+from ..ragged import member_weights
 from ._checks import check_positive, check_sets
 from .joint import Targets, join
 
@@ -94,8 +95,8 @@ def gmd_multi(
     for name, points, weights, lengths in sides:
         check_counts(f"{name}_lengths", lengths, points, 2 if name == "x" and negatives is None else 1)
         if weights is not None:
-            check_weights("negative_weights" if name == "negatives" else f"{name}_weights", weights, points, name)
-            weights = weights.reshape(-1, points.shape[-2])
+            title = "negative_weights" if name == "negatives" else f"{name}_weights"
+            weights = member_weights(title, weights, points, name, lengths).reshape(-1, points.shape[-2])
         kinds.append(Targets(_fold(points), weights, None if lengths is None else lengths.flatten()))
     with torch.no_grad():
         dim, per_problem = x.shape[-1], normalization == "problem"

@@ -12,6 +12,7 @@ from torch import Tensor
 from .._validation import check_counts
 from ..pairwise import kernel_average, kernel_logsumexp
 from ..radial import Gaussian
+from ..ragged import members
 from ._checks import check_positive, check_sets, inverse_counts
 
 # r f''(r) as a function of log r, r = q_h / p_h: what multiplies the difference of the scores.
@@ -120,9 +121,4 @@ def f_divergence(
     share = inverse_counts(x, x_lengths, int(exclude_self)) / inverse_counts(y, y_lengths)
     log_share = math.log(share) if isinstance(share, float) else share[..., 0].log()
     slope = _SLOPES[divergence](log_q - log_p + log_share)[..., None]
-    if x_lengths is None:
-        return slope * velocity
-    return (
-        torch.where(torch.arange(x.shape[-2], device=x.device)[:, None] < x_lengths[..., None, None], slope, 0.0)
-        * velocity
-    )
+    return members(slope, x_lengths) * velocity

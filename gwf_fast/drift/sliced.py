@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ragged import members
 from ..sliced import sliced_energy_distance, sliced_wasserstein2
 from ._checks import inverse_counts
 
@@ -83,8 +84,6 @@ def _velocity(discrepancy: Callable[..., Tensor], x: Tensor, y: Tensor, options:
     weights, lengths = options.get("x_weights"), options["x_lengths"]
     if weights is None:
         return gradient * (-0.5 / inverse_counts(x, lengths))
-    if lengths is not None:
-        exists = torch.arange(x.shape[-2], device=x.device) < lengths[..., None]
-        weights = torch.where(exists, weights, 0.0)
+    weights = members(weights, lengths)
     share = weights / weights.sum(-1, keepdim=True)
     return torch.where(share > 0, -0.5 / share, 0.0)[..., None] * gradient

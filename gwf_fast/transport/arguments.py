@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from .._validation import check_counts, check_pair, check_weights
+from .._validation import check_counts, check_pair
+from ..ragged import exists, member_weights, members
 from .problem import Entropic
-
-
-def exists(points: Tensor, lengths: Tensor) -> Tensor:
-    """Which points [*B, N, D] are within the lengths [*B]; [*B, N]."""
-    return torch.arange(points.shape[-2], device=points.device) < lengths[..., None]
-
-
-def members(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """Values [*B, N] or [*B, N, D] with zeros beyond the lengths."""
-    if lengths is None:
-        return values
-    pointwise = values.ndim == lengths.ndim + 1
-    present = exists(values[..., None] if pointwise else values, lengths)
-    return torch.where(present if pointwise else present[..., None], values, 0.0)
 
 
 def centre(y: Tensor, lengths: Tensor | None) -> Tensor:
@@ -72,10 +58,7 @@ def masses(name: str, points: Tensor, weights: Tensor | None, lengths: Tensor | 
         if lengths is None:
             return points.new_full(points.shape[:-1], 1 / points.shape[-2])
         return exists(points, lengths) / lengths[..., None].to(points.dtype)
-    if lengths is not None and weights.shape == points.shape[:-1]:
-        weights = members(weights, lengths)
-    check_weights(f"{name}_weights", weights, points, name)
-    return weights
+    return member_weights(f"{name}_weights", weights, points, name, lengths)
 
 
 def check_numbers(epsilon: float, max_iterations: int, tolerance: float, scaling: float | None) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .._validation import check_companion
-from .arguments import centre, check_numbers, make_problem, members
+from ..ragged import members
+from .arguments import centre, check_numbers, make_problem
 from .cost import half_self_cost, transport_cost
 from .problem import Entropic
 from .solve import Solution, alternate, anneal, average, bounding_diameter, schedule
