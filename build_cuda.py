@@ -16,6 +16,7 @@ from pathlib import Path
 from setuptools import Extension
 
 SOURCE = "csrc/gpu/pairwise.cu"
+OBJECTS = Path("build", "objects", f"{sysconfig.get_platform()}-cuda")
 FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Icsrc"]
 FLAGS += ["-ftz=true", "-prec-div=false", "-prec-sqrt=false"]  # 2**x is then one instruction; not -use_fast_math
 TYPES = ("FLOAT", "DOUBLE")  # one object each, compiled side by side
@@ -65,7 +66,7 @@ def commands(folder: Path) -> dict[Path, list[str]]:
 def compile_objects(folder: Path, spawn) -> list[str]:
     """Compiles the CUDA objects with ``spawn`` (setuptools' runner of commands); those that are newer stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    sources = [SOURCE, *Path("csrc").rglob("*.h")]
+    sources = [SOURCE, "csrc/profiles_generated.h", *Path("csrc/gpu").glob("*.h")]
     newest = max(os.path.getmtime(path) for path in sources)
     todo = commands(folder)
     stale = [command for path, command in todo.items() if not path.exists() or path.stat().st_mtime < newest]
@@ -78,9 +79,8 @@ def build(ext: Extension, compiler, target: str) -> None:
     """Builds the module at ``target`` with setuptools' ``compiler``: CUDA objects, the pybind11 file, the link."""
     import pybind11
 
-    folder = Path("build", "objects", f"{sysconfig.get_platform()}-{ext.name}")
-    objects = compile_objects(folder, compiler.spawn)
-    module = folder / "module.o"
+    objects = compile_objects(OBJECTS, compiler.spawn)
+    module = OBJECTS / "module.o"
     includes = [f"-I{path}" for path in ("csrc", pybind11.get_include(), sysconfig.get_path("include"))]
     cxx = getattr(compiler, "compiler_so_cxx", None) or compiler.compiler_so
     options = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", *includes]
@@ -91,11 +91,19 @@ def build(ext: Extension, compiler, target: str) -> None:
     compiler.spawn([nvcc(), *host, "-shared", "-cudart=static", *objects, str(module), "-o", target])
 
 
-if __name__ == "__main__":  # compiles the objects only: what CI runs where there is no GPU
+if __name__ == "__main__":  # builds the module, and installs nothing: what CI runs where there is no GPU
     import subprocess
     import time
 
+    from setuptools._distutils import ccompiler
+    from setuptools._distutils.sysconfig import customize_compiler
+
+    os.chdir(Path(__file__).resolve().parent)
     start = time.perf_counter()
-    made = compile_objects(Path("build/objects/cuda"), lambda command: subprocess.run(command, check=True))
-    print(f"{len(made)} objects for sm_{', sm_'.join(architectures())} in {time.perf_counter() - start:.0f} s")
+    toolchain = ccompiler.new_compiler()
+    customize_compiler(toolchain)
+    toolchain.spawn = lambda command: subprocess.run([str(part) for part in command], check=True)
+    module = Path("build", "cuda", "gwf_fast", "_cuda" + sysconfig.get_config_var("EXT_SUFFIX"))
+    build(extension(), toolchain, str(module))
+    print(f"{module} for sm_{', sm_'.join(architectures())} in {time.perf_counter() - start:.0f} s")
     sys.exit(0)

@@ -57,8 +57,7 @@ def keops_source(dim: int) -> str:
 
 def cuda_cubin(arch: str) -> bytes:
     """The float kernels of our CUDA module, out of the object that build_cuda.py makes (minutes, the first time)."""
-    folder = Path("build/objects/cuda")
-    objects = build_cuda.compile_objects(folder, lambda command: subprocess.run(command, check=True))
+    objects = build_cuda.compile_objects(build_cuda.OBJECTS, lambda command: subprocess.run(command, check=True))
     (path,) = (Path(name).resolve() for name in objects if name.endswith("float.o"))
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sass.tool("cuobjdump"), "-xelf", "all", str(path)], cwd=folder, check=True, capture_output=True)

@@ -202,7 +202,7 @@ def pair_jet(
         row, col = (torch.zeros_like(of[..., :1]) if g is None else g[..., None] for of, g in ((x, alpha), (y, beta)))
         shifts = [pairs.rows(row, base2), pairs.columns(col, base2)]
     widest = max(pairs.dim, channels)
-    block = launch.channel_block(widest, config.channels)
+    block = config.channels if order == 2 else launch.channel_block(widest, config.channels)  # narrow ones would spill
     chunks = 1 if few else -(-widest // block)
     splits = pairs.splits(chunks)
     out_x = pairs.empty(splits, pairs.batch, pairs.n, pairs.dim)

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "compile_gpu.py"
@@ -54,3 +56,44 @@ def test_instructions_of_a_gaussian_sum(rows):
     }
     assert len(counted) == 3
     assert max(counted.values()) <= 0.7 * 10.25
+
+
+# What the module says where there is no device, and about sizes that it does not take: codes become exceptions.
+CALLS = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("gwf_fast._cuda", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert (module.tile, module.packed_width(3), module.rows_per_block(False, 1)) == (128, 4, 1024)
+
+def says(dim=2, m=128, terms=((0, 1.0, 1.0, 0.0),), splits=1, n=10):
+    try:
+        module.rows(False, 0, 0, 0, 0, 0, 0, 1, n, m, dim, splits, False, False, 1.0, list(terms), 0)
+    except RuntimeError as error:
+        return str(error)
+
+assert "dim must be 1, 2, 3 or 4" in says(dim=5)
+assert "a multiple of the tile" in says(m=100)
+assert "splits at least 1" in says(splits=0)
+assert "1 to 8 terms of known profiles" in says(terms=((99, 1.0, 1.0, 0.0),))
+assert "1 to 8 terms" in says(terms=())
+assert "2^31 - 1 blocks" in says(n=2**50)
+assert says(n=0) is None
+print(says())
+"""
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the path: the CUDA module was not built")
+def test_cuda_module_builds_and_loads():
+    """For sm_80, sm_90 and sm_100, linked; loaded where there is no GPU."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GWF_FAST_CUDA")}
+    done = subprocess.run(
+        [sys.executable, "build_cuda.py"], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = done.stdout.splitlines()[-1]
+    assert "for sm_80, sm_90, sm_100 in" in line
+    called = subprocess.run([sys.executable, "-c", CALLS, line.split()[0]], capture_output=True, text=True, cwd=ROOT)
+    assert called.returncode == 0, called.stderr[-2000:]
+    if not torch.cuda.is_available():
+        assert "gwf_fast._cuda.rows: " in called.stdout  # the runtime's own words: no device, or no driver
