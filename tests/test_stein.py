@@ -28,6 +28,30 @@ def test_svgd_direction_is_its_definition(kernel: gwf.Kernel, dim: int) -> None:
     torch.testing.assert_close(gwf.svgd_direction(x, score, kernel=kernel), want, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("radius", [1.0, 7.0, 30.0])
+@pytest.mark.parametrize("dim", [2, 40])
+def test_svgd_direction_in_float32_near_and_far(dim: int, radius: float) -> None:
+    """Whether or not the points lie within the few bandwidths where one pass serves both terms; far from the origin."""
+    x, score = particles(400, dim)
+    x = x - x.mean(0)
+    x = 64 + (radius / float(x.norm(dim=1).max())) * x
+    kernel = gwf.Gaussian(1.0)
+    k = torch.exp(-torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square() / 2)
+    want = (k @ score + x * k.sum(1, keepdim=True) - k @ x) / 400
+    torch.testing.assert_close(gwf.svgd_direction(x, score, kernel=kernel), want, rtol=1e-9, atol=1e-11)
+    single = x.float()
+    got = gwf.svgd_direction(single, score.float(), kernel=kernel)
+    want = gwf.svgd_direction(single.double(), score, kernel=kernel)  # of the points as rounded
+    assert float((got - want).norm() / want.norm()) < 1e-5
+
+
+def test_svgd_direction_differentiates() -> None:
+    x, score = particles(6, 2)
+    f = lambda x, s: gwf.svgd_direction(x, s, kernel=gwf.Gaussian(0.9))  # noqa: E731
+    assert torch.autograd.gradcheck(f, (x.requires_grad_(), score.requires_grad_()))
+    assert torch.autograd.gradgradcheck(f, (x, score))
+
+
 def test_svgd_direction_bad_input() -> None:
     x, score = particles(5, 2)
     for bad, match in ((score[:, :1], "score must have the shape"), (score[:4], "score must have shape")):
