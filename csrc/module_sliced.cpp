@@ -1,4 +1,4 @@
-// gwf_fast._cpu.sliced, for kernels/sliced_cpp.py, which knows tensors.
+// gwf_fast._cpu.sliced and sliced_sum, for kernels/sliced_cpp.py, which knows tensors.
 #include "module_sliced.h"
 
 #include <pybind11/stl.h>
@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "sliced.h"
+#include "sliced_sum.h"
 
 namespace py = pybind11;
 
@@ -15,13 +16,17 @@ namespace {
 
 const char* (*active_set)() = nullptr;
 
-const SlicedBackend& backend() {
-#if defined(__x86_64__)
-    for (const SlicedBackend* candidate : {&sliced_avx512, &sliced_avx2})
+template <class Backend> const Backend& backend(const Backend& avx512, const Backend& avx2, const Backend& baseline) {
+    for (const Backend* candidate : {&avx512, &avx2})
         if (std::strcmp(active_set(), candidate->name) == 0) return *candidate;
-#endif
-    return sliced_baseline;
+    return baseline;
 }
+
+#if defined(__x86_64__)
+#define GWF_BACKEND(name) backend(name##_avx512, name##_avx2, name##_baseline)
+#else
+#define GWF_BACKEND(name) name##_baseline
+#endif
 
 template <class T>
 void run(void (*function)(const SlicedCall<T>&), int kind, double power, double scale,
@@ -58,6 +63,30 @@ void run(void (*function)(const SlicedCall<T>&), int kind, double power, double 
     function(call);
 }
 
+template <class T>
+void run_sums(void (*function)(const SlicedSumCall<T>&), int order, const std::array<int64_t, 8>& sizes, double period,
+              const std::array<uintptr_t, 6>& at) {
+    const SlicedSumCall<T> call{order,
+                                sizes[0],
+                                sizes[1],
+                                sizes[2],
+                                sizes[3],
+                                sizes[4],
+                                reinterpret_cast<const T*>(at[0]),
+                                reinterpret_cast<const T*>(at[1]),
+                                reinterpret_cast<const T*>(at[2]),
+                                period,
+                                sizes[5],
+                                sizes[6],
+                                sizes[7],
+                                reinterpret_cast<const double*>(at[3]),
+                                reinterpret_cast<const double*>(at[4]),
+                                reinterpret_cast<T*>(at[5])};
+    if (call.powers > most_powers) throw std::invalid_argument("sliced_sum: too many powers");
+    const py::gil_scoped_release release;
+    function(call);
+}
+
 }  // namespace
 
 void bind_sliced(py::module_& m, const char* (*instruction_set)()) {
@@ -67,13 +96,24 @@ void bind_sliced(py::module_& m, const char* (*instruction_set)()) {
         [](bool is_double, int kind, double power, double scale, const std::array<int64_t, 6>& sizes,
            const std::array<uintptr_t, 16>& addresses) {
             if (is_double)
-                run<double>(backend().run_double, kind, power, scale, sizes, addresses);
+                run<double>(GWF_BACKEND(sliced).run_double, kind, power, scale, sizes, addresses);
             else
-                run<float>(backend().run_float, kind, power, scale, sizes, addresses);
+                run<float>(GWF_BACKEND(sliced).run_float, kind, power, scale, sizes, addresses);
         },
         "Values and gradients of a sliced discrepancy; see SlicedCall for sizes and addresses, in its order.",
         py::arg("is_double"), py::arg("kind"), py::arg("power"), py::arg("scale"), py::arg("sizes"),
         py::arg("addresses"));
+    m.def(
+        "sliced_sum",
+        [](bool is_double, int order, const std::array<int64_t, 8>& sizes, double period,
+           const std::array<uintptr_t, 6>& addresses) {
+            if (is_double)
+                run_sums<double>(GWF_BACKEND(sliced_sum).run_double, order, sizes, period, addresses);
+            else
+                run_sums<float>(GWF_BACKEND(sliced_sum).run_float, order, sizes, period, addresses);
+        },
+        "Sums over all pairs of numbers; see SlicedSumCall for sizes and addresses, in its order.",
+        py::arg("is_double"), py::arg("order"), py::arg("sizes"), py::arg("period"), py::arg("addresses"));
 }
 
 }  // namespace gwf

@@ -14,7 +14,8 @@ from torch import Tensor
 from . import ops
 from ._validation import check_companion, check_pair, check_points
 from .ops.modes import is_concrete
-from .pairwise import kernel_average, kernel_logsumexp, scaled_passes
+from .pairwise import kernel_average, kernel_logsumexp
+from .passes import scaled_passes
 from .radial import Gaussian, Kernel, Riesz
 
 

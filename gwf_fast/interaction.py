@@ -38,6 +38,8 @@ def interaction_energy(x: Tensor, *, kernel: Kernel, backend: str | None = None,
         ValueError, TypeError: If x is not a set of at least one particle, or as ``kernel_sum``.
     """
     _check_particles("x", x)
+    if method.get("return_error"):
+        raise ValueError("return_error must be False: the error of an energy is not that of its sums; ask kernel_sum")
     backend = _backend(backend, x, kernel)
     return 0.5 / x.shape[-2] * kernel_sum(x, x, kernel=kernel, backend=backend, **method).mean(-1)
 
@@ -55,14 +57,18 @@ def interaction_velocity(
         **method: ``method=`` and its options, as in ``kernel_gradient``.
 
     Returns:
-        [*B, N, D], differentiable twice in x, sources and bandwidths.
+        [*B, N, D], differentiable twice in x, sources and bandwidths; with ``return_error=True`` a pair.
 
     Raises:
         ValueError, TypeError: If the sources do not go with x, or as ``kernel_gradient``.
     """
     sources = _check_sources(x, sources)
     backend = _backend(backend, x, kernel)
-    return kernel_gradient(x, sources, kernel=kernel, backend=backend, **method) * (-1.0 / sources.shape[-2])
+    scale = -1.0 / sources.shape[-2]
+    gradient = kernel_gradient(x, sources, kernel=kernel, backend=backend, **method)
+    if isinstance(gradient, tuple):
+        return gradient[0] * scale, gradient[1]  # type: ignore[return-value]
+    return gradient * scale
 
 
 def forward_step(
@@ -94,6 +100,8 @@ def forward_step(
         ValueError, TypeError: If the step size is not finite or negative, if the sources or ``out`` do not go
             with x, or as ``kernel_gradient``.
     """
+    if method.get("return_error"):
+        raise ValueError("return_error must be False: ask interaction_velocity for the error of a velocity")
     step = _check_step(step_size)
     sources = _check_sources(x, sources)
     scale = -step / sources.shape[-2]

@@ -6,7 +6,6 @@ argument and in the kernel's bandwidth, streaming too. An empty sum is 0; its lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from . import ops
 from ._validation import check_companion, check_lengths, check_pair
-from .fast_summation import FastOptions, choose, fast_reduction
+from .methods import Method, fast_sum
 from .ops.modes import is_concrete
+from .passes import centre_of, exists, scaled_passes
 from .radial import Kernel
 
 
@@ -27,6 +27,11 @@ def kernel_sum(
     kernel: Kernel,
     method: str = "exact",
     tolerance: float = 1e-6,
+    n_projections: int | None = None,
+    sampling: str = "orthogonal",
+    directions: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    return_error: bool = False,
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
@@ -39,17 +44,23 @@ def kernel_sum(
         y: Sources [*B, M, D].
         weights: [*B, M], or several channels [*B, M, C]; None means ones.
         kernel: The kernel k, such as ``Gaussian(0.5)``.
-        method: "exact"; "nufft" for D <= 3, at a cost of about O(N + M); or "auto" for whichever of these a cost model
-            expects to be faster.
+        method: "exact"; "nufft" for D <= 3, at a cost of about O(N + M); "auto" for whichever of these a cost model
+            expects to be faster; or "sliced" for any D, a Monte Carlo estimate in O(P (N + M)).
         tolerance: Of "nufft" and "auto": the error relative to the result, both in the 2-norm, not counting what
             rounding does in any method. Checked against direct summation of 64 rows.
+        n_projections: P, the directions that "sliced" averages over; more than D, if the error matters.
+        sampling: Of the directions: "orthogonal", "normal" or "quasi", as in ``sliced_wasserstein2``.
+        directions: [P, D] of unit length, instead of drawn ones.
+        generator: Source of the directions; None means torch's global one.
+        return_error: Return (out, error) from "sliced": the standard error of the result as the directions' spread
+            shows it, relative to the result, both in the 2-norm, [*B] in float64.
         exclude_self: Drop j = i; x and y are then the same set (N = M).
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M; sources beyond do not exist.
         backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
-        [*B, N], or [*B, N, C] where the weights have channels.
+        [*B, N], or [*B, N, C] where the weights have channels; with ``return_error`` a pair.
 
     Raises:
         ValueError, TypeError: If an argument does not fit the others, or the backend or method can't serve.
@@ -60,14 +71,18 @@ def kernel_sum(
         where terms cancel too much and pairs are few. Its derivatives are such sums too, to any order for kernels
         that are smooth at x = y, up to second derivatives of the kernel for the others. Its last digits may change
         from run to run with several threads.
+
+        "sliced" takes powers r^1, r^2, ..., r^7, Gaussian, Laplace, IMQ, rational quadratic and Matern kernels, and
+        mixtures (Hertrich, Fast kernel summation in high dimensions via slicing and Fourier transforms, 2024).
     """
     name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend, "sum")
     if weights is not None:
         check_companion("weights", weights, y, channels=True)
-    if method != "exact":
-        out = _fast(0, x, y, weights, kernel, FastOptions(method, tolerance), exclude_self, x_lengths, y_lengths)
-        if out is not None:
-            return out
+    if method != "exact" or return_error or n_projections is not None or directions is not None:
+        how = Method(method, tolerance, n_projections, sampling, directions, generator, return_error)
+        fast = fast_sum(0, x, y, weights, kernel, how, exclude_self, x_lengths, y_lengths)
+        if fast is not None:
+            return fast  # type: ignore[return-value]  # a pair where return_error asks for one
     if x.ndim <= 3 and kernel.spec is not None:  # the usual case, without detours
         return ops.pair_sum(x, y, weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
     channels = weights is not None and weights.ndim == y.ndim
@@ -85,6 +100,11 @@ def kernel_gradient(
     kernel: Kernel,
     method: str = "exact",
     tolerance: float = 1e-6,
+    n_projections: int | None = None,
+    sampling: str = "orthogonal",
+    directions: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    return_error: bool = False,
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
@@ -97,17 +117,23 @@ def kernel_gradient(
         y: Sources [*B, M, D].
         weights: [*B, M]; None means ones.
         kernel: The kernel k. A gradient that does not exist at x = y reads 0.
-        method: "exact"; "nufft" for D <= 3, at a cost of about O(N + M); or "auto" for whichever of these a cost model
-            expects to be faster.
+        method: "exact"; "nufft" for D <= 3, at a cost of about O(N + M); "auto" for whichever of these a cost model
+            expects to be faster; or "sliced" for any D, a Monte Carlo estimate in O(P (N + M)).
         tolerance: Of "nufft" and "auto": the error relative to the result, both in the 2-norm, not counting what
             rounding does in any method. Checked against direct summation of 64 rows.
+        n_projections: P, the directions that "sliced" averages over; more than D, if the error matters.
+        sampling: Of the directions: "orthogonal", "normal" or "quasi", as in ``sliced_wasserstein2``.
+        directions: [P, D] of unit length, instead of drawn ones.
+        generator: Source of the directions; None means torch's global one.
+        return_error: Return (out, error) from "sliced": the standard error of the result as the directions' spread
+            shows it, relative to the result, both in the 2-norm, [*B] in float64.
         exclude_self: Drop j = i; x and y are then the same set (N = M).
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M; sources beyond do not exist.
         backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
-        [*B, N, D].
+        [*B, N, D]; with ``return_error`` a pair.
 
     Raises:
         ValueError, TypeError: If an argument does not fit the others, or the backend or method can't serve.
@@ -116,10 +142,11 @@ def kernel_gradient(
     name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend, "gradient")
     if weights is not None:
         check_companion("weights", weights, y, channels=False)
-    if method != "exact":
-        out = _fast(1, x, y, weights, kernel, FastOptions(method, tolerance), exclude_self, x_lengths, y_lengths)
-        if out is not None:
-            return out
+    if method != "exact" or return_error or n_projections is not None or directions is not None:
+        how = Method(method, tolerance, n_projections, sampling, directions, generator, return_error)
+        fast = fast_sum(1, x, y, weights, kernel, how, exclude_self, x_lengths, y_lengths)
+        if fast is not None:
+            return fast  # type: ignore[return-value]  # a pair where return_error asks for one
     if x.ndim <= 3 and kernel.spec is not None:
         return ops.pair_gradient(x, y, weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
     others = (_fold_values(weights),)
@@ -219,7 +246,7 @@ def kernel_average(
         or not is_concrete(x, y, values)
         or (torch.is_grad_enabled() and _require_grad(x, y, values, log_weights))
     ):
-        centre = _centre(y if values is None else values, y_lengths)
+        centre = centre_of(y if values is None else values, y_lengths)
         if values is None:
             x, y = x - centre, x - centre if x is y else y - centre
         else:
@@ -237,7 +264,7 @@ def kernel_average(
     out = _unfold(out, x)
     if centre is None:
         return out
-    return out + (centre if x_lengths is None else torch.where(_exists(x, x_lengths), centre, 0.0))
+    return out + (centre if x_lengths is None else torch.where(exists(x, x_lengths), centre, 0.0))
 
 
 # ---------------------------------------------------------------------------------------------- helpers
@@ -303,58 +330,6 @@ def _evaluate(
         (bandwidth, operator(_fold(u), _fold(v), *others, spec, *options))
         for u, v, bandwidth, spec in scaled_passes(x, y, kernel, y_lengths)
     ]
-
-
-def _fast(
-    order: int,
-    x: Tensor,
-    y: Tensor,
-    weights: Tensor | None,
-    kernel: Kernel,
-    options: FastOptions,
-    exclude_self: bool,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-) -> Tensor | None:
-    """The sum or its gradient by a fast method; None where "auto" prefers the exact one."""
-    channels = weights is not None and weights.ndim == y.ndim
-    carried = weights if weights is None or channels else weights.unsqueeze(-1)  # [*B, M, C]
-    count = 1 if carried is None else carried.shape[-1]
-    if choose(options, x, y, [term.profile for term in kernel.terms], kernel.spec, order, count) == "exact":
-        return None
-    passes = scaled_passes(x, y, kernel, y_lengths)
-    out = fast_reduction(order, passes, carried, options.tolerance, exclude_self, x_lengths, y_lengths)
-    return out if order or channels else out.squeeze(-1)
-
-
-def scaled_passes(
-    x: Tensor, y: Tensor, kernel: Kernel, y_lengths: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None, tuple[float, ...]]]:
-    """Points, bandwidth to divide by, and spec of each evaluation; one, as they are, unless a bandwidth is a tensor."""
-    if kernel.spec is not None:
-        yield x, y, None, kernel.spec
-        return
-    centre = _centre(y, y_lengths)
-    for bandwidth, spec in kernel.passes:
-        if bandwidth is None:
-            yield x, y, None, spec
-        else:
-            same = x is y  # keep it so: backends use the symmetry
-            u = (x - centre) / bandwidth
-            yield u, u if same else (y - centre) / bandwidth, bandwidth, spec
-
-
-def _centre(y: Tensor, y_lengths: Tensor | None) -> Tensor:  # [*B, M, C] -> [*B, 1, C]
-    """A point amid the sources, a constant: far from the origin, rounding spoils what is not a difference."""
-    y = y.detach()
-    if y_lengths is None:
-        return y.mean(-2, keepdim=True) if y.shape[-2] else y.new_zeros(())
-    total = torch.where(_exists(y, y_lengths), y, 0.0).sum(-2, keepdim=True)
-    return total / y_lengths.clamp(min=1)[..., None, None].to(y.dtype)
-
-
-def _exists(points: Tensor, lengths: Tensor) -> Tensor:  # [*B, N, 1]
-    return (torch.arange(points.shape[-2], device=points.device) < lengths.unsqueeze(-1)).unsqueeze(-1)
 
 
 def _require_grad(*tensors: Tensor | None) -> bool:

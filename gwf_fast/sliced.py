@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._validation import check_pair
 from .directional import directional
-from .directions import SAMPLINGS, draw_directions
+from .directions import checked_directions
 
 
 def sliced_wasserstein2(
@@ -121,28 +121,4 @@ def choose_directions(
     for name, points in (("x", x), ("y", y)):
         if not points.shape[-2]:
             raise ValueError(f"{name} must have at least one sample, got shape {list(points.shape)}")
-    if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
-    if n_projections is not None and (isinstance(n_projections, bool) or not isinstance(n_projections, int)):
-        raise TypeError(f"n_projections must be an integer, got {type(n_projections).__name__}")
-    if n_projections is not None and n_projections < 1:
-        raise ValueError(f"n_projections must be at least 1, got {n_projections}")
-    if directions is None:
-        if n_projections is None:
-            raise TypeError("n_projections must be given where directions are not")
-        return draw_directions(n_projections, x.detach(), sampling, generator)
-    if not isinstance(directions, Tensor) or directions.dtype != x.dtype or directions.device != x.device:
-        raise TypeError(f"directions must be a tensor of x's dtype {x.dtype} on {x.device}, got {_kind(directions)}")
-    if directions.ndim != 2 or directions.shape[1] != x.shape[-1] or not len(directions):
-        raise ValueError(
-            f"directions must have shape [P, D] with P >= 1 and D = {x.shape[-1]}, got {list(directions.shape)}"
-        )
-    if n_projections not in (None, len(directions)):
-        raise ValueError(f"n_projections must be the number of directions, {len(directions)}, got {n_projections}")
-    if directions.requires_grad:
-        raise ValueError("directions must not require grad: only points are differentiated")
-    return directions
-
-
-def _kind(value: object) -> str:
-    return f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+    return checked_directions(x, n_projections, generator, sampling, directions)

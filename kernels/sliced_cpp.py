@@ -59,3 +59,23 @@ def sliced(
     sizes = (batch, n, y.shape[1], d, len(directions), 0 if exponentials is None else len(exponentials[0]))
     _cpu.sliced(x.dtype is torch.float64, KINDS.index(kind), power, scale, sizes, addresses)
     return Sliced(values, *gradients, *potentials)
+
+
+def sliced_sum(
+    x: Tensor,  # [L, N]
+    y: Tensor,  # [L, M]; x itself where the sets are the same
+    weights: Tensor,  # [1 or L, C, M]
+    order: int,
+    period: float,
+    first: int,
+    waves: Tensor,  # a [modes], float64
+    powers: Tensor,  # b [at most 8], float64
+) -> Tensor:  # [L, C, N]
+    """sum_j w_j f^(order)(x_i - y_j) in each line, f(t) = sum a_m cos(2 pi m t / period) + sum b_k |t|^k."""
+    (lines, rows), columns, channels = x.shape, y.shape[1], weights.shape[1]
+    out = x.new_empty(lines, channels, rows)
+    stride = channels * columns if len(weights) > 1 else 0
+    sizes = (lines, rows, columns, channels, stride, first, len(waves), len(powers))
+    addresses = [tensor.data_ptr() for tensor in (x, y, weights, waves, powers, out)]
+    _cpu.sliced_sum(x.dtype is torch.float64, order, sizes, period, addresses)
+    return out

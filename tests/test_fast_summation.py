@@ -221,7 +221,7 @@ def test_auto_sums_few_pairs_directly_and_many_by_a_series():
 
     def chosen(n, dim, kernel, order=1):
         x = cloud(n, dim, 0, torch.float32)
-        return gwf.fast_summation.choose(options, x, x, [t.profile for t in kernel.terms], kernel.spec, order, 1)
+        return gwf.fast_summation.choose(options, x, x, kernel.terms, kernel.spec, order, 1)
 
     assert chosen(200, 2, gwf.Gaussian(0.5)) == "exact"
     assert chosen(100_000, 2, gwf.Gaussian(0.5)) == "nufft"

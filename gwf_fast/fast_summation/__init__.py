@@ -1,4 +1,4 @@
-"""Sums over all pairs in about O(N + M): ``method="nufft"`` and ``method="auto"`` of the reductions.
+"""Sums over all pairs in about O(N + M): ``method="nufft"``, ``"sliced"`` and ``"auto"``.
 
 A radial kernel on a bounded set of points is, to a tolerance, a short Fourier series plus a correction at short
 distances: sources go to its coefficients by one non-uniform FFT, and from there to the targets by another (Potts
@@ -8,6 +8,7 @@ by ``series.plan`` and ``cost``; every sum is checked on some rows against direc
 """
 
 from .entry import METHODS, FastOptions, choose, fast_reduction
+from .sliced import Directions
 from .sums import AccuracyError
 
-__all__ = ["METHODS", "AccuracyError", "FastOptions", "choose", "fast_reduction"]
+__all__ = ["METHODS", "AccuracyError", "Directions", "FastOptions", "choose", "fast_reduction"]

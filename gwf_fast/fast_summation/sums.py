@@ -150,7 +150,8 @@ def evaluate(
     spec, order = request.spec, request.order
     if not series.modes:
         return near_sum(u, v, weights, spec, series.radius, 0, order)
-    out = series_sum(u, v, weights, series, series.coefficients(spec), order, tolerance, single)
+    threads = torch.get_num_threads()  # FINUFFT has a pool of its own
+    out = series_sum(u, v, weights, series, series.coefficients(spec), order, tolerance, single, threads)
     if series.radius:
         out = out + near_sum(u, v, weights, split(spec)[1], series.radius, series.degree, order)
     return out

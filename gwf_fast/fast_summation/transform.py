@@ -28,6 +28,7 @@ def series_sum(
     order: int,
     tolerance: float,
     single: bool,
+    threads: int,
 ) -> Tensor:  # [N, C, A], float64
     """sum_j w_jc d^a k_far(x_i - y_j) for every partial derivative a of the order.
 
@@ -40,7 +41,7 @@ def series_sum(
     channels = weights.shape[1]
     # k is real and even: two real channels go through one complex transform, and come out in its two parts.
     strengths = _in_pairs(weights.T.to(real))  # [C / 2, M]
-    spectrum = _run(1, _angles(y, scale, real), strengths, shape, accuracy)  # [C / 2, *shape]
+    spectrum = _run(1, _angles(y, scale, real), strengths, shape, accuracy, threads)  # [C / 2, *shape]
     spectrum = spectrum * coefficients.to(real)
     dim = x.shape[1]
     indices = multi_indices(dim, order)
@@ -54,11 +55,11 @@ def series_sum(
         pairs = [
             factors[k] + 1j * factors[k + 1] if k + 1 < len(factors) else factors[k] for k in range(0, len(factors), 2)
         ]
-        out = _run(2, angles, torch.stack([spectrum[0] * pair for pair in pairs]).to(kind), shape, accuracy)
+        out = _run(2, angles, torch.stack([spectrum[0] * pair for pair in pairs]).to(kind), shape, accuracy, threads)
         return torch.view_as_real(out).permute(1, 0, 2).flatten(1)[:, None, : len(indices)].double()
     parts = []
     for index in indices:
-        out = _run(2, angles, (spectrum * _factor(index, frequencies, order)).to(kind), shape, accuracy)
+        out = _run(2, angles, (spectrum * _factor(index, frequencies, order)).to(kind), shape, accuracy, threads)
         parts.append(torch.view_as_real(out).permute(1, 0, 2).flatten(1)[:, :channels])  # [N, C]
     return torch.stack(parts, -1).double()
 
@@ -82,7 +83,9 @@ def _angles(points: Tensor, scale: Tensor, dtype: torch.dtype) -> list[np.ndarra
     return [(points[:, a].double() * scale[a]).to(dtype).numpy() for a in range(points.shape[1])]
 
 
-def _run(kind: int, angles: list[np.ndarray], values: Tensor, shape: list[int], accuracy: float) -> Tensor:
+def _run(
+    kind: int, angles: list[np.ndarray], values: Tensor, shape: list[int], accuracy: float, threads: int
+) -> Tensor:
     """One transform, from points to modes (1, with exp(-i)) or from modes to points (2, with exp(+i))."""
     import finufft  # here: a program without fast sums need not load it
 
@@ -94,7 +97,7 @@ def _run(kind: int, angles: list[np.ndarray], values: Tensor, shape: list[int], 
         eps=accuracy,
         isign=-1 if kind == 1 else 1,
         dtype="complex64" if values.dtype is torch.complex64 else "complex128",
-        nthreads=torch.get_num_threads(),  # its own pool, of the size of PyTorch's
+        nthreads=threads,
     )
     plan.setpts(*angles)
     array = values.numpy()
