@@ -36,7 +36,7 @@ def series_sum(
     """
     real, kind = (torch.float32, torch.complex64) if single else (torch.float64, torch.complex128)
     scale = torch.tensor([2 * math.pi / period for period in series.period], dtype=torch.float64)
-    accuracy = max(0.1 * tolerance, 5e-7 if single else 1e-14)
+    accuracy = max(0.3 * tolerance, 1e-6 if single else 1e-14)
     shape = [2 * m + 1 for m in series.modes]
     channels = weights.shape[1]
     # k is real and even: two real channels go through one complex transform, and come out in its two parts.
