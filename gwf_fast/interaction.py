@@ -67,7 +67,7 @@ def interaction_velocity(
     scale = -1.0 / sources.shape[-2]
     gradient = kernel_gradient(x, sources, kernel=kernel, backend=backend, **method)
     if isinstance(gradient, tuple):
-        return gradient[0] * scale, gradient[1]  # type: ignore[return-value]
+        return gradient[0] * scale, gradient[1]
     return gradient * scale
 
 

@@ -61,9 +61,9 @@ def _evaluate(x: Tensor, y: Tensor, weights: Tensor, form: LineForm, order: int)
 
     @torch.no_grad()  # which a thread does not inherit
     def add(line: int) -> None:
-        points = (p[line, :, None].double() for p in (x, y))
+        a, b = x[line, :, None].double(), y[line, :, None].double()
         carried = weights[line if len(weights) > 1 else 0].T
-        part = series_sum(*points, carried, series, coefficients, order, accuracy, single, threads=1)
+        part = series_sum(a, b, carried, series, coefficients, order, accuracy, single, threads=1)
         out[line] += part[..., 0].T.to(out.dtype)
 
     # A line is too little work for several threads; FINUFFT leaves Python's lock alone.
