@@ -172,7 +172,8 @@ def _draw(result: _Results, distances: _Distances, floor: float, settings: _Sett
         for i, (key, (label, _)) in enumerate(FUNCTIONALS.items()):
             axes[i, 0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
             for axis, a in zip(axes[i], STEP_SIZES, strict=True):
-                run, distance = (table[key][name_of(a, parametrization)] for table in (result, distances))
+                name = name_of(a, parametrization)
+                run, distance = result[key][name], distances[key][name]
                 note = f"diverged in step {run.state.step + 1}" if _fell(run, settings) else f"{distance:.2g}"
                 _panel(axis, run.particles, note, colours(scale(distance)))
                 if i == 0:
