@@ -143,6 +143,8 @@ FUNCTIONALS: dict[str, Callable[[], gwf.Functional]] = {
     "mixture": lambda: gwf.KL(gwf.potentials.GaussianMixture(MEANS)),
     "samples": lambda: gwf.JensenShannon(gwf.potentials.GaussianMixture(MEANS).sample(10_000)),
     "python": lambda: gwf.KL(log_density),
+    "ipm": lambda: gwf.IPM(gwf.potentials.GaussianMixture(MEANS).sample(10_000)),
+    "mmd": lambda: gwf.SquaredMMD(gwf.potentials.GaussianMixture(MEANS).sample(10_000), gwf.Riesz()),
 }
 
 
@@ -177,6 +179,11 @@ register(
     for label, size in SIZES.items()
 )
 register(
-    Case(f"primal_dual/jko_step/{kind}", functools.partial(steps, kind), limit=limit, facts={"family": "primal_dual"})
-    for kind, limit in LIMITS.items()
+    Case(
+        f"primal_dual/jko_step/{kind}",
+        functools.partial(steps, kind),
+        limit=LIMITS.get(kind),
+        facts={"family": "primal_dual"},
+    )
+    for kind in FUNCTIONALS
 )
