@@ -77,6 +77,18 @@ def test_data_in_the_units_of_the_file(tmp_path, dim):
     assert abs(samples.mean() - points.mean()) < 2
 
 
+@pytest.mark.slow
+def test_digits_come_closer_to_real_ones(tmp_path):
+    """With the settings of `make demo`, P_K beats a Gaussian of the right mean and covariance."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    result = call("run", "digits", "--out", "out")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "out" / "run.json").read_text())["metrics"]
+    assert metrics["mmd2_samples"] < metrics["mmd2_P_0"]
+    assert metrics["classifier_confidence_samples"] > metrics["classifier_confidence_P_0"] + 0.05
+    assert metrics["distance_to_nearest_real"] < metrics["the_same_for_P_0"]
+
+
 @pytest.mark.parametrize("functional", ["js", "mmd", "js+mmd"])
 def test_digits(tmp_path, functional):
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")

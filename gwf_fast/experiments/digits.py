@@ -3,6 +3,9 @@
 The flow runs in the space of the leading principal components, whitened, where the standard normal P_0 has the mean and
 covariance of the data and none of its shape. The target is the data smoothed by a little Gaussian noise: 1797 points
 are otherwise so far apart in this space that a critic tells them from anything. Decoding is linear.
+
+By classifier and Gaussian MMD P_K is closer to real digits than P_0; by energy distance, which mostly sees mean and
+covariance and so favours P_0, it is not. `--functional js+mmd` is closer by energy distance, and less sharp.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from gwf_fast.training import Training
 
 _WIDTH = 384
 _SMOOTHING = 0.2  # standard deviation in whitened coordinates, where the data have 1
-_MMD_SCALE = 3000.0  # the squared energy distance between data and P_0 is 0.002
+# Of the squared energy distance: alone it has to outweigh a W2^2, and is 0.002 between data and P_0.
+_MMD_SCALE = {"mmd": 3000.0, "js+mmd": 100.0, "js": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ def build(settings: _Settings) -> base.Problem:
 
     dim = settings.dim
     flow = JKOFlow(
-        base.sample_functional(settings.functional, target, _MMD_SCALE),
+        base.sample_functional(settings.functional, target, _MMD_SCALE[settings.functional]),
         dim,
         settings.step_size,
         map=MLP([dim, _WIDTH, _WIDTH, dim], "leaky_relu", residual=True),
@@ -89,7 +93,7 @@ def build(settings: _Settings) -> base.Problem:
         _draw(trajectory, images, whitening, path)
 
     def metrics(result: FlowResult) -> dict[str, Any]:
-        samples = whitening.decode(result.particles)[: len(images)]
+        samples = whitening.decode(result.push(source(len(images))))  # not the particles: the last map has seen them
         gaussian = whitening.decode(source(len(images)))
         return {
             **two_sample_checks(images, labels, {"samples": samples, "P_0": gaussian}),
