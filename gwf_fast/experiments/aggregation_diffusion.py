@@ -72,30 +72,30 @@ def build(settings: _Settings) -> base.Problem:
         _EXPONENT
     )
     cloud = (2 * torch.rand(settings.particles, 2, generator=base.generator(settings.seed)) - 1) * _HALF_WIDTH
-    training = Training(
-        batch_size=settings.batch_size,
-        iterations=settings.iterations,
-        lr=2e-3,
-        lr_schedule="cosine",
-        pool_size=settings.particles,
-    )
 
-    members = {
-        name: Flow(
-            JKOFlow(
-                functional,
-                2,
-                settings.step_size,
-                scheme=scheme,
-                map=MLP([2, 32, 32, 32, 32, 2], "celu", residual=True),
-                critic=MLP([2, 32, 32, 32, 1], "celu"),
-                training=training,
-                seed=settings.seed,
+    def member(scheme: str, activation: str, lr: float) -> Flow:
+        flow = JKOFlow(
+            functional,
+            2,
+            settings.step_size,
+            scheme=scheme,
+            map=MLP([2, 32, 32, 32, 32, 2], activation, residual=True),
+            critic=MLP([2, 32, 32, 32, 1], activation),
+            training=Training(
+                batch_size=settings.batch_size,
+                iterations=settings.iterations,
+                lr=lr,
+                lr_schedule="cosine",
+                pool_size=settings.particles,
             ),
-            cloud,
-            settings.steps,
+            seed=settings.seed,
         )
-        for name, scheme in (("forward-backward", "forward_backward"), ("non-splitting", "jko"))
+        return Flow(flow, cloud, settings.steps)
+
+    # At the higher rate forward-backward loses particles: where W has decayed no forward step brings them back.
+    members = {
+        "forward-backward": member("forward_backward", "prelu", 1e-3),
+        "non-splitting": member("jko", "celu", 2e-3),
     }
 
     def times(result: dict[str, FlowResult]) -> tuple[float, ...]:
@@ -180,7 +180,7 @@ def _draw(
 
 
 # their step size, batch and iterations
-_DEFAULTS = _Settings(particles=10_000, steps=36, step_size=0.5, iterations=200, batch_size=1000)
+_DEFAULTS = _Settings(particles=10_000, steps=30, step_size=0.5, iterations=200, batch_size=1000)
 
 EXPERIMENT = base.Experiment(
     "aggregation-diffusion", "four clumps, then one: forward-backward and non-splitting side by side", _DEFAULTS, build
