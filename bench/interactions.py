@@ -1,13 +1,22 @@
-"""Interaction steps of many particles, and the blob method beside dense NumPy."""
+"""Interaction steps of many particles beside KeOps, the blob method beside dense NumPy, sliced sums beside direct ones.
+
+``python -m bench.interactions D`` measures how the time of all against all grows to 10^7 particles, and its memory.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import sys
+import time
 
 import numpy as np
 import torch
 
 import gwf_fast as gwf
+from bench import memory
+from bench.measure import labelled
+from bench.peers import keops
 from bench.registry import OURS, Case, Contender, Race, Result, register
 
 CHECKED = 1000
@@ -63,6 +72,7 @@ register(
         velocity_case("all/nufft/D2", 1_000_000, 1_000_000, 2, FAST, 1e-5, 2.0),
         velocity_case("all/nufft/D3", 1_000_000, 1_000_000, 3, FAST, 1e-5, None),
         velocity_case("all/nufft/log/D2", 1_000_000, 1_000_000, 2, FAST, 1e-5, None),
+        velocity_case("all/nufft/log/D3", 1_000_000, 1_000_000, 3, FAST, 1e-5, None),
     ]
 )
 
@@ -109,3 +119,95 @@ def blob_race(quick: bool) -> Race:
 register(
     [Case("interactions/blob/D2", blob_race, tolerance=1e-5, facts={"family": "interactions", "D": 2, "N": 18496})]
 )
+
+
+def forward_race(quick: bool) -> Race:
+    """A tenth of 10^6 particles against 10^4 sources: all of them take KeOps, and us, ten times as long."""
+    n, m = (10_000, 1_000) if quick else (100_000, 10_000)
+    x, s = _cloud(n, 2), _cloud(m, 2, 1)
+    rows = torch.arange(0, n, n // CHECKED)[:CHECKED]
+
+    def peer() -> Contender:
+        keops.load()
+        from pykeops.torch import Genred
+
+        # 2/pi e^(-r^2) (s - x), summed: minus the gradient of W = -e^(-r^2) / pi
+        step = Genred("Exp(-SqDist(x, s)) * (s - x)", ["x = Vi(2)", "s = Vj(2)"], reduction_op="Sum", axis=1)
+        return lambda: (step(x, s, backend="CPU") * (2 / math.pi / m),)
+
+    return Race(
+        {OURS: lambda: lambda: (gwf.interaction_velocity(x, s, kernel=KERNEL),), "KeOps": peer},
+        truth=lambda: (_velocity(x[rows], s, False),),
+        checked=lambda result: (result[0][rows],),
+        pairs=float(n) * m,
+    )
+
+
+def sliced_race(quick: bool) -> Race:
+    """Values at 10^5 points in 64 dimensions by 256 directions, beside the direct sum."""
+    n, dim = (5_000 if quick else 100_000), 64
+    x = _cloud(n, dim)
+    kernel = gwf.Gaussian(math.sqrt(dim))
+    rows = torch.arange(0, n, n // CHECKED)[:CHECKED]
+    by_directions = {"kernel": kernel, "method": "sliced", "n_projections": 256, "return_error": True}
+
+    def ours() -> Contender:
+        generator = torch.Generator().manual_seed(0)
+        _, error = gwf.kernel_sum(x, x, generator=generator, **by_directions)
+        calls = lambda: (gwf.kernel_sum(x, x, generator=torch.Generator().manual_seed(0), **by_directions)[0],)  # noqa: E731
+        return labelled(calls, f"256 orthogonal directions, reported error {float(error):.1e}")
+
+    return Race(
+        {OURS: ours, "direct": lambda: lambda: (gwf.kernel_sum(x, x, kernel=kernel),)},
+        truth=lambda: (gwf.kernel_sum(x[rows].double(), x.double(), kernel=kernel),),
+        checked=lambda result: (result[0][rows],),
+    )
+
+
+register(
+    [
+        Case(
+            "interactions/forward/KeOps/D2",
+            forward_race,
+            tolerance=1e-5,
+            targets={"KeOps": 20.0},
+            facts={"family": "interactions", "D": 2, "N": 100_000, "M": 10_000},
+        ),
+        Case(
+            "interactions/sliced/D64",
+            sliced_race,
+            tolerance=2e-2,
+            facts={"family": "interactions", "D": 64, "N": 100_000, "M": 100_000},
+        ),
+    ]
+)
+
+
+# ---------------------------------------------------------------------------------------------- scaling
+
+
+def scaling(dim: int = 2, tolerance: float = 1e-5, sizes: tuple[int, ...] = (10**5, 10**6, 10**7)) -> dict[str, object]:
+    """Seconds of all against all by nufft at each size, their log-log slope, and the peak memory of the process."""
+    seconds = []
+    for n in sizes:
+        x = _cloud(n, dim)
+        repeats = max(1, 10**6 // n)
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            for _ in range(repeats):
+                gwf.interaction_velocity(x, kernel=KERNEL, method="nufft", tolerance=tolerance)
+            times.append((time.perf_counter() - start) / repeats)
+        seconds.append(min(times))
+    slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
+    return {
+        "D": dim,
+        "sizes": sizes,
+        "seconds": seconds,
+        "slope": float(slope),
+        "peak_gib": memory.status("VmHWM") / 1024,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(scaling(*(int(argument) for argument in sys.argv[1:2]))))

@@ -9,8 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..radial import Term
+
 PAIR = 1.0e-10
-"""A pair of one term summed directly, per (order + 1) and 1 + D / 4."""
+"""A pair of one term summed directly, per (order + 1) and 1 + D / 4, times the profile's WORK."""
+
+WORK = {
+    "gaussian": 0.4,
+    "imq": 0.4,
+    "laplace": 0.7,
+    "matern32": 0.65,
+    "matern52": 0.65,
+    "distance": 0.45,
+    "log": 0.6,
+    "rational_quadratic": 2.0,
+    "power": 2.0,
+}
+"""Of each profile; powers of r by multiplications and a root take as long as a distance."""
+
+PLAIN_POWERS = (-1.0, 1.0, 2.0, 3.0, 4.0)
 
 POINT = 4.5e-8
 """A point of a transform."""
@@ -34,10 +51,15 @@ CHECKED_ROWS = 64
 """Rows that every fast sum compares with direct summation."""
 
 
-def direct_seconds(targets: int, sources: int, dim: int, terms: int, order: int, channels: int, threads: int) -> float:
+def direct_seconds(
+    targets: int, sources: int, dim: int, terms: Sequence[Term], order: int, channels: int, threads: int
+) -> float:
     """Of a direct sum."""
-    pairs = float(targets) * sources
-    return pairs * PAIR * terms * (order + 1) * (1 + dim / 4) * channels / threads
+    work = 0.0
+    for term in terms:
+        plain = term.profile == "power" and term.parameter in PLAIN_POWERS
+        work += WORK["distance" if plain else term.profile]
+    return float(targets) * sources * PAIR * work * (order + 1) * (1 + dim / 4) * channels / threads
 
 
 def series_seconds(

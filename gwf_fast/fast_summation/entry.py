@@ -57,7 +57,7 @@ def choose(
         raise ValueError(f"tolerance must lie in {finest:g}..0.1 for {x.dtype}, got {tolerance!r}")
     refusal = _refusal(x, y, terms, spec)
     if method == "auto":
-        return "exact" if refusal or _exact_is_faster(x, y, len(terms), spec, order, channels, tolerance) else "nufft"
+        return "exact" if refusal or _exact_is_faster(x, y, terms, spec, order, channels, tolerance) else "nufft"
     if refusal:
         raise ValueError(f'method="nufft" {refusal}')
     return method
@@ -87,7 +87,7 @@ def _unfit(x: Tensor, y: Tensor) -> str | None:
 
 
 def _exact_is_faster(
-    x: Tensor, y: Tensor, terms: int, spec: Spec | None, order: int, channels: int, tolerance: float
+    x: Tensor, y: Tensor, terms: Sequence[Term], spec: Spec | None, order: int, channels: int, tolerance: float
 ) -> bool:
     n, m, dim = x.shape[-2], y.shape[-2], x.shape[-1]
     threads = torch.get_num_threads()
