@@ -10,6 +10,7 @@ from torch import nn
 import gwf_fast as gwf
 from gwf_fast import presets
 from gwf_fast.draws import Draws
+from gwf_fast.randomness import seeded
 
 N = 64
 
@@ -39,7 +40,7 @@ def twin(module):
 
 def e_of(flow, ascent):
     """The points of the penalty on the segments, as the flow draws them."""
-    with flow._randomness(1, torch.device("cpu")):
+    with seeded(flow.seed, 1, torch.device("cpu")):
         draws = Draws.from_torch()
     draws.begin(0)
     for _ in range(2 + ascent):
