@@ -48,7 +48,7 @@ def kernel_sum(
             expects to be faster; or "sliced" for any D, a Monte Carlo estimate in O(P (N + M)).
         tolerance: Of "nufft" and "auto": the error relative to the result, both in the 2-norm, not counting what
             rounding does in any method. Checked against direct summation of 64 rows.
-        n_projections: P, the directions that "sliced" averages over; more than D, if the error matters.
+        n_projections: P, the directions that "sliced" averages over; 4 D or more for a sharp estimate of the error.
         sampling: Of the directions: "orthogonal", "normal" or "quasi", as in ``sliced_wasserstein2``.
         directions: [P, D] of unit length, instead of drawn ones.
         generator: Source of the directions; None means torch's global one.
@@ -121,7 +121,7 @@ def kernel_gradient(
             expects to be faster; or "sliced" for any D, a Monte Carlo estimate in O(P (N + M)).
         tolerance: Of "nufft" and "auto": the error relative to the result, both in the 2-norm, not counting what
             rounding does in any method. Checked against direct summation of 64 rows.
-        n_projections: P, the directions that "sliced" averages over; more than D, if the error matters.
+        n_projections: P, the directions that "sliced" averages over; 4 D or more for a sharp estimate of the error.
         sampling: Of the directions: "orthogonal", "normal" or "quasi", as in ``sliced_wasserstein2``.
         directions: [P, D] of unit length, instead of drawn ones.
         generator: Source of the directions; None means torch's global one.

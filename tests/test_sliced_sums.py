@@ -108,6 +108,18 @@ def test_the_reported_error_is_the_error(kernel, reduction, sampling):
     assert 0.75 < math.sqrt(sum(r * r for r in ratios) / len(ratios)) < 1.3
 
 
+def test_four_blocks_of_orthogonal_directions_are_enough_for_an_estimate():
+    x = cloud(300, 8, 0)
+    exact = gwf.kernel_sum(x, x, kernel=gwf.Gaussian(3.0))
+    ratios = []
+    for seed in range(24):
+        options = {"method": "sliced", "n_projections": 32, "generator": seeded(seed), "return_error": True}
+        got, expected = gwf.kernel_sum(x, x, kernel=gwf.Gaussian(3.0), **options)
+        ratios.append((error(got, exact), float(expected)))
+    actual, reported = (math.sqrt(sum(v * v for v in values)) for values in zip(*ratios, strict=True))
+    assert 0.7 < actual / reported < 1.4
+
+
 def test_orthogonal_directions_err_less_and_more_of_them_err_less():
     x = cloud(200, 16, 0)
     kernel = gwf.Riesz()

@@ -22,8 +22,9 @@ NUMBERS = 1 << 23
 
 WIDEST = 64  # directions of a tile
 
-FEWEST_GROUPS = 8
-"""Blocks of directions from whose spread an error is estimated; with fewer, single directions are taken instead."""
+FEWEST_GROUPS = 4
+"""Blocks of orthogonal directions from whose spread an error is estimated. With fewer it is estimated from single
+directions as if they were independent, which is several times too much."""
 
 
 class Directions(NamedTuple):
