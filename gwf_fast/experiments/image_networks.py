@@ -48,8 +48,8 @@ class UNetMap(nn.Module):
         self.join = nn.Conv2d(2 * channels, channels, 3, padding=1)
         self.end = ResidualBlock(channels)
         self.leave = nn.Conv2d(channels, 1, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the map to [N, side * side]."""
