@@ -97,7 +97,7 @@ class DriftingModel:
         self.batch_size = batch_size
         self.lr = float(lr)
         self.lr_schedule = lr_schedule
-        self.betas = tuple(betas)
+        self.betas = (float(betas[0]), float(betas[1]))
         self.ema = ema
         self.record_every = record_every
         self.seed = int(seed)
@@ -160,7 +160,7 @@ class DriftingModel:
         for group in state.optimizer.param_groups:
             group["lr"] = self.lr * rate
         state.optimizer.step()
-        if state.average is not None:
+        if state.average is not None and self.ema is not None:
             with torch.no_grad():
                 for mean, now in zip(state.average.parameters(), state.generator.parameters(), strict=True):
                     mean.lerp_(now, 1 - self.ema)

@@ -50,7 +50,7 @@ class _Settings(base.Settings):
     steps: int | None = base.option("updates of the generator, default 2000; 1500 with --compare", None, extends=True)
     batch_size: int | None = base.option("samples an update, default 2048; 512 with --compare", None)
     latent_dim: int | None = base.option("of the noise, default 32; 2 for the plane with --compare", None)
-    lr: float = base.option("learning rate of Adam, with a cosine schedule", 5e-3)
+    lr: float | None = base.option("rate of Adam, cosine schedule; default 5e-3, of critic 1e-3", None)
     bandwidth: float | None = base.option("T of gmd, bandwidth of parzen_kl and mmd, root of sinkhorn's epsilon", None)
     projections: int | None = base.option("directions of sliced_wasserstein", None)
     exponent: float | None = base.option("of the distances of energy, 0 < e < 2", None)
@@ -88,11 +88,11 @@ class Drifting:
 
     def solve(self, folder: Path, say: Say) -> DriftingResult | None:
         """See ``Computation``."""
-        evaluate = {"evaluate": self.data.mmd}
+        evaluate, target = self.data.mmd, self.data.sample
         try:
             if (folder / checkpoint.MANIFEST).exists():
-                return DriftingModel.resume(folder, n_steps=self.steps, target=self.data.sample, **evaluate)
-            return self.model.run(self.data.sample, self.steps, checkpoint=folder, **evaluate)
+                return DriftingModel.resume(folder, n_steps=self.steps, target=target, evaluate=evaluate)
+            return self.model.run(target, self.steps, checkpoint=folder, evaluate=evaluate)
         except NonFiniteError as error:
             if not self.may_diverge:
                 raise
@@ -171,7 +171,7 @@ def _drifting(settings: _Settings, data: drift_data.Data, kind: str, value: Any,
         options=_options(kind, value),
         batch_size=settings.batch_size or batch_size,
         latent_dim=settings.latent_dim or latent_dim,
-        lr=settings.lr,
+        lr=(1e-3 if kind == "critic" else 5e-3) if settings.lr is None else settings.lr,  # a critic must keep up
         lr_schedule="cosine",
         ema=0.99,
         record_every=max(1, min(50, steps // 20)),

@@ -57,6 +57,8 @@ def comparison(
         path: The file.
     """
     plt = base.pyplot()
+    from matplotlib.ticker import NullFormatter
+
     columns = max(len(results) for _, results in rows.values())
     figure, axes = plt.subplots(
         len(rows), columns + 1, figsize=(2.1 * columns + 3.2, 2.12 * len(rows)), layout="constrained",
@@ -72,9 +74,13 @@ def comparison(
             judged = data.metrics(x)
             title = f"{parameter} {value}\nMMD {judged['mmd']:.3f}, coverage {judged['coverage']:.0%}"
             _scatter(axis, data.truth @ plane, x @ plane, title)
+            outside = ((x @ plane).abs() > _LIMIT).any(1).float().mean().item()
+            if outside > 0.1:
+                axis.text(0, -0.93 * _LIMIT, f"{outside:.0%} outside", fontsize=7, ha="center", color=_GENERATED)
         line[0].set_ylabel(kind, fontsize=11)
         _curve(line[-1], results, data)
-        line[-1].set(xscale="log", ylim=(2e-3, 1.2))
+        line[-1].set(xscale="log", ylim=(2e-3, 2.5))
+        line[-1].xaxis.set_minor_formatter(NullFormatter())
     axes[-1, -1].set_xlabel("training time, s", fontsize=8)
     axes[0, -1].set_title("MMD (dashed: of true samples)", fontsize=8)
     figure.suptitle(f"{name}: true samples in grey, generated ones in red", fontsize=12)
