@@ -66,8 +66,8 @@ def summary(rows: list[dict]) -> list[str]:
     ]
     if parked:
         lines.append(
-            f"On gfx942, {len(parked)} kernels keep some scalar registers (at most {max(parked)}) in lanes of a vector"
-            " register; that touches no memory."
+            f"Scalar registers kept in lanes of a vector register on gfx942 ({len(parked)} kernels, at most"
+            f" {max(parked)} of them) are not spills: they touch no memory."
         )
     return lines
 
@@ -78,7 +78,8 @@ def cell(rows: list[dict]) -> str:
         return ""
     registers = [row["registers"] for row in rows if "registers" in row]
     shared = max(row["shared"] for row in rows if "shared" in row) / 1024
-    return f"{min(registers)}–{max(registers)}, {shared:.1f} KiB"
+    least, most = min(registers), max(registers)
+    return f"{least if least == most else f'{least}–{most}'}, {shared:.1f} KiB"
 
 
 def main() -> int:
