@@ -128,7 +128,7 @@ def mmd_rows(
     """
     n, m, dim = x.shape[1], y.shape[1], x.shape[2]
     launch.check_device(x)
-    config = launch.config("gradient" if dim <= FEW else "mmd", dim, 1, x.dtype)
+    config = launch.config("mmd", dim, 1, x.dtype)
     multiple = 1 if dim <= FEW else BLOCK_K
     pairs = Pairs(x, y, spec, (config.rows, config.rows), multiple, None, None)
     z = torch.cat([pairs.x, pairs.y], 2)

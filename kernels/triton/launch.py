@@ -49,6 +49,7 @@ CONFIGS = {
     ("sum", "few"): Config(64, 32, 16, 4, thrift=5, registers=255),
     ("gradient", "light"): Config(128, 16, 16, 4, thrift=5, registers=255),
     ("gradient", "few"): Config(64, 16, 16, 4, thrift=5, registers=255),
+    ("mmd", "few"): Config(64, 16, 16, 4, thrift=5, registers=255),
     ("average", "light"): Config(64, 32, 16, 4, thrift=5, registers=255),
     ("average", "few"): Config(64, 16, 16, 4, thrift=5, registers=255),
     ("jet0", "few"): Config(32, 32, 16, 4, thrift=5, registers=255),
