@@ -197,6 +197,14 @@ def test_particles_that_run_away_keep_the_last_checkpoint(tmp_path):
     assert torch.equal(kept.particles, flow.run(start, last, progress=False).particles)
 
 
+def test_particles_that_are_not_finite_are_counted():
+    particles = torch.zeros(3, 2)
+    schemes.require_finite(particles)
+    particles[1] = math.inf
+    with pytest.raises(gwf.NonFiniteError, match="1 of 3 particles are not finite"):
+        schemes.require_finite(particles)
+
+
 def test_bad_schemes():
     entropy = gwf.GeneralizedEntropy(2)
     with pytest.raises(ValueError, match=r"no Interaction term, use 'jko'"):
