@@ -71,7 +71,7 @@ def build(settings: _Settings) -> base.Problem:
             critic_steps=3,
             map_steps=1,
             lr=1e-3,
-            critic_lr=3e-4,  # at 1e-3 one batch with a large e^v spoils Adam's second moments: splice diverged at step 11
+            critic_lr=3e-4,  # at 1e-3 a batch with a large e^v spoils Adam's second moments: splice diverged
             lr_schedule="cosine",
             gradient_clip=10.0,
             pool_size=settings.particles,
