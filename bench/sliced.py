@@ -73,7 +73,7 @@ def energy_by_torch(x: Tensor, y: Tensor, theta: Tensor, tile: int) -> Tensor:
 
 def riesz_race(quick: bool) -> Race:
     """e = 1.5: nothing sorts it, so the peer sums all pairs of each direction."""
-    n, count, exponent = (500, 8, 1.5) if quick else (4_000, 64, 1.5)
+    n, count, exponent = (500, 8, 1.5) if quick else (2_000, 32, 1.5)
     problem, theta = clouds(n, n, 16, shift=0.5), unit(count, 16)
     x, y = problem.x, problem.y
     constant = math.sqrt(math.pi) * math.gamma((16 + exponent) / 2) / math.gamma(8) / math.gamma((exponent + 1) / 2)
@@ -132,7 +132,7 @@ register(
             riesz_race,
             tolerance=1e-4,
             peer_tolerance=1e-3,
-            facts={"family": "sliced", "reduction": "Riesz 1.5", "D": 16, "N": 4_000, "directions": 64},
+            facts={"family": "sliced", "reduction": "Riesz 1.5", "D": 16, "N": 2_000, "directions": 32},
         ),
         Case(
             "sliced/energy_flow/D784",
