@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from gwf_fast import cli
 from gwf_fast.experiments.idx import read_digits, read_idx
 from gwf_fast.experiments.image_networks import ResNetCritic, UNetMap
+from gwf_fast.experiments.mnist import _gaussian
 from gwf_fast.experiments.two_sample import two_sample_checks
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
@@ -94,6 +95,18 @@ def test_networks():
     first = critic.eval()(x)
     critic.gain = 2.0
     torch.testing.assert_close(first, 2 * critic(x))
+
+
+def test_source_has_mean_and_covariance_of_the_data():
+    rng = np.random.default_rng(1)
+    x = rng.exponential(size=(500, 4)) @ rng.standard_normal((4, 4)) + np.arange(4)
+    x = np.concatenate((x, np.full((500, 1), -1.0)), 1)  # a pixel without ink
+    torch.manual_seed(0)
+    samples = _gaussian(torch.tensor(x))(200_000).numpy()
+    assert np.abs(samples[:, 4] + 1).max() < 1e-6
+    deviation = x.std(0).max()
+    np.testing.assert_allclose(samples.mean(0), x.mean(0), atol=0.01 * deviation)
+    np.testing.assert_allclose(np.cov(samples.T), np.cov(x.T), atol=0.02 * deviation**2)
 
 
 def test_two_sample_checks_know_real_images():
