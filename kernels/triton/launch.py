@@ -71,7 +71,8 @@ def config(kernel: str, dim: int, channels: int, dtype: torch.dtype) -> Config:
     found = CONFIGS.get((kernel, size)) or CONFIGS[kernel, "few"]
     if dtype != torch.float64:
         return found
-    return dataclasses.replace(found, rows=min(32, found.rows // 2), cols=max(16, found.cols // 2), channels=16)
+    rows, cols = min(32, found.rows // 2), max(16, found.cols // 2)
+    return dataclasses.replace(found, rows=rows, cols=cols, channels=16, registers=255)
 
 
 def compiler_options(config: Config) -> dict:

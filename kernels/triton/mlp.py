@@ -126,7 +126,7 @@ class _Config:
         operand = tl.float32 if interpreted else OPERANDS[dtype]
         width = max(16, triton.next_power_of_2(widest))
         sums = torch.float64 if dtype is torch.float64 else torch.float32
-        rows = 32 if width * sums.itemsize <= 256 else 16
+        rows = 32 if width <= (16 if dtype is torch.float64 else 64) else 16  # or registers spill
         # On AMD GPUs a warp is twice as wide.
         return cls(rows, width, 8 if width > 32 and not torch.version.hip else 4, operand, sums)
 
