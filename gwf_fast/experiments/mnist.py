@@ -11,6 +11,10 @@ critic tells the two without error, where Jensen-Shannon is flat and nothing mov
 The paper has a = 5 at 32 x 32 pixels and does not say whether its |x - T(x)|^2 is a sum over pixels or a mean. Here it
 is the sum, over 14 x 14 pixels between -1 and 1; a mean would make a = 5 what --step-size 980 is here, with which the
 proximity to P_k weighs next to nothing.
+
+Not run to the end. After one step (600 iterations) some samples read as digits: squared energy distance to real ones
+0.021, 0.098 for P_0 and 0.24 for the GAN after as many iterations; confidence of the classifier 0.68, 0.63 and 0.63,
+and 0.86 for real digits. What the other steps add to that is not known.
 """
 
 from __future__ import annotations
@@ -163,7 +167,7 @@ def _draw(results: dict[str, FlowResult], source: Any, real: Tensor, settings: _
     followed = trajectory[shown][:, :_FOLLOWED].transpose(0, 1).flatten(0, 1)
     size = f"a = {settings.step_size:g}"
     panels = [
-        (followed, len(shown), f"The same particles along the flow, {size}"),
+        (followed, len(shown), "Particles along the flow"),
         (trajectory[-1], _COLUMNS, f"P_{last} of JKO-Flow, {size}, not selected"),
         (_decode(results["gan"].push(source(_ROWS * _COLUMNS))), _COLUMNS, "GAN (a = ∞), equally many iterations"),
         (real[torch.randperm(len(real))[: _ROWS * _COLUMNS]], _COLUMNS, f"MNIST, averaged to {side} x {side}"),
@@ -176,7 +180,7 @@ def _draw(results: dict[str, FlowResult], source: Any, real: Tensor, settings: _
         axis.spines[:].set_visible(False)
     step = _sheet(followed, len(shown), side).shape[1] / len(shown)
     axes[0].set_xticks([(k + 0.5) * step for k in range(len(shown))], [str(k) for k in shown])
-    axes[0].set_xlabel("JKO step (0: the Gaussian with the digits' mean and covariance)")
+    axes[0].set_xlabel("JKO step (0: Gaussian)")
     axes[0].tick_params(length=0)
     base.save_figure(figure, path)
 
