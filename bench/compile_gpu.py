@@ -25,6 +25,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import sass
+import torch
 from gpu_cases import TARGETS, AnyCase, Case, all_cases, fingerprint, launches, quick_cases, signature
 
 
@@ -81,6 +82,7 @@ def main() -> int:
     start = time.perf_counter()
     rows = done
     out = arguments.out.open("a") if arguments.out else None
+    torch.set_num_threads(1)  # a forked process would wait forever for its parent's OpenMP threads
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
         waiting = collections.deque(todo)
         running: set = set()
