@@ -49,12 +49,16 @@ def mixing(count: int, size: Size) -> list[Tensor]:
 
 
 def repeated(count: int, update: Contender, parameters: Callable[[], Sequence[Tensor]]) -> Contender:
-    start = flat(parameters()).clone()
+    """So many updates from the same parameters: left to go on, the critic of two fixed batches diverges."""
+    start = [p.detach().clone() for p in parameters()]
 
     def contender() -> Result:
+        with torch.no_grad():
+            for p, s in zip(parameters(), start, strict=True):
+                p.copy_(s)
         for _ in range(count):
             update()
-        return (flat(parameters()) - start,)
+        return (flat(parameters()) - flat(start),)
 
     return contender
 
@@ -89,7 +93,10 @@ def exact(count: int, penalised: bool, size: Size) -> Result:
 
 
 def fused(count: int, penalised: bool, size: Size) -> Contender:
-    """The engine's loop without map descents, on the same fixed batches as the others."""
+    """The engine's loop without map descents, on the same fixed batches as the others.
+
+    Later calls have a learning rate of zero: the same work, and the parameters stay where the first call left them.
+    """
     nets = networks(size)
     problem = StepProblem(
         functional=gwf.FDivergence("kl", nets.z),
@@ -104,12 +111,19 @@ def fused(count: int, penalised: bool, size: Size) -> Contender:
         training=gwf.Training(batch_size=size.batch, iterations=count, critic_steps=1),
     )
     penalty = PENALTY if penalised else 0.0
-    loop = PrimalDual(dataclasses.replace(compiled_problem(problem), map_steps=0, penalty=penalty, seed=SEED))
+    schedule = torch.cat((torch.ones(count), torch.zeros(count))).double()
+    loop = PrimalDual(
+        dataclasses.replace(compiled_problem(problem), map_steps=0, penalty=penalty, seed=SEED, schedule=schedule)
+    )
     parameters = list(nets.critic.parameters())
     start = flat(parameters).clone()
 
+    calls = itertools.count()
+
     def contender() -> Result:
-        loop.run(0, count, 1)
+        report = loop.run(min(next(calls), 1) * count, count, 1)
+        if report["iterations"] != count:
+            raise RuntimeError(f"bench: {report['iterations']} of {count} updates, then a loss that is not finite")
         loop.write_back()
         return (flat(parameters) - start,)
 

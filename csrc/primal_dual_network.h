@@ -8,9 +8,15 @@
 
 namespace gwf::GWF_ISA {
 
-// Bias, leaky unit: z and a = f(z), in one go with the product.
+// Leaky units with a slope of which the sign of a = f(z) tells that of z: only a is stored, and z = a / slope below 0.
+template <class T> bool keeps_sign(const PackedLayer<T>& layer) {
+    return layer.function == Function::leaky &&
+           layer.constant >= (layer.learned_slope ? std::numeric_limits<T>::epsilon() : T(0));
+}
+
+// Leaky unit: a = f(z) in one go with the product.
 template <class T> struct LeakyForward {
-    T *z, *a;
+    T* a;
     int64_t stride;
     vec<T> slope;
 
@@ -20,21 +26,19 @@ template <class T> struct LeakyForward {
 #pragma GCC unroll 32
         for (int r = 0; r < MR; r++)
 #pragma GCC unroll 32
-            for (int n = 0; n < NV; n++) {
-                const int64_t at = i * step + j + (r * step + n * lanes<T>);
-                store(z + at, sum[r][n]);
-                store(a + at, sum[r][n] > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));
-            }
+            for (int n = 0; n < NV; n++)
+                store(a + i * step + j + (r * step + n * lanes<T>),
+                      sum[r][n] > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));
     }
 };
 
-// The product is the cotangent of a; z is overwritten by that of z.
+// The product is the cotangent of a, which is overwritten by that of z.
 template <class T, bool gradients> struct LeakyBackward {
-    T* z;
+    T* a;
     int64_t stride;
     vec<T> slope;
     T* bias_sums;
-    vec<T> slope_sum;
+    vec<T> slope_sum;  // times the slope
 
     template <int MR, int NV, int known> GWF_INLINE void finish(const vec<T> (&sum)[MR][NV], int64_t i, int64_t j) {
         const int64_t step = known ? known : stride;
@@ -43,10 +47,10 @@ template <class T, bool gradients> struct LeakyBackward {
             vec<T> bias_sum{};
 #pragma GCC unroll 32
             for (int r = 0; r < MR; r++) {
-                T* at = z + i * step + j + (r * step + n * lanes<T>);
+                T* at = a + i * step + j + (r * step + n * lanes<T>);
                 const vec<T> v = load(at), u = sum[r][n], d = v > vec<T>{} ? u : vec<T>(u * slope);
                 if constexpr (gradients) {
-                    slope_sum += v > vec<T>{} ? vec<T>{} : vec<T>(u * v);
+                    slope_sum += u * smaller(vec<T>{}, v);
                     bias_sum += d;
                 }
                 store(at, d);

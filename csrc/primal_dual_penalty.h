@@ -8,10 +8,10 @@
 
 namespace gwf::GWF_ISA {
 
-// The product is a cotangent of f(z); that of z goes to a.
+// The product is a cotangent of a = f(z); that of z goes to d.
 template <class T> struct LeakyCotangent {
-    const T* z;
-    T* a;
+    const T* a;
+    T* d;
     int64_t stride;
     vec<T> slope;
 
@@ -23,15 +23,15 @@ template <class T> struct LeakyCotangent {
 #pragma GCC unroll 32
             for (int n = 0; n < NV; n++) {
                 const int64_t at = i * step + j + (r * step + n * lanes<T>);
-                store(a + at, load(z + at) > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));
+                store(d + at, load(a + at) > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));
             }
     }
 };
 
-// The product is a tangent of z, which is overwritten by that of f(z); a holds the cotangent of z.
+// The product is a tangent of z; that of f(z) overwrites a = f(z). d holds the cotangent of z.
 template <class T> struct LeakyTangent {
-    T* z;
-    const T* a;
+    T* a;
+    const T* d;
     int64_t stride;
     vec<T> slope;
     vec<T> slope_sum;  // times the slope
@@ -43,24 +43,20 @@ template <class T> struct LeakyTangent {
 #pragma GCC unroll 32
             for (int n = 0; n < NV; n++) {
                 const int64_t at = i * step + j + (r * step + n * lanes<T>);
-                const vec<T> v = load(z + at);
-                slope_sum += v > vec<T>{} ? vec<T>{} : vec<T>(sum[r][n] * load(a + at));
-                store(z + at, v > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));
+                const vec<T> v = load(a + at);
+                slope_sum += v > vec<T>{} ? vec<T>{} : vec<T>(sum[r][n] * load(d + at));
+                store(a + at, v > vec<T>{} ? sum[r][n] : vec<T>(sum[r][n] * slope));
             }
     }
 };
 
 template <class T> struct LeakyPenalty {
     const TrainedNetwork<T>& net;
-    const NetworkBuffers<T>& buffers;
+    const NetworkBuffers<T>& buffers;  // a: activations, then their tangents; z: cotangents of the products
 
-    // A learned slope of 0 leaves no trace of u in d.
     static bool serves(const TrainedNetwork<T>& net) {
-        for (size_t l = 0; l + 1 < net.layers.size(); l++) {
-            const auto& layer = net.layers[l];
-            if (layer.function != Function::leaky) return false;
-            if (layer.learned_slope && std::abs(layer.constant) < std::numeric_limits<T>::epsilon()) return false;
-        }
+        for (size_t l = 0; l + 1 < net.layers.size(); l++)
+            if (!keeps_sign(net.layers[l])) return false;
         return net.layers.size() > 1;
     }
 
@@ -69,24 +65,24 @@ template <class T> struct LeakyPenalty {
         forward_hidden(net, x, rows, buffers);
         const auto& end = net.layers.back();
         const auto& top = net.layers[net.layers.size() - 2];
-        const T *w = end.parameters.backward, *z = buffers.z[net.layers.size() - 2];
-        T* d = buffers.a[net.layers.size() - 2];
+        const T *w = end.parameters.backward, *a = buffers.a[net.layers.size() - 2];
+        T* d = buffers.z[net.layers.size() - 2];
         for (int64_t c = 0; c < end.in_padded; c += lanes<T>) {
             const vec<T> above = load(w + c), below = above * top.constant;
             for (int64_t r = 0; r < rows; r++) {
                 const int64_t at = r * end.in_stride + c;
-                store(d + at, load(z + at) > vec<T>{} ? above : below);
+                store(d + at, load(a + at) > vec<T>{} ? above : below);
             }
         }
         for (size_t l = net.layers.size() - 2; l > 0; l--) {
             const auto& layer = net.layers[l];
-            LeakyCotangent<T> epilogue{buffers.z[l - 1], buffers.a[l - 1], layer.in_stride,
+            LeakyCotangent<T> epilogue{buffers.a[l - 1], buffers.z[l - 1], layer.in_stride,
                                        splat(net.layers[l - 1].constant)};
-            multiply_into<false>(epilogue, buffers.a[l], layer.out_stride, layer.parameters.backward, layer.in_stride,
+            multiply_into<false>(epilogue, buffers.z[l], layer.out_stride, layer.parameters.backward, layer.in_stride,
                                  layer.out, rows, layer.in_padded);
         }
         const auto& first = net.layers.front();
-        multiply<false>(buffers.a[0], first.out_stride, first.parameters.backward, first.in_stride, first.out, g,
+        multiply<false>(buffers.z[0], first.out_stride, first.parameters.backward, first.in_stride, first.out, g,
                         first.in_stride, rows, first.in_padded);
     }
 
@@ -95,12 +91,12 @@ template <class T> struct LeakyPenalty {
         for (size_t l = 0; l + 1 < net.layers.size(); l++) {
             const auto& layer = net.layers[l];
             const GradientSums<T> to = layer.sums(sums);
-            add_weight_gradient(layer, t, buffers.a[l], rows, to.weight);
-            LeakyTangent<T> epilogue{buffers.z[l], buffers.a[l], layer.out_stride, splat(layer.constant), vec<T>{}};
+            add_weight_gradient(layer, t, buffers.z[l], rows, to.weight);
+            LeakyTangent<T> epilogue{buffers.a[l], buffers.z[l], layer.out_stride, splat(layer.constant), vec<T>{}};
             multiply_into<false>(epilogue, t, layer.in_stride, layer.parameters.forward, layer.out_stride, layer.in,
                                  rows, layer.out_padded);
             if (layer.learned_slope) store(to.slope, vec<T>(load(to.slope) + epilogue.slope_sum / layer.constant));
-            t = buffers.z[l];
+            t = buffers.a[l];
         }
         const auto& end = net.layers.back();
         T* weight = end.sums(sums).weight;

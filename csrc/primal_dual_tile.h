@@ -1,5 +1,5 @@
-// One tile of rows through a network in training and back. Between the passes, buffers.z[l] holds the layer's product,
-// then its cotangent.
+// One tile of rows through a network in training and back. Between the passes, buffers.kept(l) holds the layer's product,
+// or its sign, then its cotangent.
 #pragma once
 #include "philox.h"
 #include "primal_dual_network.h"
@@ -47,6 +47,11 @@ template <class T> struct NetworkBuffers {  // of one thread; [rows][out_stride]
         }
     }
 
+    // Whether z of the hidden layer is not stored.
+    bool in_place(const PackedLayer<T>& layer) const { return mask.empty() && keeps_sign(layer); }
+    // What tells the derivative of the hidden layer's function.
+    T* kept(size_t l, const PackedLayer<T>& layer) const { return in_place(layer) ? a[l] : z[l]; }
+
     // times the mask of layer l, drawn first
     void drop(size_t l, const PackedLayer<T>& layer, int64_t rows, T* values) const {
         dropout.mask(uint32_t(l), rows, layer.out, layer.out_stride, mask[l]);
@@ -69,8 +74,8 @@ const T* forward_hidden(const TrainedNetwork<T>& net, const T* x, int64_t rows, 
         const auto& layer = net.layers[l];
         T *z = buffers.z[l], *a = buffers.a[l];
         const int64_t P = layer.out_stride;
-        if (layer.function == Function::leaky) {
-            LeakyForward<T> epilogue{z, a, P, splat(layer.constant)};
+        if (buffers.in_place(layer)) {
+            LeakyForward<T> epilogue{a, P, splat(layer.constant)};
             multiply_into<false>(epilogue, x, layer.in_stride, layer.parameters.forward, P, layer.in, rows,
                                  layer.out_padded, layer.parameters.bias);
         } else {
@@ -93,11 +98,12 @@ void add_weight_gradient(const PackedLayer<T>& layer, const T* a, const T* d, in
         multiply<true>(d, P, a, Q, rows, sums, Q, layer.out, layer.in_padded, nullptr, true);
 }
 
-// z becomes u f'(z), the cotangent of the product; u(r, c) gives that of its function's value.
+// z becomes u f'(z), the cotangent of the product; u(r, c) gives that of its function's value. Where z is that value
+// itself, of leaky units, `of_value` is true.
 template <Function f, bool gradients, class T, class Cotangent>
-void differentiate(const PackedLayer<T>& layer, T* z, int64_t rows, T* sums, Cotangent&& u) {
+void differentiate(const PackedLayer<T>& layer, T* z, bool of_value, int64_t rows, T* sums, Cotangent&& u) {
     const bool slope = f == Function::leaky && gradients && layer.learned_slope;
-    const T p = layer.constant;
+    const T p = layer.constant, scale = of_value ? 1 / p : T(1);
     for (int64_t c = 0; c < layer.out_padded; c += lanes<T>) {
         vec<T> bias_sum{}, slope_sum{};
         for (int64_t r = 0; r < rows; r++) {
@@ -110,7 +116,7 @@ void differentiate(const PackedLayer<T>& layer, T* z, int64_t rows, T* sums, Cot
         if (!gradients) continue;
         const GradientSums<T> to = layer.sums(sums);
         store(to.bias + c, vec<T>(load(to.bias + c) + bias_sum));
-        if (slope) store(to.slope, vec<T>(load(to.slope) + slope_sum));
+        if (slope) store(to.slope, vec<T>(load(to.slope) + slope_sum * scale));
     }
 }
 
@@ -127,17 +133,18 @@ void backward_from(const TrainedNetwork<T>& net, size_t top, const T* d, const T
             return;
         }
         const auto& below = net.layers[l - 1];
-        T *z = buffers.z[l - 1], *u = buffers.a[l - 1];  // u: the activations are not needed again
-        if (below.function == Function::leaky && buffers.mask.empty()) {
+        T *z = buffers.kept(l - 1, below), *u = buffers.a[l - 1];  // the activations are not needed again
+        if (buffers.in_place(below)) {
             const GradientSums<T> to = gradients ? below.sums(sums) : GradientSums<T>{};
             LeakyBackward<T, gradients> epilogue{z, Q, splat(below.constant), to.bias, vec<T>{}};
             multiply_into<false>(epilogue, d, P, layer.parameters.backward, Q, layer.out, rows, layer.in_padded);
-            if (gradients && below.learned_slope) store(to.slope, vec<T>(load(to.slope) + epilogue.slope_sum));
+            if (gradients && below.learned_slope)
+                store(to.slope, vec<T>(load(to.slope) + epilogue.slope_sum / below.constant));
         } else {
             multiply<false>(d, P, layer.parameters.backward, Q, layer.out, u, Q, rows, layer.in_padded);
             if (!buffers.mask.empty()) buffers.multiply_by_mask(l - 1, below, rows, u);
             with_function<false>(below.function, [&](auto f) {
-                differentiate<f(), gradients>(below, z, rows, sums,
+                differentiate<f(), gradients>(below, z, false, rows, sums,
                                               [&](int64_t r, int64_t c) { return load(u + r * Q + c); });
             });
         }
@@ -204,18 +211,19 @@ template <class T> struct CriticPass {
             to.bias[0] += sum;
         }
         auto cotangent = [&](int64_t r, int64_t c) { return vec<T>(splat(d[r]) * load(w + c)); };
-        if (last && !buffers.mask.empty()) {
-            const T* mask = buffers.mask[last - 1];
-            auto masked = [&](int64_t r, int64_t c) { return vec<T>(cotangent(r, c) * load(mask + r * Q + c)); };
-            with_function<false>(net.layers[last - 1].function, [&](auto f) {
-                differentiate<f(), gradients>(net.layers[last - 1], buffers.z[last - 1], rows, sums, masked);
+        if (last) {
+            const auto& below = net.layers[last - 1];
+            T* z = buffers.kept(last - 1, below);
+            with_function<false>(below.function, [&](auto f) {
+                if (buffers.mask.empty()) {
+                    differentiate<f(), gradients>(below, z, buffers.in_place(below), rows, sums, cotangent);
+                } else {
+                    const T* mask = buffers.mask[last - 1];
+                    auto masked = [&](int64_t r, int64_t c) { return vec<T>(cotangent(r, c) * load(mask + r * Q + c)); };
+                    differentiate<f(), gradients>(below, z, false, rows, sums, masked);
+                }
             });
-            backward_from<gradients>(net, last - 1, buffers.z[last - 1], x, rows, buffers, sums, dx);
-        } else if (last) {
-            with_function<false>(net.layers[last - 1].function, [&](auto f) {
-                differentiate<f(), gradients>(net.layers[last - 1], buffers.z[last - 1], rows, sums, cotangent);
-            });
-            backward_from<gradients>(net, last - 1, buffers.z[last - 1], x, rows, buffers, sums, dx);
+            backward_from<gradients>(net, last - 1, z, x, rows, buffers, sums, dx);
         } else if (dx) {
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t c = 0; c < layer.in_padded; c += lanes<T>) store(dx + r * Q + c, cotangent(r, c));
@@ -248,7 +256,7 @@ template <class T> struct MapPass {
         const auto& layer = net.layers.back();
         T* z = buffers.z.back();
         with_function<false>(layer.function, [&](auto f) {
-            differentiate<f(), true>(layer, z, rows, sums,
+            differentiate<f(), true>(layer, z, false, rows, sums,
                                      [&](int64_t r, int64_t c) { return load(g + r * layer.out_stride + c); });
         });
         backward_from<true>(net, net.layers.size() - 1, z, x, rows, buffers, sums, nullptr);

@@ -31,7 +31,7 @@ def generator(seed=0):
 
 
 def solved(engine, functional, dtype, dim=3, training=None, activation="prelu", widths=(16, 16), pool=500,
-           latent=None, step_size=0.5, seed=0):  # fmt: skip
+           latent=None, step_size=0.5, seed=0, slope=None):  # fmt: skip
     """Parameters and Adam's states of map and critic after one inner problem; a generator's with ``latent``."""
     training = training or Training(batch_size=64, iterations=20, critic_steps=3, map_steps=2)
     torch.manual_seed(seed)
@@ -40,6 +40,9 @@ def solved(engine, functional, dtype, dim=3, training=None, activation="prelu", 
     with torch.no_grad():
         for p in transport.parameters():
             p.add_(0.05 * torch.randn_like(p))
+        for unit in (m for net in (transport, critic) if net for m in net.modules() if isinstance(m, nn.PReLU)):
+            if slope is not None:
+                unit.weight.fill_(slope)
     transport, critic = transport.to(dtype), critic.to(dtype) if critic else None
     inputs = torch.randn(pool, latent or dim, dtype=torch.float64, generator=generator()).to(dtype)
     anchors = 1.5 * inputs[:, :dim].contiguous() + 0.3
@@ -155,6 +158,14 @@ def test_float32_with_kinks_strays_no_farther_than_pytorch():
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "silu", "softplus", "tanh", "sigmoid"])
 def test_every_activation_against_the_torch_path(activation):
     assert_same_path(JensenShannon(samples()), activation=activation, widths=(20, 7))
+
+
+@pytest.mark.parametrize("functional", [JensenShannon, IPM])
+@pytest.mark.parametrize("slope", [-0.3, 0.0, 1e-3, 1.0, 2.5])
+def test_learned_slopes_of_either_sign_against_the_torch_path(slope, functional):
+    """1e-3 is on its way through 0: the activation tells the sign of its input on one side only."""
+    training = Training(batch_size=64, iterations=20, critic_steps=3, map_steps=2, lr=1e-3)
+    assert_same_path(functional(samples()), slope=slope, training=training)
 
 
 OPTIONS = {
