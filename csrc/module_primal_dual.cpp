@@ -99,7 +99,7 @@ template <class T> PrimalDualProblem<T> problem(const py::dict& from) {
     made.density = density<T>(from["density"].cast<py::dict>());
     made.map = trained<T>(from["map"].cast<py::dict>());
     if (const py::object critic = from["critic"]; !critic.is_none()) made.critic = trained<T>(critic.cast<py::dict>());
-    made.dropout = from["dropout"].cast<double>();
+    std::tie(made.map_dropout, made.critic_dropout) = from["dropout"].cast<std::pair<double, double>>();
     const auto adam = from["adam"].cast<std::vector<double>>();
     made.adam = {adam.at(0), adam.at(1), adam.at(2), adam.at(3), adam.at(4), adam.at(5)};
     made.schedule = pointer<const double>(from["schedule"]);

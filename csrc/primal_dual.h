@@ -76,8 +76,8 @@ template <class T> struct PrimalDualProblem {
     double log_norm;   // of mu
     const T* whitening;  // inverse of the Cholesky factor of mu's covariance, [D, D], lower triangular
     Density<T> density;
-    TrainedArrays<T> map, critic;  // the critic without layers = none
-    double dropout;                // rate at which hidden units of both are dropped
+    TrainedArrays<T> map, critic;        // the critic without layers = none
+    double map_dropout, critic_dropout;  // rates at which hidden units are dropped
     AdamSettings adam;
     const double* schedule;  // factor on the rates, [iterations]
     uint64_t seed;

@@ -119,12 +119,13 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             auto worker = std::make_unique<Worker>();
             const int64_t rows = *std::max_element(tile_, tile_ + 3), row = Arena<T>::rounded(rows * stride_),
                           line = padded_to_lanes<T>(rows) + 16;
-            worker->memory = AlignedArray<T>(NetworkBuffers<T>::size(map_, rows, drops()) +
-                                             NetworkBuffers<T>::size(critic_, rows, drops()) + 4 * row +
+            const bool map_drops = p_.map_dropout > 0, critic_drops = p_.critic_dropout > 0;
+            worker->memory = AlignedArray<T>(NetworkBuffers<T>::size(map_, rows, map_drops) +
+                                             NetworkBuffers<T>::size(critic_, rows, critic_drops) + 4 * row +
                                              2 * Arena<T>::rounded(line) + density_.scratch(rows) + 64);
             T* next = worker->memory.data();
-            worker->map.take(map_, rows, drops(), next);
-            worker->critic.take(critic_, rows, drops(), next);
+            worker->map.take(map_, rows, map_drops, next);
+            worker->critic.take(critic_, rows, critic_drops, next);
             for (T** buffer : {&worker->y, &worker->w, &worker->u, &worker->g})
                 *buffer = std::exchange(next, next + row);
             worker->values = std::exchange(next, next + Arena<T>::rounded(line));
@@ -175,9 +176,9 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     // Hidden units are dropped by the pass that they belong to; the first descent of the map repeats the pass that the
     // critic has seen.
     enum Passes : uint32_t { map_passes = 0x80000000u, ascents = 0x90000000u, descents = 0xa0000000u };
-    bool drops() const { return p_.dropout > 0; }
     Dropout dropout(Passes passes, uint32_t step, int64_t first_row) const {
-        return {p_.dropout, p_.seed, iteration_, uint32_t(passes) | step << 8, first_row};
+        const double rate = passes == map_passes ? p_.map_dropout : p_.critic_dropout;
+        return {rate, p_.seed, iteration_, uint32_t(passes) | step << 8, first_row};
     }
 
     // log E e^h(z), from the rows in their order.

@@ -1,5 +1,5 @@
-// One tile of rows through a network in training and back. Between the passes, buffers.kept(l) holds the layer's product,
-// or its sign, then its cotangent.
+// One tile of rows through a network in training and back. Between the passes, buffers.kept(l) holds the layer's
+// product, or its sign, then its cotangent.
 #pragma once
 #include "philox.h"
 #include "primal_dual_network.h"
@@ -219,7 +219,9 @@ template <class T> struct CriticPass {
                     differentiate<f(), gradients>(below, z, buffers.in_place(below), rows, sums, cotangent);
                 } else {
                     const T* mask = buffers.mask[last - 1];
-                    auto masked = [&](int64_t r, int64_t c) { return vec<T>(cotangent(r, c) * load(mask + r * Q + c)); };
+                    auto masked = [&](int64_t r, int64_t c) {
+                        return vec<T>(cotangent(r, c) * load(mask + r * Q + c));
+                    };
                     differentiate<f(), gradients>(below, z, false, rows, sums, masked);
                 }
             });

@@ -131,11 +131,11 @@ class TorchEngine(Engine):
     def refuses(
         self, functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
     ) -> str | None:
-        if training.dropout:
-            critics = critic.children() if isinstance(critic, nn.ModuleList) else () if critic is None else (critic,)
-            for name, module in (("map", map), *(("critic", module) for module in critics)):
-                if not isinstance(module, MLP):
-                    return f"Training(dropout=) is for gwf_fast.nn.MLP; put nn.Dropout into the {name}"
+        critics = critic.children() if isinstance(critic, nn.ModuleList) else () if critic is None else (critic,)
+        of_map, of_critic = training.dropouts
+        for name, rate, modules in (("map", of_map, (map,)), ("critic", of_critic, critics)):
+            if rate and not all(isinstance(module, MLP) for module in modules):
+                return f"Training(dropout=) is for gwf_fast.nn.MLP; put nn.Dropout into the {name}"
         return None
 
     @override
@@ -147,9 +147,11 @@ class TorchEngine(Engine):
         inverse_2a = 0.5 / problem.step_size
         draws, watch = Draws.from_torch(), Watch(problem)
         net, critic = problem.map, problem.critic
-        if training.dropout:
-            net = Thinned.of(problem.map, training.dropout, draws)
-            critic = None if problem.critic is None else Thinned.of(problem.critic, training.dropout, draws)
+        of_map, of_critic = training.dropouts
+        if of_map:
+            net = Thinned.of(problem.map, of_map, draws)
+        if of_critic and critic is not None:
+            critic = Thinned.of(critic, of_critic, draws)
         critic_loss, last_look = None, 0
         total: Tensor | float = 0.0  # a sum on the device: adding to it waits for nothing
         problem.map.train()

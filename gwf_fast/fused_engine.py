@@ -60,8 +60,8 @@ class FusedEngine(Engine):
             return f"the critic must have one raw output, got {critic.config}"
         if map.spec.sizes[-1] != critic.spec.sizes[0]:
             return f"the critic takes {critic.spec.sizes[0]} dimensions, the map gives {map.spec.sizes[-1]}"
-        if training.dropout and any(isinstance(term, IPM) for _, term in terms_of(functional)):
-            return "it has no dropout where there is a gradient penalty"
+        if training.dropouts[1] and any(isinstance(term, IPM) for _, term in terms_of(functional)):
+            return "it has no dropout of a critic where there is a gradient penalty"
         return None
 
     @override
@@ -122,7 +122,7 @@ def compiled_problem(problem: StepProblem) -> Any:
         batch_size=min(size, len(anchors)),
         map=_trained(problem.map, problem.map_optimizer),
         critic=None if critic is None else _trained(critic, problem.critic_optimizer),
-        dropout=training.dropout,
+        dropout=training.dropouts,
         step_size=problem.step_size,
         critic_steps=0 if critic is None else training.critic_steps,
         map_steps=training.map_steps,

@@ -153,10 +153,10 @@ class JKOFlow:
                 self._check_source(fresh)
                 particles, latents = push(state.maps, fresh), None if latents is None else fresh
             critic = copy.deepcopy(state.critic)
+            map_rate, critic_rate = self.training.rates(k)
             critic_optimizer = None
             if critic is not None:
-                rate = self.training.critic_lr or self.training.lr
-                critic_optimizer = self._optimizer(critic, rate, state.critic_optimizer)
+                critic_optimizer = self._optimizer(critic, critic_rate, state.critic_optimizer)
             map_state = state.map_optimizer
             try:
                 forward = self._forward_step(particles, critic, critic_optimizer)
@@ -174,7 +174,7 @@ class JKOFlow:
                         reference=self._split.implicit.reference(moved),
                         map=backward,
                         critic=critic,
-                        map_optimizer=self._optimizer(backward, self.training.lr, carried),
+                        map_optimizer=self._optimizer(backward, map_rate, carried),
                         critic_optimizer=critic_optimizer,
                         training=self.training,
                         on_iteration=on_iteration,

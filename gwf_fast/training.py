@@ -22,10 +22,13 @@ class Training:
         lr: Learning rate of Adam for the map.
         critic_lr: The same for the critic; None for ``lr``.
         lr_schedule: Within a JKO step, "constant" or "cosine" (down to zero at its end).
+        milestones: JKO steps, the first is 1, from which on both learning rates are ``gamma`` times what they were.
+        gamma: See ``milestones``.
         betas: Adam's decay rates, for both.
         gradient_clip: Largest norm of a gradient, for both; None for no clipping.
-        dropout: Rate at which hidden units of both are dropped while they train, of ``gwf_fast.nn.MLP`` networks; other
-            modules have their own ``nn.Dropout``. A step ends with the whole networks.
+        dropout: Rate at which hidden units of the map are dropped while it trains, a ``gwf_fast.nn.MLP``; other modules
+            have their own ``nn.Dropout``. A step ends with the whole network.
+        critic_dropout: The same for the critic; None for ``dropout``.
         weight_decay: Of AdamW (Loshchilov and Hutter, 2019), for both.
         ema: Decay of a moving average of the map's parameters over its descents, which becomes the map of the step;
             None for the parameters themselves.
@@ -43,9 +46,12 @@ class Training:
     lr: float = 1e-3
     critic_lr: float | None = None
     lr_schedule: str = "constant"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float | None = None
     dropout: float = 0.0
+    critic_dropout: float | None = None
     weight_decay: float = 0.0
     ema: float | None = None
     patience: int | None = None
@@ -59,21 +65,36 @@ class Training:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-        for name in ("lr", "critic_lr", "gradient_clip"):
+        for name in ("lr", "critic_lr", "gamma", "gradient_clip"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a number in [0, 1), got {self.dropout!r}")
+        for name in ("dropout", "critic_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+        if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.milestones):
+            raise ValueError(f"milestones: expected JKO steps, integers from 1, got {self.milestones!r}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema: expected a number in (0, 1), got {self.ema!r}")
         if self.lr_schedule not in SCHEDULES:
             raise ValueError(f"lr_schedule: expected one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas!r}")
-        object.__setattr__(self, "betas", tuple(self.betas))  # JSON knows lists only
+        for name in ("betas", "milestones"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON knows lists only
+
+    @property
+    def dropouts(self) -> tuple[float, float]:
+        """Of map and critic."""
+        return self.dropout, self.dropout if self.critic_dropout is None else self.critic_dropout
+
+    def rates(self, step: int) -> tuple[float, float]:
+        """Learning rates of map and critic at the start of a JKO step."""
+        factor = self.gamma ** sum(step >= k for k in self.milestones)
+        return factor * self.lr, factor * (self.critic_lr or self.lr)
 
     def rate(self, iteration: int) -> float:
         """The factor on the learning rates at an iteration of a JKO step."""

@@ -134,7 +134,7 @@ class Problem:
         density: log Q where it enters.
         rest: R: y [M, D] to its value and its gradient [M, D]; None for none.
         map, critic: The networks; a critic where there is one.
-        dropout: Rate at which hidden units are dropped.
+        dropout: Rates at which hidden units are dropped, of map and critic.
         step_size: a.
         critic_steps, map_steps: J2, J3.
         schedule: Factor on the rates, [J1] float64.
@@ -161,7 +161,7 @@ class Problem:
     rest: Callable[[Tensor], tuple[float, Tensor]] | None
     map: Trained
     critic: Trained | None
-    dropout: float
+    dropout: tuple[float, float]
     step_size: float
     critic_steps: int
     map_steps: int

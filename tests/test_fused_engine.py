@@ -160,21 +160,11 @@ def test_every_activation_against_the_torch_path(activation):
     assert_same_path(JensenShannon(samples()), activation=activation, widths=(20, 7))
 
 
-@pytest.mark.parametrize("functional", [JensenShannon, IPM])
-@pytest.mark.parametrize("slope", [-0.3, 0.0, 1e-3, 1.0, 2.5])
-def test_learned_slopes_of_either_sign_against_the_torch_path(slope, functional):
-    """1e-3 is on its way through 0: the activation tells the sign of its input on one side only."""
-    training = Training(batch_size=64, iterations=20, critic_steps=3, map_steps=2, lr=1e-3)
-    assert_same_path(functional(samples()), slope=slope, training=training)
-
-
 OPTIONS = {
     "rates": {"critic_lr": 5e-3, "lr_schedule": "cosine", "betas": (0.5, 0.9)},
     "clip": {"gradient_clip": 0.1},
     "decay": {"weight_decay": 0.3},
     "average": {"ema": 0.8},
-    "dropout": {"dropout": 0.3},
-    "dropout-whole": {"dropout": 0.6, "batch_size": 500},
     "steps": {"critic_steps": 1, "map_steps": 3},
     "whole": {"batch_size": 500},
 }
@@ -197,10 +187,6 @@ def test_a_whole_pool_leaves_the_other_draws_as_they_are():
     training = Training(batch_size=200, iterations=20)
     assert_same_path(JensenShannon(samples()), training=training, pool=200)
     assert_same_path(KL(densities()["gaussian"]), training=training, pool=200)
-
-
-def test_a_target_that_is_a_callable():
-    assert_same_path(JensenShannon(lambda n: torch.randn(n, 3, dtype=torch.float64) + 1))
 
 
 def test_draws_are_uniform_and_normal():
@@ -268,7 +254,11 @@ def test_bad_densities_are_named():
         (Own(), {}, "of functionals with a critic it takes KL, .*, not Own"),
         (JensenShannon(torch.ones(9, 2)) + KL(lambda x: x.sum(-1)), {}, "it trains one critic, the functional needs 2"),
         (IPM(torch.ones(9, 2), "spectral_norm"), {}, "of IPMs it takes those with a gradient penalty, not spectral"),
-        (IPM(torch.ones(9, 2)), {"training": {"dropout": 0.1}}, "it has no dropout where there is a gradient penalty"),
+        (
+            IPM(torch.ones(9, 2)),
+            {"training": {"dropout": 0.1}},
+            "it has no dropout of a critic where there is a gradient penalty",
+        ),
         (JensenShannon(torch.ones(9, 2)), {"map": nn.Linear(2, 2)}, "the map is a Linear, not a gwf_fast.nn.MLP"),
         (JensenShannon(torch.ones(9, 2)), {"critic": MLP([2, 600, 1])}, "the critic is wider than 512"),
         (

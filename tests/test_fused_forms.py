@@ -59,11 +59,23 @@ def test_every_functional_against_the_torch_path(name):
     assert_same_path(FUNCTIONALS[name](), training=training)
 
 
+def test_a_target_that_is_a_callable():
+    assert_same_path(gwf.JensenShannon(lambda n: torch.randn(n, 3, dtype=torch.float64) + 1))
+
+
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_the_penalty_in_float32(activation):
     training = Training(batch_size=100, iterations=50, critic_steps=3)
     functional = gwf.IPM(samples(dtype=torch.float32))
     assert_same_path(functional, torch.float32, 1e-4, training=training, activation=activation)
+
+
+@pytest.mark.parametrize("functional", [gwf.JensenShannon, gwf.IPM])
+@pytest.mark.parametrize("slope", [-0.3, 0.0, 1e-3, 1.0, 2.5])
+def test_learned_slopes_of_either_sign_against_the_torch_path(slope, functional):
+    """1e-3 is on its way through 0: the activation tells the sign of its input on one side only."""
+    training = Training(batch_size=64, iterations=20, critic_steps=3, map_steps=2, lr=1e-3)
+    assert_same_path(functional(samples()), slope=slope, training=training)
 
 
 @pytest.mark.parametrize("activation", ["prelu", "tanh"])
@@ -76,6 +88,25 @@ def test_dropout_against_the_torch_path(functional, activation):
         "kl": gwf.KL(densities()["function"]),
     }
     assert_same_path(made[functional], training=training, activation=activation, widths=(20, 7))
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {"dropout": 0.3},
+        {"dropout": 0.3, "critic_dropout": 0.0},
+        {"dropout": 0.0, "critic_dropout": 0.3},
+        {"batch_size": 500},
+    ],
+)
+def test_rates_of_dropout_against_the_torch_path(rates):
+    training = Training(**{"batch_size": 64, "iterations": 20, "critic_steps": 2, "dropout": 0.6, **rates})
+    assert_same_path(gwf.JensenShannon(samples()), training=training, widths=(20, 7))
+
+
+def test_dropout_of_the_map_beside_a_penalty():
+    training = Training(batch_size=64, iterations=10, critic_steps=2, map_steps=2, dropout=0.4, critic_dropout=0.0)
+    assert_same_path(gwf.IPM(samples()), training=training, widths=(20, 7))
 
 
 def test_dropout_drops_and_ends_with_the_whole_network():

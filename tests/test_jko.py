@@ -205,6 +205,28 @@ def test_warm_start(warm):
     assert bias == pytest.approx(1.0 if warm else 0.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("engine", ["torch", "fused"])
+def test_milestones_change_the_rates_of_both_networks(engine):
+    """Adam's first update is as long as its rate."""
+
+    def zeros():
+        net = MLP([2, 2])
+        for parameter in net.parameters():
+            nn.init.zeros_(parameter)
+        return net
+
+    training = Training(
+        batch_size=64, iterations=1, lr=1e-3, critic_lr=4e-3, warm_start=False, milestones=[2, 4], gamma=0.5
+    )
+    target = torch.randn(64, 2) + 3
+    flow = JKOFlow(JensenShannon(target), 2, 0.5, map=zeros, critic=MLP([2, 1]), training=training, engine=engine)
+    state = flow.init(torch.randn(64, 2))
+    for factor in (1, 0.5, 0.5, 0.25):
+        state = flow.step(state)
+        torch.testing.assert_close(state.maps[-1][0].bias.abs(), torch.full((2,), 1e-3 * factor), rtol=1e-4, atol=0)
+        assert state.critic_optimizer["param_groups"][0]["initial_lr"] == 4e-3 * factor
+
+
 def test_nan_names_the_step_and_keeps_the_state():
     calls = []
 
@@ -254,6 +276,9 @@ def test_mlp_is_its_sequential_twin():
         (lambda f: Training(critic_steps=1.5), "critic_steps: "),
         (lambda f: Training(lr=-1e-3), "lr: "),
         (lambda f: Training(lr_schedule="linear"), "lr_schedule: "),
+        (lambda f: Training(milestones=(0,)), "milestones: .*, got .0,"),
+        (lambda f: Training(gamma=0.0), "gamma: "),
+        (lambda f: Training(critic_dropout=1.0), "critic_dropout: "),
         (lambda f: MLP([3]), "sizes: "),
         (lambda f: MLP([3, 4], residual=True), "residual: "),
         (lambda f: MLP([3, 4], "gelu"), "activation: "),
