@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gwf_fast.compat.geomloss import SamplesLoss
 from gwf_fast.compat.mmd_gan import mix_rbf_mmd2
-from gwf_fast.compat.svgd import SVGD, median_rule
+from gwf_fast.compat.svgd import SVGD, median_rule, order_statistics
 
 
 def samples(n: int = 60, m: int = 45, batch: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -153,6 +153,20 @@ def test_median_rule(n: int) -> None:
     x = torch.randn(n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
     squares = (x[:, None] - x).square().sum(-1).numpy()
     assert abs(median_rule(x) - math.sqrt(0.5 * np.median(squares) / math.log(n + 1))) < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["normal", "equal", "sorted"])
+def test_order_statistics_of_many(kind: str) -> None:
+    """Sorted, a sample by strides is perfect; of a few distinct values the bracket may hold all or the wrong ones."""
+    n = 300_001
+    values = np.random.default_rng(1).normal(size=n)
+    if kind == "equal":
+        values = np.round(values)
+    ordered = np.sort(values)
+    for ranks in ([n // 2], [n // 2 - 1, n // 2], [0], [n - 2, n - 1], []):
+        assert order_statistics(ordered if kind == "sorted" else values, ranks) == list(ordered[ranks])
+    values[:: n // 10_000] += 100  # a sample that tells nothing about the rest
+    assert order_statistics(values, [n // 2]) == [np.sort(values)[n // 2]]
 
 
 @pytest.mark.parametrize("bandwidth", [-1, 0.7])

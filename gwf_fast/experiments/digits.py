@@ -22,7 +22,7 @@ from gwf_fast.experiments.computation import Flow
 from gwf_fast.experiments.images import Whitening, sheet
 from gwf_fast.experiments.two_sample import two_sample_checks
 from gwf_fast.functional import batch
-from gwf_fast.jko import JKOFlow
+from gwf_fast.jko import PARAMETRIZATIONS, JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
@@ -38,6 +38,9 @@ class _Settings(base.FlowSettings):
     dim: int = base.option("dimension D")
     functional: str = base.option("of samples", choices=base.FUNCTIONALS)
     engine: str = base.option("engine of the JKO steps", "auto", choices=base.ENGINES)
+    parametrization: str = base.option(
+        "a map a step, or one network from noise", "composition", choices=PARAMETRIZATIONS
+    )
 
 
 _DEFAULTS = _Settings(particles=4096, dim=20, steps=10, step_size=10.0, iterations=500, batch_size=256, functional="js")
@@ -54,7 +57,7 @@ def load() -> tuple[Tensor, Tensor]:
 
 
 def build(settings: _Settings) -> base.Problem:
-    """One map a JKO step, each from the identity; a critic that goes on from step to step."""
+    """One map a JKO step, each from the identity, or one generator; a critic that goes on from step to step."""
     images, labels = load()
     whitening = Whitening.fit(images, settings.dim)
     data = whitening.encode(images)
@@ -68,6 +71,7 @@ def build(settings: _Settings) -> base.Problem:
         base.sample_functional(settings.functional, target, _MMD_SCALE[settings.functional]),
         dim,
         settings.step_size,
+        parametrization=settings.parametrization,
         map=MLP([dim, _WIDTH, _WIDTH, dim], "leaky_relu", residual=True),
         critic=MLP([dim, _WIDTH, _WIDTH, 1], "leaky_relu"),
         training=Training(
@@ -78,7 +82,7 @@ def build(settings: _Settings) -> base.Problem:
             lr=1e-3,
             lr_schedule="cosine",
             betas=(0.5, 0.999),
-            warm_start=False,
+            warm_start=settings.parametrization == "generator",
             pool_size=settings.particles,
         ),
         seed=settings.seed,
@@ -89,8 +93,10 @@ def build(settings: _Settings) -> base.Problem:
         return torch.randn(n, dim)
 
     def figure(result: FlowResult, path: Path) -> None:
-        trajectory = whitening.decode(result.trajectory(source(_ROWS * _COLUMNS)))
-        _draw(trajectory, images, whitening, path)
+        z = source(_ROWS * _COLUMNS)
+        is_generator = settings.parametrization == "generator"  # it keeps its last network only
+        rows = torch.stack((z, result.push(z))) if is_generator else result.trajectory(z)
+        _draw(whitening.decode(rows), settings.steps, images, whitening, path)
 
     def metrics(result: FlowResult) -> dict[str, Any]:
         samples = whitening.decode(result.push(source(len(images))))  # not the particles: the last map has seen them
@@ -115,11 +121,11 @@ _ROWS, _COLUMNS = 10, 14  # of the sheet of samples
 _FOLLOWED = 10  # particles shown along the flow
 
 
-def _draw(trajectory: Tensor, images: Tensor, whitening: Whitening, path: Path) -> None:
+def _draw(trajectory: Tensor, last: int, images: Tensor, whitening: Whitening, path: Path) -> None:
     """Particles along the flow; new samples; some of them beside the nearest real digit; real digits."""
     plt = base.pyplot()
-    last = len(trajectory) - 1
-    steps = sorted({round(k * last / 7) for k in range(8)} | {0, min(1, last), last})
+    ends = len(trajectory) - 1
+    steps = sorted({round(k * ends / 7) for k in range(8)} | {0, min(1, ends), ends})
     colours = plt.get_cmap("magma_r").with_extremes(bad="white")
     figure = plt.figure(figsize=(15, 8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
@@ -135,7 +141,7 @@ def _draw(trajectory: Tensor, images: Tensor, whitening: Whitening, path: Path) 
     picture = sheet(followed, _FOLLOWED, len(steps))
     show(axis, picture, "The same particles along the flow")
     width = picture.shape[1] / len(steps)
-    axis.set_xticks([(i + 0.5) * width for i in range(len(steps))], [f"{k}" for k in steps])
+    axis.set_xticks([(i + 0.5) * width for i in range(len(steps))], [f"{k * last // max(ends, 1)}" for k in steps])
     axis.set_xlabel("JKO step (0: Gaussian noise)")
     axis.tick_params(length=0)
 
