@@ -151,24 +151,14 @@ def load(
         ValueError: If there is no checkpoint, it can't be read, or something is missing.
     """
     folder = Path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"checkpoint: no {MANIFEST} in {folder}") from None
-    except ValueError as error:
-        raise ValueError(f"checkpoint: {folder / MANIFEST} is not JSON ({error})") from None
+    manifest = read_manifest(folder)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"checkpoint: {folder} has format {manifest.get('format')!r}, expected {FORMAT}")
     config = dict(manifest["flow"])
     fixed = read_tensors(folder / manifest["files"]["fixed"])
     given = {"functional": functional, "map": map, "critic": critic, "x0": x0}
     for part, value in given.items():
-        if value is not None:
-            config[part] = value
-        elif isinstance(config[part], dict) and "missing" in config[part]:
-            raise ValueError(f"checkpoint: {config[part]['missing']}; give resume() the argument {part}=")
-        else:
-            config[part] = unpack(config[part], fixed)
+        config[part] = given_or_stored(part, value, config[part], fixed)
     config["training"] = unpack(config["training"], fixed)
     source = config.pop("x0")
     flow = flow_class(config.pop("functional"), config.pop("dim"), config.pop("step_size"), **config)
@@ -214,6 +204,33 @@ def flat(tensors: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
 def nested(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors under PREFIX, by the rest of their names."""
     return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What ``checkpoint.json`` of a folder says.
+
+    Raises:
+        ValueError: If it isn't there, or not JSON.
+    """
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint: no {MANIFEST} in {folder}") from None
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {folder / MANIFEST} is not JSON ({error})") from None
+
+
+def given_or_stored(part: str, value: Any, stored: Any, fixed: dict[str, Tensor]) -> Any:
+    """An argument of ``resume``, or where it is None what the checkpoint holds of it.
+
+    Raises:
+        ValueError: If that is nothing but a name.
+    """
+    if value is not None:
+        return value
+    if isinstance(stored, dict) and "missing" in stored:
+        raise ValueError(f"checkpoint: {stored['missing']}; give resume() the argument {part}=")
+    return unpack(stored, fixed)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,14 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from gwf_fast.checkpoint import MANIFEST, read_tensors, refuse_occupied, write_atomically
+from gwf_fast.checkpoint import (
+    MANIFEST,
+    given_or_stored,
+    read_manifest,
+    read_tensors,
+    refuse_occupied,
+    write_atomically,
+)
 from gwf_fast.drifting_model import DriftingModel
 from gwf_fast.drifting_state import DriftingRecord, DriftingState
 from gwf_fast.functional import Target
@@ -23,7 +30,7 @@ from gwf_fast.portable import NotPortableError, pack, unpack
 KIND = "drifting"
 FORMAT = 1
 _FIXED = "problem.safetensors"
-_PARTS = ("drift", "options", "generator", "target")
+_PARTS = ("drift", "generator", "target")
 _NUMBERS = (
     "dim", "latent_dim", "batch_size", "n_targets", "lr", "lr_schedule", "betas", "ema", "record_every", "seed",
 )  # fmt: skip
@@ -124,25 +131,14 @@ def load(
         ValueError: If there is no checkpoint, it can't be read, or something is missing.
     """
     folder = Path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"checkpoint: no {MANIFEST} in {folder}") from None
-    except ValueError as error:
-        raise ValueError(f"checkpoint: {folder / MANIFEST} is not JSON ({error})") from None
+    manifest = read_manifest(folder)
     if (manifest.get("kind"), manifest.get("format")) != (KIND, FORMAT):
         raise ValueError(f"checkpoint: {folder} is not that of a DriftingModel of format {FORMAT}")
     fixed = read_tensors(folder / manifest["files"]["fixed"])
     config = dict(manifest["model"])
+    config["options"] = {name: unpack(value, fixed) for name, value in config["options"].items()}
     for part in _PARTS:
-        if given.get(part) is not None:
-            config[part] = given[part]
-        elif isinstance(config[part], dict) and "missing" in config[part]:
-            raise ValueError(f"checkpoint: {config[part]['missing']}; give resume() the argument {part}=")
-        elif part == "options":
-            config[part] = {name: unpack(value, fixed) for name, value in config[part].items()}
-        else:
-            config[part] = unpack(config[part], fixed)
+        config[part] = given_or_stored(part, given.get(part), config[part], fixed)
     target = config.pop("target")
     model = model_class(config.pop("drift"), config.pop("dim"), **config)
     path = folder / manifest["files"]["moving"]
