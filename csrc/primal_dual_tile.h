@@ -17,13 +17,22 @@ struct Dropout {
     template <class T> void mask(uint32_t layer, int64_t rows, int64_t width, int64_t stride, T* to) const {
         constexpr int64_t group = 4 * philox_lanes;
         const int64_t begin = first_row * width, end = begin + rows * width;
+        const auto below = uint32_t(std::ceil(rate * 0x1p32 - 0.5));  // words whose uniform is less than the rate
+        const T kept = T(1 / (1 - rate));
         int64_t row = 0, unit = 0;
         for (int64_t g = begin / group; g * group < end; g++) {
             const PhiloxBlocks b = philox(seed, iteration, stream | layer, uint64_t(g));
-            for (int64_t k = std::max<int64_t>(0, begin - g * group); k < std::min(group, end - g * group); k++) {
-                const double u = (double(b.word[k / philox_lanes][k % philox_lanes]) + 0.5) * 0x1p-32;
-                to[row * stride + unit] = u < rate ? T(0) : T(1 / (1 - rate));
-                if (++unit == width) unit = 0, row++;
+            alignas(64) T values[group];
+            for (int w = 0; w < 4; w++)
+                for (int l = 0; l < philox_lanes; l++)
+                    values[w * philox_lanes + l] = b.word[w][l] < below ? T(0) : kept;
+            int64_t k = std::max<int64_t>(0, begin - g * group);
+            for (const int64_t stop = std::min(group, end - g * group); k < stop;) {
+                const int64_t count = std::min(width - unit, stop - k);
+                std::copy_n(values + k, count, to + row * stride + unit);
+                k += count;
+                unit += count;
+                if (unit == width) unit = 0, row++;
             }
         }
     }
