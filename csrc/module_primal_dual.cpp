@@ -7,6 +7,9 @@
 #include <cstring>
 
 #include "primal_dual.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace py = pybind11;
 
@@ -22,6 +25,23 @@ const PrimalDualBackend& backend() {
 #endif
     return primal_dual_baseline;
 }
+
+// While it lives, results too small for a normal number are what IEEE 754 says, as the caller's code expects.
+class GradualUnderflow {
+  public:
+#if defined(__x86_64__)
+    GradualUnderflow() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~0x8040u); }
+    ~GradualUnderflow() { _mm_setcsr(before_); }
+
+  private:
+    unsigned before_;
+#else
+    GradualUnderflow() {}
+#endif
+  public:
+    GradualUnderflow(const GradualUnderflow&) = delete;
+    GradualUnderflow& operator=(const GradualUnderflow&) = delete;
+};
 
 template <class T> T* pointer(const py::handle& address) { return reinterpret_cast<T*>(address.cast<uintptr_t>()); }
 
@@ -110,11 +130,13 @@ template <class T> PrimalDualProblem<T> problem(const py::dict& from) {
     if (const py::object draw = from["begin"]; !draw.is_none())
         made.begin = [draw](int64_t iteration, T* z) {
             const py::gil_scoped_acquire lock;
+            const GradualUnderflow python;
             draw(iteration, reinterpret_cast<uintptr_t>(z));
         };
     if (const py::object ask = from["rest"]; !ask.is_none())
         made.rest = [ask](const T* y, T* gradient) {
             const py::gil_scoped_acquire lock;
+            const GradualUnderflow python;
             return ask(reinterpret_cast<uintptr_t>(y), reinterpret_cast<uintptr_t>(gradient)).template cast<double>();
         };
     return made;
@@ -134,6 +156,7 @@ class Loop {
             if (Clock::now() - asked < between_signals) return false;
             asked = Clock::now();
             const py::gil_scoped_acquire lock;
+            const GradualUnderflow python;
             if (PyErr_CheckSignals() != 0) throw py::error_already_set();
             return false;
         };

@@ -17,7 +17,8 @@ struct Dropout {
     template <class T> void mask(uint32_t layer, int64_t rows, int64_t width, int64_t stride, T* to) const {
         constexpr int64_t group = 4 * philox_lanes;
         const int64_t begin = first_row * width, end = begin + rows * width;
-        const auto below = uint32_t(std::ceil(rate * 0x1p32 - 0.5));  // words whose uniform is less than the rate
+        // words whose uniform is less than the rate
+        const auto below = uint32_t(std::min(std::ceil(rate * 0x1p32 - 0.5), 0x1p32 - 1));
         const T kept = T(1 / (1 - rate));
         int64_t row = 0, unit = 0;
         for (int64_t g = begin / group; g * group < end; g++) {

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import override
 
 from gwf_fast.draws import Draws
-from gwf_fast.functional import Functional, SquaredMMD, Target, check_target, draw_target, raw_output
+from gwf_fast.functional import Functional, SquaredMMD, Target, check_target, draw_target, matched, raw_output
 from gwf_fast.nn.objective import gradient_penalty
 
 CONSTRAINTS = ("gradient_penalty", "spectral_norm")
@@ -80,7 +80,7 @@ class IPM(Functional):
             return value
         n = min(len(x), len(z.z))
         mixing = None if z.draws is None else z.draws.uniforms(n, x)
-        return value - self.penalty * gradient_penalty(critic, x.detach(), z.z, mixing)
+        return value - self.penalty * gradient_penalty(critic, x.detach(), matched(z.z, x), mixing)
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -88,7 +88,7 @@ class IPM(Functional):
 
     @override
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        v = raw_output(critic, torch.cat((x, z.z)))
+        v = raw_output(critic, torch.cat((x, matched(z.z, x))))
         return v[: len(x)].mean() - v[len(x) :].mean()
 
 
@@ -115,7 +115,7 @@ class DonskerVaradhan(Functional):
 
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        v = raw_output(critic, torch.cat((x, z)))
+        v = raw_output(critic, torch.cat((x, matched(z, x))))
         return v[: len(x)].mean() - v[len(x) :].logsumexp(0) + math.log(len(z))
 
     @override

@@ -105,10 +105,11 @@ def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, sour
     files = {"fixed": "problem.safetensors", "moving": f"state-{state.step:05d}.safetensors"}
     first = state.step + 1 - len(state.maps)  # a generator keeps its last network only
     maps = [f"map-{k:05d}.safetensors" for k in range(first, state.step + 1)]
-    if not (folder / files["fixed"]).exists():
+    is_new = not (folder / MANIFEST).exists()  # what else is there was left by a run that was killed at once
+    if is_new or not (folder / files["fixed"]).exists():
         write_atomically(folder / files["fixed"], save_tensors(fixed))
     for name, transport in zip(maps, state.maps, strict=True):
-        if not (folder / name).exists():
+        if is_new or not (folder / name).exists():
             write_atomically(folder / name, save_tensors(flat(transport.state_dict())))
     write_atomically(folder / files["moving"], save_tensors(moving))
     manifest = {

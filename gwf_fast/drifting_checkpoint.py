@@ -74,7 +74,7 @@ class Keeper:
             "torch": torch.__version__,
         }
         self._folder.mkdir(parents=True, exist_ok=True)
-        if not (self._folder / _FIXED).exists():
+        if is_new or not (self._folder / _FIXED).exists():
             write_atomically(self._folder / _FIXED, save_tensors(fixed))
 
     def keep(self, state: DriftingState) -> None:

@@ -210,6 +210,12 @@ ENGINES: dict[str, Engine] = {"torch": TorchEngine()}
 """Engines by name, the preferred one first. ``fused_engine.py`` enters itself."""
 
 
+def require_known(name: str | None) -> None:
+    """Raise ValueError if there is no engine of this name."""
+    if name is not None and name not in ENGINES:
+        raise ValueError(f"engine: unknown {name!r}, available: {', '.join(ENGINES)}")
+
+
 def resolve(
     name: str | None, functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
 ) -> Engine:
@@ -218,8 +224,7 @@ def resolve(
     Raises:
         ValueError: If there is no such engine, or it can't take the problem; with the reason.
     """
-    if name is not None and name not in ENGINES:
-        raise ValueError(f"engine: unknown {name!r}, available: {', '.join(ENGINES)}")
+    require_known(name)
     reasons = []
     for engine in [ENGINES[name]] if name is not None else ENGINES.values():
         reason = engine.refuses(functional, map, critic, training)

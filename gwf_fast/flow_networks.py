@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from gwf_fast.nn import MLP
 
@@ -26,13 +27,21 @@ def _default_width(dim: int) -> int:
     return next((width for limit, width in ((2, 16), (8, 32), (32, 64)) if dim <= limit), 128)
 
 
+def _is_changed(net: MLP) -> bool:
+    """Whether it has a parametrisation or frozen parameters, which a new one of its configuration would not have."""
+    parametrised = any(parametrize.is_parametrized(module) for module in net.modules())
+    return parametrised or not all(parameter.requires_grad for parameter in net.parameters())
+
+
 def make_module(template: nn.Module | Callable[[], nn.Module], name: str) -> nn.Module:
     """A new module from a template, or from a callable that makes one.
+
+    A template is copied with its weights; a plain ``MLP`` gives its configuration, and weights are drawn anew.
 
     Raises:
         TypeError: If that isn't a module; names the argument ``name``.
     """
-    if isinstance(template, MLP):
+    if type(template) is MLP and not _is_changed(template):
         return MLP(**template.config)  # new weights for each, drawn from the flow's own generator
     module = copy.deepcopy(template) if isinstance(template, nn.Module) else template()
     if not isinstance(module, nn.Module):

@@ -22,7 +22,7 @@ from typing_extensions import override
 from gwf_fast.descent import descent_direction
 from gwf_fast.divergences import divergence, tame_exp
 from gwf_fast.draws import Draws
-from gwf_fast.potentials import Gaussian
+from gwf_fast.potentials import POTENTIALS, Gaussian
 
 Target = Tensor | Callable[[int], Tensor]
 """Samples of Q: a tensor [M, D], or a callable n -> [n, D]."""
@@ -212,8 +212,17 @@ class KL(Functional):
                 f"got {type(self.log_density).__name__}"
             )
 
+    @property
+    def density(self) -> Any:
+        """The object whose ``log_density`` it is; a function itself."""
+        given = self.log_density
+        return getattr(given, "__self__", given) if getattr(given, "__name__", "") == "log_density" else given
+
     @override
     def reference(self, particles: Tensor) -> Gaussian:
+        density, dim = self.density, particles.shape[1]
+        if isinstance(density, POTENTIALS) and density.dim != dim:
+            raise ValueError(f"log_density: takes {density.dim} dimensions, the particles have {dim}")
         return Gaussian.fit(particles)
 
     @override
@@ -267,7 +276,7 @@ class FDivergence(Functional):
 
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        v = raw_output(critic, torch.cat((x, z)))
+        v = raw_output(critic, torch.cat((x, matched(z, x))))
         return self._row.activation(v[: len(x)]).mean() - self._row.conjugate_of_activation(v[len(x) :]).mean()
 
     @override
@@ -316,7 +325,7 @@ class SquaredMMD(Functional):
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         from gwf_fast.discrepancy import mmd2  # here: the other functionals need no pairwise operators
 
-        return 0.5 * mmd2(x, z, kernel=self.kernel, unbiased=True)
+        return 0.5 * mmd2(x, matched(z, x), kernel=self.kernel, unbiased=True)
 
     value = map_objective
 
@@ -324,7 +333,7 @@ class SquaredMMD(Functional):
     def velocity(self, x: Tensor, particles: Tensor, critic: nn.Module | None, reference: Any) -> Tensor:
         from gwf_fast.interaction import interaction_velocity
 
-        z = draw_target(self.target, len(particles))
+        z = matched(draw_target(self.target, len(particles)), particles)
         return interaction_velocity(x, particles, kernel=self.kernel) - interaction_velocity(x, z, kernel=self.kernel)
 
 
@@ -363,10 +372,29 @@ def check_target(target: Target) -> None:
 
 
 def draw_target(target: Target, n: int, draws: Draws | None = None) -> Tensor:
-    """n samples of Q."""
-    if not isinstance(target, Tensor):
-        return target(n)
-    return batch(target, n, draws)
+    """n samples of Q; all of them where there are fewer.
+
+    Raises:
+        ValueError: If a callable gives another number.
+    """
+    if isinstance(target, Tensor):
+        return batch(target, n, draws)
+    samples = target(n)
+    if not isinstance(samples, Tensor) or samples.ndim != 2 or len(samples) != n:
+        got = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise ValueError(f"target: expected samples [{n}, D] for n = {n}, got {got}")
+    return samples
+
+
+def matched(z: Tensor, x: Tensor) -> Tensor:
+    """Samples z [M, D] of Q in the precision and on the device of particles x [N, D].
+
+    Raises:
+        ValueError: If they have another dimension.
+    """
+    if z.shape[1] != x.shape[1]:
+        raise ValueError(f"target: expected samples [{len(z)}, {x.shape[1]}], got {list(z.shape)}")
+    return z.to(x)
 
 
 def batch(pool: Tensor, n: int, draws: Draws | None = None) -> Tensor:

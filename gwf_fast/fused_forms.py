@@ -15,7 +15,17 @@ from gwf_fast.divergences import TAME
 from gwf_fast.draws import Draws
 from gwf_fast.energies import GeneralizedEntropy
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.functional import KL, FDivergence, Functional, JensenShannon, SquaredMMD, Sum, terms_of
+from gwf_fast.functional import (
+    KL,
+    FDivergence,
+    Functional,
+    JensenShannon,
+    SquaredMMD,
+    Sum,
+    draw_target,
+    matched,
+    terms_of,
+)
 from gwf_fast.nn.functions import activation_of, conjugate_of
 
 WITH_CRITIC = (KL, FDivergence, JensenShannon, IPM, DonskerVaradhan, GeneralizedEntropy)
@@ -142,11 +152,8 @@ class FusedForm:
         """Where the samples of Q come from."""
         if not isinstance(term.target, Tensor):
             return {"target_kind": "callback", "target_batch": self._size}
-        if term.target.shape[1] != self._anchors.shape[1]:
-            expected = f"[M, {self._anchors.shape[1]}]"
-            raise ValueError(f"target: expected samples {expected}, got {list(term.target.shape)}")
         kind = "whole" if self._size >= len(term.target) else "samples"
-        (samples,) = _tensors(self._anchors.dtype, term.target)
+        (samples,) = _tensors(self._anchors.dtype, matched(term.target, self._anchors))
         return {"target_kind": kind, "target": samples, "target_batch": min(self._size, len(samples))}
 
     def _begin(self, iteration: int) -> Tensor | None:
@@ -166,22 +173,15 @@ class FusedForm:
                     samples = reference.whiten(points) if term.m == 1 else reference.coordinates(points)
                 target = getattr(term, "target", None)
                 if target is not None and not isinstance(target, Tensor):
-                    samples = self._checked(target(self._size))
+                    samples = matched(draw_target(target, self._size), self._anchors)
         self._samples = drawn
-        return samples
-
-    def _checked(self, samples: Any) -> Tensor:
-        shape = (self._size, self._anchors.shape[1])
-        if not isinstance(samples, Tensor) or samples.shape != shape:
-            got = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
-            raise ValueError(f"target: expected samples {list(shape)} for n = {self._size}, got {got}")
         return samples
 
     def _evaluate(self, y: Tensor) -> tuple[float, Tensor]:
         """R(y) and its gradient."""
         with torch.enable_grad():
             y.requires_grad_()
-            total = y.new_zeros(())
+            total = (0 * y).sum()  # a term may not depend on y
             for (c, term, reference), z in zip(self._rest, self._samples, strict=True):
                 total = total + c * term.map_objective(None, y, z, reference)
             if self._log_q is not None:
@@ -201,15 +201,7 @@ def _tensors(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
 
 def _density(functional: KL, particles: Tensor, make: Callable[..., Any]) -> Any:
     """log Q in its fused form; None where it has none."""
-    given, dtype = functional.log_density, particles.dtype
-    if getattr(given, "__name__", "") == "log_density":
-        given = getattr(given, "__self__", given)  # the method of a potential
-    if isinstance(given, potentials.BayesianLogisticRegression):
-        dim = given.dim
-    else:
-        dim = getattr(given, "means", getattr(given, "mean", particles)).shape[-1]
-    if dim != particles.shape[1]:
-        raise ValueError(f"log_density: takes {dim} dimensions, the particles have {particles.shape[1]}")
+    given, dtype = functional.density, particles.dtype
     if type(given) is potentials.Gaussian:
         mean, inverse = _tensors(dtype, given.mean, given._inverse)
         return make("gaussian", points=mean, matrix=inverse, rate=given._log_norm)

@@ -49,7 +49,8 @@ class JKOFlow:
         parametrization: "composition": a map a step, samples pass through all of them. "generator": one network from
             latent noise, so that a sample is one evaluation; ``x0`` is then that noise, and W2 its upper bound by
             pairs with the same noise.
-        map: The transport map: a module [M, D] -> [M, D] that serves as template, or a callable that makes one. None
+        map: The transport map: a module [M, D] -> [M, D] that serves as template, or a callable that makes one. Of a
+            ``gwf_fast.nn.MLP`` without frozen or parametrised layers weights are drawn anew, others are copied. None
             for a residual MLP with widths after Fan et al. (2022), table 4. Of a generator, [M, latent_dim] -> [M, D].
         critic: The same for the critic [M, D] -> [M, 1]; its raw output, see ``gwf_fast.functional``.
         training: Hyperparameters of the inner problem.
@@ -83,7 +84,9 @@ class JKOFlow:
         for name, size in (("dim", dim), ("latent_dim", latent)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {size!r}")
-        if not step_size > 0:
+        if training is not None and not isinstance(training, Training):
+            raise TypeError(f"training: expected a gwf_fast.Training, got {type(training).__name__}")
+        if isinstance(step_size, (str, bool)) or not step_size > 0:
             raise ValueError(f"step_size: expected a positive number or math.inf, got {step_size!r}")
         for name, value, known in (
             ("scheme", scheme, SCHEMES),
@@ -110,6 +113,11 @@ class JKOFlow:
         self.training = training or Training()
         self.seed = int(seed)
         self.engine = engine
+        engines.require_known(engine)
+        explicit = self._split.explicit
+        if explicit is not None and explicit.needs_critic and self.training.dropouts[1]:
+            rate = self.training.dropouts[1]
+            raise ValueError(f"critic_dropout: scheme {scheme!r} fits its critic without dropout, got {rate}")
         with seeded(self.seed, 0, torch.device("cpu")):
             if self._split.implicit is not None:
                 self._engine(make_module(self.map, "map"), self._new_critic())
@@ -313,7 +321,7 @@ class JKOFlow:
         """The map of the next step before training, and the optimiser state it goes on with."""
         if self.training.warm_start and state.maps:
             last = state.maps[-1] if self._split.explicit is None else list(state.maps[-1].children())[-1]
-            return copy.deepcopy(last).requires_grad_(True), state.map_optimizer
+            return copy.deepcopy(last), state.map_optimizer
         return make_module(self.map, "map").to(state.particles), None
 
     def _engine(self, map: nn.Module, critic: nn.Module | None) -> engines.Engine:
@@ -330,8 +338,8 @@ class JKOFlow:
         optimizer = torch.optim.AdamW(parameters, lr=lr, betas=self.training.betas, weight_decay=decay, fused=True)
         if carried is not None:
             optimizer.load_state_dict(copy.deepcopy(carried))
-        for group in optimizer.param_groups:
-            group["initial_lr"] = lr
+        for group in optimizer.param_groups:  # what is carried on are the moments
+            group |= {"initial_lr": lr, "lr": lr, "betas": self.training.betas, "weight_decay": decay}
         return optimizer
 
     def _record(

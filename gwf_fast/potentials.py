@@ -70,6 +70,11 @@ class Gaussian:
         covariance.diagonal().add_(1e-6 * variance)
         return cls(mean, covariance)
 
+    @property
+    def dim(self) -> int:
+        """D."""
+        return len(self.mean)
+
     def whiten(self, x: Tensor) -> Tensor:
         """Coordinates in which this distribution is N(0, I)."""
         return (x - self.mean) @ self._inverse.T
@@ -126,6 +131,11 @@ class GaussianMixture:
         s = s.expand(k)
         object.__setattr__(self, "_s", s)
         object.__setattr__(self, "_log_w", w.log() - w.sum().log() - d * (s.log() + _LOG_2PI / 2))
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.means.shape[1]
 
     def _log_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         d = x.unsqueeze(-2) - self.means  # [*B, N, K, D]
@@ -200,6 +210,9 @@ class BayesianLogisticRegression:
         gw = -a * w + torch.sigmoid(-(w @ self._signed.T)) @ self._signed
         ga = -a * w.square().sum(-1, keepdim=True) / 2 + w.shape[-1] / 2 - self.rate * a + 1
         return torch.cat((gw, ga), -1)
+
+
+POTENTIALS = (Gaussian, GaussianMixture, BayesianLogisticRegression)
 
 
 def _floating(name: str, value: Tensor, ndim: int) -> None:

@@ -6,8 +6,8 @@ adversarial training of it: ``presets.gan(target, dim).run(noise, n_steps=1)`` t
 step size for the model's generative Wasserstein flow.
 
 Each preset takes ``JKOFlow``'s keyword arguments (``map``, ``critic``, ``latent_dim``, ``training``, ``seed``,
-``engine``). Hyperparameters are those of the paper named; the ascents of a critic within an iteration share a batch,
-where the papers draw one for each.
+``engine``). Hyperparameters are those of the paper named, of ``gan`` those of Radford et al. (2015); the ascents of a
+critic within an iteration share a batch, where the papers draw one for each.
 """
 
 from __future__ import annotations

@@ -10,6 +10,10 @@ CHECK_EVERY = 50
 """Iterations between two looks at the loss, which each wait for the device."""
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Training:
     """Hyperparameters of the inner problem of a JKO step; the defaults are those of Fan et al. (2022), appendix F.
@@ -67,21 +71,24 @@ class Training:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}")
         for name in ("lr", "critic_lr", "gamma", "gradient_clip"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is not None and not (_is_number(value) and value > 0):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+        if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
         for name in ("dropout", "critic_dropout"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
+            if value is not None and not (_is_number(value) and 0 <= value < 1):
                 raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+        for name in ("betas", "milestones"):
+            if not isinstance(getattr(self, name), (tuple, list)):
+                raise ValueError(f"{name}: expected a tuple, got {getattr(self, name)!r}")
         if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.milestones):
             raise ValueError(f"milestones: expected JKO steps, integers from 1, got {self.milestones!r}")
-        if self.ema is not None and not 0 < self.ema < 1:
+        if self.ema is not None and not (_is_number(self.ema) and 0 < self.ema < 1):
             raise ValueError(f"ema: expected a number in (0, 1), got {self.ema!r}")
         if self.lr_schedule not in SCHEDULES:
             raise ValueError(f"lr_schedule: expected one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas!r}")
         for name in ("betas", "milestones"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON knows lists only

@@ -25,6 +25,7 @@ _COMPONENTS = 10
 # (largest D, side of the cube of the means, width of T, its hidden layers, width and layers of h): their table 4
 _TABLE = (
     (2, 5.0, 8, 3, 8, 3),
+    (4, 5.0, 32, 4, 32, 3),
     (8, 5.0, 32, 4, 32, 4),
     (17, 3.0, 64, 4, 64, 4),
     (32, 3.0, 64, 5, 64, 4),
@@ -37,6 +38,7 @@ _BEYOND = (1.5, 128, 5, 128, 4)
 class _Settings(base.FlowSettings):
     dim: int = base.option("dimension D")
     ksd_samples: int = base.option("samples in the kernel Stein discrepancy at the end")
+    curve_samples: int = base.option("the same in each of those along the flow", 4096)
     engine: str = base.option("engine of the JKO steps", "auto", choices=base.ENGINES)
 
 
@@ -44,7 +46,6 @@ class _Settings(base.FlowSettings):
 _DEFAULTS = _Settings(
     particles=4096, dim=2, steps=40, step_size=0.1, iterations=200, batch_size=512, ksd_samples=20_000
 )
-_CURVE = 4096  # samples in the discrepancies along the flow
 
 
 def build(settings: _Settings) -> base.Problem:
@@ -89,12 +90,12 @@ def build(settings: _Settings) -> base.Problem:
             "ksd_of_exact_samples": _ksd(target, exact),
             "ksd2_unbiased": _ksd2(target, x, unbiased=True),
             "ksd2_unbiased_of_exact_samples": _ksd2(target, exact, unbiased=True),
-            "ksd_along_the_flow": [_ksd(target, x) for x in result.trajectory(source(_CURVE))],
+            "ksd_along_the_flow": [_ksd(target, x) for x in result.trajectory(source(settings.curve_samples))],
             "seconds": sum(record.seconds for record in result.history),
         }
 
     def figure(result: FlowResult, path: Path) -> None:
-        _draw(target, result, source(_CURVE), settings.step_size, path)
+        _draw(target, result, source(settings.curve_samples), settings.step_size, path)
 
     return base.Problem(Flow(flow, source, settings.steps), figure, metrics)
 
