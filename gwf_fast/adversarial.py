@@ -17,8 +17,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import override
 
 from gwf_fast.draws import Draws
-from gwf_fast.functional import Functional, SquaredMMD, Target, check_target, draw_target, matched, raw_output
+from gwf_fast.functional import Functional, SquaredMMD, raw_output
 from gwf_fast.nn.objective import gradient_penalty
+from gwf_fast.samples import Target, check_target, draw_target, matched
 
 CONSTRAINTS = ("gradient_penalty", "spectral_norm")
 

@@ -24,8 +24,8 @@ from gwf_fast.checkpoint import (
 )
 from gwf_fast.drifting_model import DriftingModel
 from gwf_fast.drifting_state import DriftingRecord, DriftingState
-from gwf_fast.functional import Target
 from gwf_fast.portable import NotPortableError, pack, unpack
+from gwf_fast.samples import Target
 
 KIND = "drifting"
 FORMAT = 1

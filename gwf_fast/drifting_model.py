@@ -19,10 +19,10 @@ from gwf_fast.drift.learned import LearnedCritic, is_stateful
 from gwf_fast.drift.loss import drifting_loss
 from gwf_fast.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.functional import Target, check_target, draw_target
 from gwf_fast.nn import MLP
 from gwf_fast.optimizer_state import restore_optimizer
 from gwf_fast.randomness import seeded
+from gwf_fast.samples import Target, check_target, draw_target
 from gwf_fast.training import SCHEDULES
 
 KINDS = ("gmd", "gmd_multi", "parzen_kl", "f_divergence", "mmd", "energy", "sinkhorn", "sliced_wasserstein", "critic")

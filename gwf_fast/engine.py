@@ -18,8 +18,9 @@ from typing_extensions import override
 from gwf_fast.draws import Draws
 from gwf_fast.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.functional import Functional, batch, batch_rows
+from gwf_fast.functional import Functional
 from gwf_fast.nn import MLP
+from gwf_fast.samples import batch, batch_rows
 from gwf_fast.training import CHECK_EVERY, Training
 
 

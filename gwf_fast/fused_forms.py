@@ -15,18 +15,9 @@ from gwf_fast.divergences import TAME
 from gwf_fast.draws import Draws
 from gwf_fast.energies import GeneralizedEntropy
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.functional import (
-    KL,
-    FDivergence,
-    Functional,
-    JensenShannon,
-    SquaredMMD,
-    Sum,
-    draw_target,
-    matched,
-    terms_of,
-)
+from gwf_fast.functional import KL, FDivergence, Functional, JensenShannon, SquaredMMD, Sum, terms_of
 from gwf_fast.nn.functions import activation_of, conjugate_of
+from gwf_fast.samples import draw_target, matched
 
 WITH_CRITIC = (KL, FDivergence, JensenShannon, IPM, DonskerVaradhan, GeneralizedEntropy)
 

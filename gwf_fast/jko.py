@@ -26,8 +26,9 @@ from gwf_fast import fused_engine  # noqa: F401 - enters itself among the engine
 from gwf_fast.engine import require_shape
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flow_networks import default_critic, default_map, make_module
-from gwf_fast.functional import Functional, batch
+from gwf_fast.functional import Functional
 from gwf_fast.randomness import seeded
+from gwf_fast.samples import batch
 from gwf_fast.schemes import SCHEMES, ForwardStep, fit_critic, require_finite, split
 from gwf_fast.state import FlowResult, FlowState, Source, StepRecord, push
 from gwf_fast.training import Training

@@ -18,9 +18,10 @@ import operator
 from typing import Any
 
 from gwf_fast.adversarial import IPM
-from gwf_fast.functional import FDivergence, Functional, JensenShannon, SquaredMMD, Target
+from gwf_fast.functional import FDivergence, Functional, JensenShannon, SquaredMMD
 from gwf_fast.jko import JKOFlow
 from gwf_fast.radial import Gaussian, Kernel
+from gwf_fast.samples import Target
 from gwf_fast.training import Training
 
 BANDWIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)

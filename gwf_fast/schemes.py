@@ -21,8 +21,9 @@ from typing_extensions import override
 
 from gwf_fast.energies import Interaction
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.functional import Functional, Sum, batch, terms_of
+from gwf_fast.functional import Functional, Sum, terms_of
 from gwf_fast.interaction import forward_step
+from gwf_fast.samples import batch
 from gwf_fast.training import Training
 
 SCHEMES = ("jko", "forward_backward", "crank_nicolson", "explicit")

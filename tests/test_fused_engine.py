@@ -78,14 +78,15 @@ def assert_same_path(functional, dtype=torch.float64, bound=1e-9, **options):
     idle = Training(iterations=1, batch_size=64, lr=1e-30)
     untrained = solved("torch", functional, dtype, **{**options, "training": idle})
     assert any(not torch.allclose(a, b, atol=1e-3) for a, b in zip(fused[0], untrained[0], strict=True))
-    for ours, theirs in zip((fused[0], *slots(fused[1])), (torch_path[0], *slots(torch_path[1])), strict=True):
+    assert_close(fused, torch_path, bound)
+
+
+def assert_close(found, truth, bound):
+    """Parameters, counts, first and second moments, which are of very different sizes."""
+    parts = [(parameters, state[0::3], state[1::3], state[2::3]) for parameters, state in (found, truth)]
+    for ours, theirs in zip(*parts, strict=True):
         ours, theirs = (torch.cat([t.flatten().double() for t in part]) for part in (ours, theirs))
         assert (ours - theirs).norm() <= bound * theirs.norm()
-
-
-def slots(state):
-    """Counts, first and second moments: of very different sizes."""
-    return state[0::3], state[1::3], state[2::3]
 
 
 def samples(dim=3, n=300, dtype=torch.float64):

@@ -12,7 +12,7 @@ from gwf_fast.fused_engine import compiled_problem
 from gwf_fast.kernels.primal_dual_cpp import PrimalDual, philox_uniforms
 from gwf_fast.nn import MLP
 from gwf_fast.training import Training
-from tests.test_fused_engine import assert_same_path, densities, samples
+from tests.test_fused_engine import assert_close, assert_same_path, densities, samples, solved
 
 KERNEL = gwf.Gaussian(0.8) + gwf.Riesz()
 
@@ -65,9 +65,11 @@ def test_a_target_that_is_a_callable():
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_the_penalty_in_float32(activation):
+    """Against PyTorch in float64: with kinks its own float32 path may stray."""
     training = Training(batch_size=100, iterations=50, critic_steps=3)
-    functional = gwf.IPM(samples(dtype=torch.float32))
-    assert_same_path(functional, torch.float32, 1e-4, training=training, activation=activation)
+    options = {"training": training, "activation": activation}
+    single = solved("fused", gwf.IPM(samples(dtype=torch.float32)), torch.float32, **options)
+    assert_close(single, solved("torch", gwf.IPM(samples()), torch.float64, **options), 1e-5)
 
 
 @pytest.mark.parametrize("functional", [gwf.JensenShannon, gwf.IPM])

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gwf_fast.experiments.computation import Computation
-from gwf_fast.functional import Functional, JensenShannon, SquaredMMD, Target
+from gwf_fast.functional import Functional, JensenShannon, SquaredMMD
+from gwf_fast.samples import Target
 
 FUNCTIONALS = ("js", "mmd", "js+mmd")
 ENGINES = ("auto", "fused", "torch")

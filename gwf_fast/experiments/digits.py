@@ -21,9 +21,9 @@ from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow
 from gwf_fast.experiments.images import Whitening, sheet
 from gwf_fast.experiments.two_sample import two_sample_checks
-from gwf_fast.functional import batch
 from gwf_fast.jko import PARAMETRIZATIONS, JKOFlow
 from gwf_fast.nn import MLP
+from gwf_fast.samples import batch
 from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
 

@@ -15,8 +15,8 @@ from gwf_fast.experiments import digits
 from gwf_fast.experiments.idx import read_digits
 from gwf_fast.experiments.images import Whitening
 from gwf_fast.experiments.toys import TOYS, toy
-from gwf_fast.functional import batch
 from gwf_fast.radial import Gaussian
+from gwf_fast.samples import batch
 
 DATA = (*TOYS, "digits", "mnist")
 _COMPONENTS = {"digits": 20, "mnist": 40}

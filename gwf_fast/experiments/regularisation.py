@@ -22,11 +22,12 @@ from gwf_fast.discrepancy import energy_distance
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow, Say, Study
-from gwf_fast.functional import FDivergence, Functional, JensenShannon, SquaredMMD, Target
+from gwf_fast.functional import FDivergence, Functional, JensenShannon, SquaredMMD
 from gwf_fast.jko import PARAMETRIZATIONS, JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import GaussianMixture
 from gwf_fast.radial import Gaussian, Riesz
+from gwf_fast.samples import Target
 from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
 
