@@ -39,6 +39,9 @@ FUNCTIONALS: dict[str, tuple[str, Callable[[Target], Functional]]] = {
     "js": ("Jensen-\nShannon", JensenShannon),
     "hellinger": ("squared\nHellinger", lambda q: FDivergence("squared_hellinger", q)),
     "pearson": ("Pearson", lambda q: FDivergence("pearson", q)),
+    "neyman": ("Neyman", lambda q: FDivergence("neyman", q)),
+    "alpha": ("alpha = 3/2", lambda q: FDivergence("alpha", q, 1.5)),
+    "total-variation": ("total\nvariation", lambda q: FDivergence("total_variation", q)),
     "ipm": ("IPM, gradient\npenalty", IPM),
     "mmd": ("squared MMD,\nGaussians", lambda q: SquaredMMD(q, Gaussian(0.3) + Gaussian(1.0) + Gaussian(3.0))),
     "energy": ("squared MMD,\nenergy", lambda q: SquaredMMD(q, Riesz())),
@@ -199,7 +202,7 @@ def _panel(axis: Any, particles: Tensor, note: str, colour: Any) -> None:
 def _curves(figure: Any, distances: _Distances, floor: float) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     positions = range(len(STEP_SIZES))
-    colours = base.pyplot().get_cmap("tab10")
+    colours = base.pyplot().get_cmap("tab20")
     for axis, parametrization in zip(axes, PARAMETRIZATIONS, strict=True):
         for i, (key, (label, _)) in enumerate(FUNCTIONALS.items()):
             values = [distances[key][name_of(a, parametrization)] for a in STEP_SIZES]
