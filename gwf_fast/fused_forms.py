@@ -164,7 +164,7 @@ class FusedForm:
                     samples = reference.whiten(points) if term.m == 1 else reference.coordinates(points)
                 target = getattr(term, "target", None)
                 if target is not None and not isinstance(target, Tensor):
-                    samples = matched(draw_target(target, self._size), self._anchors)
+                    samples = matched(draw_target(target, self._size, self._draws), self._anchors)
         self._samples = drawn
         return samples
 

@@ -30,12 +30,13 @@ def draw_target(target: Target, n: int, draws: Draws | None = None) -> Tensor:
     """n samples of Q; all of them where there are fewer.
 
     Raises:
-        ValueError: If a callable gives another number.
+        ValueError: If a callable gives something else. For a minibatch, which comes with ``draws``, it has to give n.
     """
     if isinstance(target, Tensor):
         return batch(target, n, draws)
     samples = target(n)
-    if not isinstance(samples, Tensor) or samples.ndim != 2 or len(samples) != n:
+    fits = isinstance(samples, Tensor) and samples.ndim == 2 and (draws is None or len(samples) == n)
+    if not fits:
         got = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
         raise ValueError(f"target: expected samples [{n}, D] for n = {n}, got {got}")
     return samples

@@ -85,7 +85,7 @@ def test_targets_of_another_precision(make, engine):
     wide, narrow = torch.tensor(samples), torch.tensor(samples).float()
     results = [
         flow(make(target), engine).run(points(), 1, progress=False).particles
-        for target in (wide, lambda n: wide[torch.arange(n) % 70], narrow)
+        for target in (wide, lambda n: wide[:n], narrow)  # fewer than n where the value is estimated
     ]
     assert all(result.dtype is torch.float32 for result in results)
     torch.testing.assert_close(results[0], results[2])
