@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -169,21 +171,32 @@ class FusedForm:
         return samples
 
     def _evaluate(self, y: Tensor) -> tuple[float, Tensor]:
-        """R(y) and its gradient."""
+        """R(y) and its gradient. Called once a descent: each operation here costs as much as one of the user's."""
         with torch.enable_grad():
             y.requires_grad_()
-            total = (0 * y).sum()  # a term may not depend on y
-            for (c, term, reference), z in zip(self._rest, self._samples, strict=True):
-                total = total + c * term.map_objective(None, y, z, reference)
+            values = [
+                _times(c, term.map_objective(None, y, z, reference))
+                for (c, term, reference), z in zip(self._rest, self._samples, strict=True)
+            ]
+            log_q = None
             if self._log_q is not None:
                 c, term = self._log_q
                 log_q = term.log_q(y)
+                values.append(_times(-c, log_q.mean()))
+            total = functools.reduce(operator.add, values)
+            value = total.item()
+            if log_q is not None and not math.isfinite(value):
                 bad = ~log_q.isfinite()
                 if bad.any() and y.isfinite().all():
                     raise NonFiniteError(f"log_density gave NaN or infinity at {int(bad.sum())} of {len(y)} points")
-                total = total - c * log_q.mean()
-            (gradient,) = torch.autograd.grad(total, y)
-        return total.item(), gradient
+            if not total.requires_grad:  # a constant
+                return value, torch.zeros_like(y)
+            (gradient,) = torch.autograd.grad(total, y, allow_unused=True, materialize_grads=True)
+        return value, gradient
+
+
+def _times(factor: float, value: Tensor) -> Tensor:
+    return value if factor == 1 else factor * value
 
 
 def _tensors(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:

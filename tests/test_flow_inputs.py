@@ -68,10 +68,19 @@ class Own:
         return -x.square().sum(-1) / 2
 
 
+SCALE = torch.ones((), requires_grad=True)
+
+
 @both
 @pytest.mark.parametrize(
     "functional",
-    [KL(Own()), KL(Own().log_density), KL(lambda x: x.new_zeros(len(x))), Potential(lambda x: x.new_ones(len(x)))],
+    [
+        KL(Own()),
+        KL(Own().log_density),
+        KL(lambda x: x.new_zeros(len(x))),
+        Potential(lambda x: x.new_ones(len(x))),
+        Potential(lambda x: SCALE * x.new_ones(len(x))),
+    ],
 )
 def test_densities_of_any_kind(functional, engine):
     assert flow(functional, engine).run(points(), 1, progress=False).particles.isfinite().all()
