@@ -256,7 +256,7 @@ def test_auto_sums_few_pairs_directly_and_many_by_a_series():
 
 @pytest.mark.parametrize("kernel", [gwf.Gaussian(0.3), gwf.IMQ(0.3), gwf.Laplace(0.3), gwf.Riesz(1.3)], ids=repr)
 def test_cost_model_against_this_machine(kernel):
-    """Within a factor of 6 of the clock either way: enough to choose between methods whose costs differ by more."""
+    """The quotient of the two costs, which decides, within a factor of 3; how fast the machine is leaves it alone."""
     x = cloud(30_000, 2, 0, torch.float32)
     threads = torch.get_num_threads()
     planned = series.plan(kernel.spec, sums.box(x, x)[1], 1e-5, 1, 30_000, 30_000, 1, threads)
@@ -265,13 +265,16 @@ def test_cost_model_against_this_machine(kernel):
         "nufft": planned[1],
         "exact": cost.direct_seconds(30_000, 30_000, 2, kernel.terms, 1, 1, threads),
     }
-    for method, seconds in expected.items():
+    took = {}
+    for method in expected:
         times = []
         for _ in range(3):
             begin = time.process_time()
             gwf.kernel_gradient(x, x.clone(), kernel=kernel, method=method, tolerance=1e-5)
-            times.append((time.process_time() - begin) / threads)
-        assert seconds / 6 < min(times) < seconds * 6, f"{method}: expected {seconds:.3f} s, took {min(times):.3f} s"
+            times.append(time.process_time() - begin)
+        took[method] = min(times)
+    factor = took["nufft"] / took["exact"] * expected["exact"] / expected["nufft"]
+    assert 1 / 3 < factor < 3, f"expected {expected}, took {took}"
 
 
 # ---------------------------------------------------------------------------------------------- bad input
