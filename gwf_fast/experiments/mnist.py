@@ -11,8 +11,8 @@ critic tells the two without error, where Jensen-Shannon is flat and nothing mov
 The paper has a = 5 at 32 x 32 pixels and does not say whether its |x - T(x)|^2 is a sum over pixels or a mean. Here it
 is the sum, over 14 x 14 pixels between -1 and 1; a mean would make a = 5 what --step-size 980 is here, with which the
 proximity to P_k weighs next to nothing. Its 30 steps have batches of 128, one ascent and five descents at a rate of
-2e-4 an iteration; these six have 64, one and one, 5e-4. The GAN has 1e-4 and 4e-4 for its critic, the best of five
-choices; at the flow's rates it leaves the images. What both reach is in docs/flows.md.
+2e-4 an iteration; these six have 64, one and one, 5e-4. The GAN has 1e-4 and 4e-4 for its critic: of five
+choices the one with the least MMD after a step; at the flow's rates it left the images. See docs/flows.md.
 """
 
 from __future__ import annotations
