@@ -2,6 +2,7 @@
 #   make demo        carry noise to handwritten digits and draw it
 #   make test        lint, build, the whole suite but its slow part
 #   make test-slow   the slow part
+#   make fuzz        100,000 drawn calls of every public function against dense float64; SEED=n for others
 #   make bench       time this library beside its peers; fills bench/results/
 #   make lint        ruff, clang-format, generated code, types
 #   make format      let ruff and clang-format lay out the sources
@@ -15,7 +16,9 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq --constr
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
 FORMATTED := $(filter-out %_generated.h,$(CSRC))
 
-.PHONY: compile-gpu demo test test-slow bench lint format codegen build clean
+SEED ?= 0
+
+.PHONY: compile-gpu demo test test-slow fuzz bench lint format codegen build clean
 .DELETE_ON_ERROR:
 
 # --- the environment, one stamp a set of dependencies ---------------------------------------------------------------
@@ -58,6 +61,10 @@ test: lint build
 
 test-slow: build .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+# In subprocesses, under a watchdog; a finding is printed with the line that makes the call again.
+fuzz: build .venv/dev.stamp
+	$(BIN)/python -m tests.fuzz --calls 100000 --seed $(SEED)
 
 # Every GPU kernel to machine code, no GPU needed: registers, spills, instructions beside KeOps'. Half an hour on two
 # cores; a run that was stopped goes on where it was. The suite compiles a subset.

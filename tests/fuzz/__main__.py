@@ -1,0 +1,56 @@
+"""`python -m tests.fuzz`: makes calls, prints what went wrong, each with the line that makes it again."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import sys
+import time
+
+from .supervise import BAD, PATIENCE, once, supervise
+
+
+def main() -> int:
+    """0 where all that went wrong is known."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first call")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", help="pattern of the names of functions")
+    parser.add_argument("--call", help="one call, as a finding prints it")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds that a call may take")
+    parser.add_argument("--most", type=int, default=3, help="findings of a kind that are printed")
+    options = parser.parse_args()
+    if options.call:
+        report = once(json.loads(options.call), options.patience)
+    else:
+        began = time.perf_counter()
+        report = supervise(
+            options.seed,
+            options.calls,
+            first=options.first,
+            jobs=options.jobs,
+            pattern=options.only,
+            patience=options.patience,
+        )
+        print(f"{time.perf_counter() - began:.0f} s")
+    shown: collections.Counter[tuple[str, ...]] = collections.Counter()
+    for finding in sorted(report.findings, key=lambda f: (f.call["f"], f.outcome)):
+        kind = (finding.call["f"], finding.outcome, finding.call["mode"], finding.known or "")
+        shown[kind] += 1
+        if shown[kind] <= options.most and not (finding.known and options.call is None):
+            print(finding)
+    for kind, count in shown.items():
+        if count > options.most:
+            print(f"{count - options.most} more: {' '.join(kind)}")
+    print(report)
+    for name, counts in sorted(report.functions.items()):
+        print(f"  {name}: " + ", ".join(f"{n} {o}" for o, n in counts.most_common() if o in (*BAD, "right", "refused")))
+    return 1 if report.unknown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

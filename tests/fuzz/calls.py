@@ -1,0 +1,115 @@
+"""One call from its number to its verdict."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import traceback
+import warnings
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+import gwf_fast as gwf
+
+from . import table_flows, table_pairs
+from .arguments import DTYPES, Call
+from .function import Function, make
+from .judge import judge
+from .modes import draw_mode, run_dense, run_package
+from .rounding import ULPS, Rounding
+
+FUNCTIONS: dict[str, Function] = {f.name: f for f in (*table_pairs.FUNCTIONS, *table_flows.FUNCTIONS)}
+"""The table."""
+
+_PERTURBED = 3
+_REFUSALS = (ValueError, TypeError, NotImplementedError, gwf.AccuracyError, gwf.NonFiniteError, MemoryError)
+
+
+def draw(seed: int, number: int, only: str | None = None) -> Call:
+    """The call of a number, the same on every machine."""
+    rng = Random(f"{seed}:{number}")
+    known = [f for f in FUNCTIONS.values() if only is None or re.fullmatch(only, f.name)]
+    function = rng.choices(known, [f.weight for f in known])[0]
+    call = function.draw(rng)
+    while call["n"] * max(call["m"], call["n"]) * call["d"] * max(1, math.prod(call["batch"])) > 300_000:
+        call = function.draw(rng)
+    call["f"] = function.name
+    call["mode"] = draw_mode(rng, function)
+    return json.loads(json.dumps(call))
+
+
+def perform(call: Call) -> dict[str, Any]:
+    """Make a call and judge it.
+
+    Returns:
+        What came of it: ``outcome`` "right", "refused", "unconverged", "wrong" or "error", with ``why`` and the
+        ``ratio`` of its error to the allowed one.
+    """
+    function = FUNCTIONS[call["f"]]
+    tensors, lengths = make(function, call)
+    refusal = function.refuses(call)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            got = run_package(function, call, tensors, lengths)
+    except _REFUSALS as error:
+        if refusal or _is_known_refusal(call, error):
+            return {"outcome": "refused", "why": str(error)}
+        return {"outcome": "error", "why": _said(error)}
+    except Exception as error:
+        return {"outcome": "error", "why": _said(error)}
+    unexpected = [str(w.message) for w in caught if "Sinkhorn stopped" not in str(w.message)]
+    if unexpected:
+        return {"outcome": "error", "why": f"warned: {unexpected[0][:200]}"}
+    if refusal and refusal != "extreme":
+        return {"outcome": "refused", "why": "gave a result where it may refuse"}
+    if caught:
+        return {"outcome": "unconverged", "why": ""}
+    return _compare(function, call, tensors, lengths, got)
+
+
+def _compare(function: Function, call: Call, tensors: Any, lengths: Any, got: Any) -> dict[str, Any]:
+    eps = torch.finfo(DTYPES[call["dtype"]]).eps / 2
+    truth = run_dense(function, call, tensors, lengths, Rounding)
+    perturbed = [
+        run_dense(function, call, tensors, lengths, lambda k=k: Rounding(ULPS * eps, k)) for k in range(_PERTURBED)
+    ]
+    names = [f"result {k}" for k in range(len(truth))]
+    if len(got) != len(truth):
+        return {"outcome": "error", "why": f"{len(got)} results, expected {len(truth)}"}
+    ratio = 0.0
+    for k, name in enumerate(names):
+        verdict = judge(
+            name,
+            got[k],
+            truth[k],
+            [p[k] for p in perturbed],
+            batch=len(call["batch"]),
+            pads=not call["mode"].startswith("grad"),
+            floor=function.floor(call),
+            slack=function.slack(call),
+            place=call["place"],
+            factor=function.factor,
+        )
+        ratio = max(ratio, verdict.ratio)
+        if verdict.fault:
+            return {"outcome": "wrong", "why": verdict.fault, "ratio": ratio}
+    return {"outcome": "right", "ratio": ratio}
+
+
+def _is_known_refusal(call: Call, error: Exception) -> bool:
+    """What the documentation says of dtypes and transforms, in so many words."""
+    if call["dtype"] in ("float16", "bfloat16") and "does not serve" in str(error):
+        return True
+    return call["mode"] == "grad2" and "once_differentiable" in str(error)
+
+
+def _said(error: Exception) -> str:
+    ours = [f for f in traceback.extract_tb(error.__traceback__) if "gwf_fast" in f.filename or "kernels" in f.filename]
+    where = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else ""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}{where}"

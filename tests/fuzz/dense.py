@@ -1,0 +1,187 @@
+"""Dense float64 truths of reductions, discrepancies, interactions: one problem, arguments as the public function's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .radial import Dense
+from .rounding import Rounding
+
+Terms = list
+
+
+def pairs(rounding: Rounding, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x_i - y_j [N, M, D] and its square [N, M]; all that a difference costs is a rounding of itself."""
+    d = rounding(x[:, None] - y[None])
+    return d, (d * d).sum(-1)
+
+
+def others(n: int, m: int, exclude_self: bool) -> Tensor:
+    """The pairs that count, [N, M]."""
+    return ~torch.eye(n, m, dtype=torch.bool) if exclude_self else torch.ones(n, m, dtype=torch.bool)
+
+
+def kernel_sum(R: Rounding, x, y, weights=None, *, kernel: Terms, exclude_self: bool = False) -> Tensor:
+    k = Dense(kernel, R)(pairs(R, x, y)[1])
+    channels = weights is not None and weights.ndim == 2
+    w = torch.ones(len(y), 1, dtype=x.dtype) if weights is None else weights if channels else weights[:, None]
+    terms = torch.where(others(*k.shape, exclude_self)[..., None], k[..., None] * w, 0.0)
+    out = R(terms).sum(1)
+    return out if channels else out[:, 0]
+
+
+def kernel_gradient(R: Rounding, x, y, weights=None, *, kernel: Terms, exclude_self: bool = False) -> Tensor:
+    d, q = pairs(R, x, y)
+    pull = 2 * Dense(kernel, R).slope(q)[..., None] * d
+    if weights is not None:
+        pull = pull * weights[None, :, None]
+    return R(torch.where(others(*q.shape, exclude_self)[..., None], pull, 0.0)).sum(1)
+
+
+def _logits(R: Rounding, x, y, log_weights, kernel: Terms, exclude_self: bool) -> Tensor:  # [N, M, terms]
+    logs = Dense(kernel, R).log(pairs(R, x, y)[1])
+    if log_weights is not None:
+        logs = logs + R(log_weights[None, :, None] + 0 * logs)
+    return torch.where(others(len(x), len(y), exclude_self)[..., None], logs, -math.inf)
+
+
+def _log_sum(logits: Tensor) -> Tensor:  # [N, M, terms] -> [N]
+    flat = logits.flatten(1)
+    if not flat.shape[1]:
+        return flat.new_full((len(flat),), -math.inf)
+    top = flat.detach().amax(1, keepdim=True)
+    top = torch.where(top.isinf(), 0.0, top)
+    total = torch.where(flat == -math.inf, 0.0, (flat - top).exp()).sum(1)
+    empty = total == 0
+    return torch.where(empty, -math.inf, torch.where(empty, 1.0, total).log() + top[:, 0])
+
+
+def kernel_logsumexp(R: Rounding, x, y, log_weights=None, *, kernel: Terms, exclude_self: bool = False) -> Tensor:
+    out = _log_sum(_logits(R, x, y, log_weights, kernel, exclude_self))
+    return R.moved(R(out), 1.0)
+
+
+def shares(R: Rounding, x, y, log_weights, kernel: Terms, exclude_self: bool) -> Tensor:
+    """w_j k_ij / sum_j w_j k_ij, [N, M]."""
+    logits = _logits(R, x, y, log_weights, kernel, exclude_self)
+    flat = R.moved(logits, 1.0).flatten(1)
+    top = flat.detach().amax(1, keepdim=True)
+    terms = torch.where(flat == -math.inf, 0.0, (flat - top).exp())
+    return (terms / terms.sum(1, keepdim=True)).view(logits.shape).sum(-1)
+
+
+def kernel_average(
+    R: Rounding, x, y, values=None, log_weights=None, *, kernel: Terms, exclude_self: bool = False
+) -> Tensor:
+    share = shares(R, x, y, log_weights, kernel, exclude_self)
+    if values is not None:
+        return R(R(share)[..., None] * values[None]).sum(1)
+    # from x, so that what is far from the origin loses nothing here
+    away = y[None] - x[:, None]
+    return R(x + R(share[..., None] * torch.where(share[..., None] == 0, 0.0, away)).sum(1))
+
+
+def _mean_shift(R: Rounding, x, y, bandwidth: float, exclude_self: bool) -> Tensor:
+    """(m(x) - x) / h^2 of a Gaussian, by differences."""
+    share = shares(R, x, y, None, [["gaussian", 1.0, bandwidth]], exclude_self)
+    towards = torch.where(share[..., None] == 0, 0.0, R(y[None] - x[:, None]))
+    return R(share[..., None] * towards).sum(1) / bandwidth**2
+
+
+def parzen_log_density(R: Rounding, x, y, bandwidth: float, *, exclude_self: bool = False) -> Tensor:
+    total = kernel_logsumexp(R, x, y, kernel=[["gaussian", 1.0, bandwidth]], exclude_self=exclude_self)
+    rest = x.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(bandwidth))
+    return R.moved(total - math.log(max(len(y) - exclude_self, 1)) - rest, abs(rest) + 1)
+
+
+def parzen_score(R: Rounding, x, y, bandwidth: float, *, exclude_self: bool = False) -> Tensor:
+    return _mean_shift(R, x, y, bandwidth, exclude_self)
+
+
+def mmd2(R: Rounding, x, y, x_weights=None, y_weights=None, *, kernel: Terms, unbiased: bool = False) -> Tensor:
+    a = torch.full((len(x),), 1 / len(x), dtype=x.dtype) if x_weights is None else x_weights
+    b = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if y_weights is None else y_weights
+
+    def own(points: Tensor, w: Tensor) -> Tensor:
+        terms = Dense(kernel, R)(pairs(R, points, points)[1]) * w[:, None] * w[None]
+        total = R(torch.where(others(len(w), len(w), unbiased), terms, 0.0)).sum()
+        if not unbiased:
+            return total
+        return total * w.sum() ** 2 / (w.sum() ** 2 - (w * w).sum())
+
+    cross = R(Dense(kernel, R)(pairs(R, x, y)[1]) * a[:, None] * b[None]).sum()
+    return own(x, a) + own(y, b) - 2 * cross
+
+
+def energy_distance(R: Rounding, x, y) -> Tensor:
+    return mmd2(R, x, y, kernel=[["riesz", 1.0, 1.0]])
+
+
+def median_bandwidth(R: Rounding, x) -> Tensor:
+    q = pairs(R, x, x)[1]
+    i, j = torch.triu_indices(len(x), len(x), 1)
+    return R(q[i, j].sort().values[(len(i) - 1) // 2].div(2 * math.log(len(x) + 1)).sqrt())
+
+
+def interaction_energy(R: Rounding, x, *, kernel: Terms) -> Tensor:
+    return kernel_sum(R, x, x, kernel=kernel).sum() / (2 * len(x) ** 2)
+
+
+def interaction_velocity(R: Rounding, x, sources=None, *, kernel: Terms) -> Tensor:
+    sources = x if sources is None else sources
+    return -kernel_gradient(R, x, sources, kernel=kernel) / len(sources)
+
+
+def forward_step(R: Rounding, x, sources=None, *, step_size: float, kernel: Terms) -> Tensor:
+    return R(x + step_size * interaction_velocity(R, x, sources, kernel=kernel))
+
+
+def _normal(R: Rounding, x, y, masses, h: float) -> tuple[Tensor, float, Terms]:
+    m = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if masses is None else masses
+    return m, (2 * math.pi * h * h) ** (-x.shape[1] / 2), [["gaussian", 1.0, h]]
+
+
+def blob_density(R: Rounding, x, sources=None, masses=None, *, bandwidth: float) -> Tensor:
+    y = x if sources is None else sources
+    m, scale, kernel = _normal(R, x, y, masses, bandwidth)
+    return R(scale * kernel_sum(R, x, y, m, kernel=kernel))
+
+
+def blob_energy(R: Rounding, x, *, bandwidth: float, m: float = 1.0) -> Tensor:
+    rho = blob_density(R, x, bandwidth=bandwidth)
+    return (rho.log() if m == 1 else R(rho ** (m - 1)) / (m - 1)).mean()
+
+
+def blob_velocity(
+    R: Rounding, x, sources=None, masses=None, *, bandwidth: float, m: float = 1.0, form: str = "energy"
+) -> Tensor:
+    y = x if sources is None else sources
+    mass, scale, kernel = _normal(R, x, y, masses, bandwidth)
+    own = blob_density(R, x, y, masses, bandwidth=bandwidth) ** (m - 2)
+    if form == "density":
+        return -m * own[:, None] * scale * kernel_gradient(R, x, y, mass, kernel=kernel)
+    theirs = blob_density(R, y, y, masses, bandwidth=bandwidth) ** (m - 2)
+    both = kernel_gradient(R, x, y, mass * theirs, kernel=kernel)
+    return -scale * (both + own[:, None] * kernel_gradient(R, x, y, mass, kernel=kernel))
+
+
+def ksd2(R: Rounding, x, score, *, kernel: Terms, unbiased: bool = True) -> Tensor:
+    d, q = pairs(R, x, x)
+    phi = Dense(kernel, R)
+    with torch.enable_grad():
+        at = q if q.requires_grad else q.detach().requires_grad_()
+        slope = phi.slope(at)
+        (curvature,) = torch.autograd.grad(slope.sum(), at, create_graph=q.requires_grad)
+    k = phi(q)
+    s = R(score[:, None] * score[None]).sum(-1)
+    lean = R(d * (score[None] - score[:, None])).sum(-1)
+    terms = R(k * s) + R(2 * slope * lean) - R(2 * x.shape[1] * slope) - R(4 * q * curvature)
+    n = len(x)
+    return R(torch.where(others(n, n, unbiased), terms, 0.0)).sum() / (n * (n - 1) if unbiased else n * n)
+
+
+def svgd_direction(R: Rounding, x, score, *, kernel: Terms) -> Tensor:
+    return (kernel_sum(R, x, x, score, kernel=kernel) - kernel_gradient(R, x, x, kernel=kernel)) / len(x)

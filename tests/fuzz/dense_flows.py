@@ -1,0 +1,288 @@
+"""Dense float64 truths of sliced discrepancies, transport and drifts: one problem, arguments as the function's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .dense import Terms, _mean_shift, kernel_gradient, kernel_logsumexp, others, pairs
+from .radial import at_positive
+from .rounding import Rounding
+
+# ------------------------------------------------------------------------------------------------ sliced
+
+
+def _lines(R: Rounding, x, y, directions) -> tuple[Tensor, Tensor]:
+    """Projections [P, N], [P, M]; a product is off by a rounding of its points' distance from the middle."""
+    middle = torch.cat((x, y)).detach().median(0).values
+    u, v = x - middle, y - middle
+    return tuple(R.moved(directions @ t.T, t.detach().norm(dim=1)[None]) for t in (u, v))
+
+
+def _share(weights, n: int, like: Tensor) -> Tensor:
+    return torch.full((n,), 1 / n, dtype=like.dtype) if weights is None else weights / weights.sum()
+
+
+def sliced_wasserstein2(R: Rounding, x, y, directions, x_weights=None, y_weights=None) -> Tensor:
+    a, b = _share(x_weights, len(x), x), _share(y_weights, len(y), y)
+    total = 0.0
+    for line_x, line_y in zip(*_lines(R, x, y, directions), strict=True):
+        i, j = line_x.argsort(stable=True), line_y.argsort(stable=True)
+        ends_x, ends_y = a[i].cumsum(0), b[j].cumsum(0)
+        ends = torch.cat((ends_x[:-1], ends_y[:-1])).clamp(0, 1).sort().values
+        edges = torch.cat((ends.new_zeros(1), ends, ends.new_ones(1)))
+        middles, lengths = (edges[1:] + edges[:-1]) / 2, edges.diff()
+        from_x = torch.searchsorted(ends_x.detach().contiguous(), middles.detach()).clamp(max=len(x) - 1)
+        from_y = torch.searchsorted(ends_y.detach().contiguous(), middles.detach()).clamp(max=len(y) - 1)
+        total = total + (lengths * R((line_x[i][from_x] - line_y[j][from_y]) ** 2)).sum()
+    return total / len(directions)
+
+
+def sliced_energy_distance(
+    R: Rounding, x, y, directions, x_weights=None, y_weights=None, *, exponent: float = 1.0
+) -> Tensor:
+    a, b = _share(x_weights, len(x), x), _share(y_weights, len(y), y)
+    dim = x.shape[1]
+    logs = math.lgamma((dim + exponent) / 2) - math.lgamma(dim / 2) - math.lgamma((exponent + 1) / 2)
+
+    def mean(u: Tensor, v: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        distance = at_positive((u[:, :, None] - v[:, None]) ** 2, lambda s: s ** (exponent / 2))
+        return R(distance * p[None, :, None] * q[None, None]).sum() / len(directions)
+
+    u, v = _lines(R, x, y, directions)
+    difference = 2 * mean(u, v, a, b) - mean(u, u, a, a) - mean(v, v, b, b)
+    return math.sqrt(math.pi) * math.exp(logs) * difference
+
+
+def _velocity(R: Rounding, discrepancy, x, y, x_weights, *rest, **options) -> Tensor:
+    """Minus half the gradient in x over the weight."""
+    with torch.enable_grad():
+        at = x if x.requires_grad else x.detach().requires_grad_()
+        value = discrepancy(R, at, y, *rest[:1], x_weights, *rest[1:], **options)
+        (g,) = torch.autograd.grad(value, at, create_graph=x.requires_grad)
+    share = _share(x_weights, len(x), x)
+    return torch.where(share > 0, -0.5 / share, 0.0)[:, None] * g
+
+
+def drift_sliced_wasserstein(R: Rounding, x, y, directions, x_weights=None, y_weights=None) -> Tensor:
+    return _velocity(R, sliced_wasserstein2, x, y, x_weights, directions, y_weights)
+
+
+# ------------------------------------------------------------------------------------------------ transport
+
+
+def _soft(cost, log_b, g, epsilon: float) -> Tensor:
+    return -epsilon * ((g[None] - cost) / epsilon + log_b[None]).logsumexp(1)
+
+
+def _potentials(R: Rounding, x, y, a, b, epsilon: float, rho: float | None, same: bool) -> tuple[Tensor, Tensor]:
+    """Constants of autograd: some sweeps, then Newton's method on the dual, to the last digits."""
+    with torch.no_grad():
+        cost, damping = pairs(R, x, y)[1] / 2, 1.0 if rho is None else rho / (rho + epsilon)
+        log_a, log_b, g, n = a.log(), b.log(), torch.zeros_like(b), len(a)
+        for _ in range(20):
+            f = damping * _soft(cost, log_b, g, epsilon)
+            g = damping * _soft(cost.T, log_a, f, epsilon)
+        for _ in range(60):
+            plan = ((f[:, None] + g[None] - cost) / epsilon + log_a[:, None] + log_b[None]).exp()
+            rows, columns = plan.sum(1), plan.sum(0)
+            wanted = torch.cat((a, b) if rho is None else (a * (-f / rho).exp(), b * (-g / rho).exp()))
+            curvature = torch.cat((rows, columns)) / epsilon + (0 if rho is None else wanted / rho)
+            system = torch.diag(curvature)
+            system[:n, n:], system[n:, :n] = plan / epsilon, plan.T / epsilon
+            root = curvature.rsqrt()  # scaled to a unit diagonal; the free constant is left alone
+            scaled = root[:, None] * system * root[None]
+            gap = wanted - torch.cat((rows, columns))
+            step = root * (torch.linalg.pinv(scaled, rtol=1e-14, hermitian=True) @ (root * gap))
+            size = float(step.abs().max())
+            step = step * min(1.0, 2 * epsilon / size) if size > 0 else step
+            f, g = f + step[:n], g + step[n:]
+            if size <= 1e-14 * (epsilon + float(f.abs().max())):
+                break
+        f = damping * _soft(cost, log_b, g, epsilon)
+        return ((f + g) / 2,) * 2 if same else (f, g)
+
+
+def _cost(R: Rounding, x, y, a, b, epsilon: float, rho: float | None, same: bool) -> Tensor:
+    """The optimal value; its gradient holds the potentials on the other side fixed (the envelope theorem)."""
+    f, g = _potentials(R, x, y, a, b, epsilon, rho, same)
+    cost = pairs(R, x, y)[1] / 2
+    plan = ((f[:, None] + g[None] - cost) / epsilon).exp() * a[:, None] * b[None]
+    if rho is None:  # <a, f> + <b, g> - eps (sum pi - sum a sum b)
+        value = (a * f).sum() + (b * g).sum() - epsilon * (R(plan).sum() - a.sum() * b.sum())
+    else:
+        lost = -(a * torch.expm1(-f / rho)).sum() - (b * torch.expm1(-g / rho)).sum()
+        value = rho * lost - epsilon * (R(plan).sum() - a.sum() * b.sum())
+    return value
+
+
+def _masses(x, y, x_weights, y_weights) -> tuple[Tensor, Tensor]:
+    a = torch.full((len(x),), 1 / len(x), dtype=x.dtype) if x_weights is None else x_weights
+    b = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if y_weights is None else y_weights
+    return a, b
+
+
+def sinkhorn(R: Rounding, x, y, x_weights=None, y_weights=None, *, epsilon, marginal_strength=None, **_) -> Tensor:
+    """The plan [N, M], which the potentials' free constant leaves alone."""
+    a, b = _masses(x, y, x_weights, y_weights)
+    f, g = _potentials(R, x, y, a, b, epsilon, marginal_strength, False)
+    return plan_of(R, x, y, f, g, a, b, epsilon)
+
+
+def plan_of(R: Rounding, x, y, f, g, a, b, epsilon: float) -> Tensor:
+    exponent = (f[:, None] + g[None] - pairs(R, x, y)[1] / 2) / epsilon
+    return R.moved(exponent, 1 + exponent.detach().abs()).exp() * a[:, None] * b[None]
+
+
+def sinkhorn_divergence(
+    R: Rounding, x, y, x_weights=None, y_weights=None, *, epsilon, marginal_strength=None, debias=True, **_
+) -> Tensor:
+    a, b = _masses(x, y, x_weights, y_weights)
+    value = R(_cost(R, x, y, a, b, epsilon, marginal_strength, False))
+    if debias:
+        value = value - 0.5 * R(_cost(R, x, x, a, a, epsilon, marginal_strength, True))
+        value = value - 0.5 * R(_cost(R, y, y, b, b, epsilon, marginal_strength, True))
+        if marginal_strength is not None:
+            value = value + 0.5 * epsilon * (a.sum() - b.sum()) ** 2
+    return value
+
+
+def barycentric_map(R: Rounding, x, y, g, y_weights=None, *, epsilon: float) -> Tensor:
+    b = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if y_weights is None else y_weights
+    exponent = (g[None] - pairs(R, x, y)[1] / 2) / epsilon + b.log()[None]
+    share = R.moved(R(exponent), 1.0).softmax(1)
+    return x + (share[..., None] * R(y[None] - x[:, None])).sum(1)
+
+
+def drift_sinkhorn(
+    R: Rounding, x, y, x_weights=None, y_weights=None, *, epsilon, marginal_strength=None, **_
+) -> Tensor:
+    a, b = _masses(x, y, x_weights, y_weights)
+    cross = _potentials(R, x, y, a, b, epsilon, marginal_strength, False)
+    own = _potentials(R, x, x, a, a, epsilon, marginal_strength, True)
+    moves = []
+    for points, w, (f, g) in ((y, b, cross), (x, a, own)):
+        plan = plan_of(R, x, points, f, g, torch.ones_like(a), w, epsilon)
+        if marginal_strength is None:
+            plan = plan / plan.sum(1, keepdim=True)
+        moves.append((plan[..., None] * R(points[None] - x[:, None])).sum(1))
+    return moves[0] - moves[1]
+
+
+# ------------------------------------------------------------------------------------------------ drifts
+
+
+def drift_parzen_kl(R: Rounding, x, y, *, bandwidth: float, exclude_self: bool = False) -> Tensor:
+    return _mean_shift(R, x, y, bandwidth, False) - _mean_shift(R, x, x, bandwidth, exclude_self)
+
+
+_FACTORS = {
+    "kl": lambda r: 1.0 + 0 * r,
+    "reverse_kl": lambda r: 1 / r,
+    "pearson": lambda r: 2 * r,
+    "neyman": lambda r: 2 / r**2,
+    "js": lambda r: 1 / (1 + r),
+    "jeffreys": lambda r: 1 + 1 / r,
+    "log_d": lambda r: r / (1 + r),
+    "squared_hellinger": lambda r: 0.5 / r.sqrt(),
+}
+"""r f''(r), of the model's density over the target's."""
+DIVERGENCES = tuple(_FACTORS)
+
+
+def drift_f_divergence(R: Rounding, x, y, *, bandwidth: float, divergence: str, exclude_self: bool = False) -> Tensor:
+    kernel = [["gaussian", 1.0, bandwidth]]
+    log_q = kernel_logsumexp(R, x, x, kernel=kernel, exclude_self=exclude_self) - math.log(len(x) - exclude_self)
+    log_p = kernel_logsumexp(R, x, y, kernel=kernel) - math.log(len(y))
+    ratio = (log_q - log_p).clamp(-600, 600).exp()
+    velocity = drift_parzen_kl(R, x, y, bandwidth=bandwidth, exclude_self=exclude_self)
+    return _FACTORS[divergence](ratio)[:, None] * velocity
+
+
+def drift_mmd(R: Rounding, x, y, *, kernel: Terms, exclude_self: bool = False) -> Tensor:
+    away = kernel_gradient(R, x, x, kernel=kernel, exclude_self=exclude_self)
+    return kernel_gradient(R, x, y, kernel=kernel) / len(y) - away / (len(x) - exclude_self)
+
+
+def drift_energy(R: Rounding, x, y, *, exponent: float = 1.0, exclude_self: bool = False) -> Tensor:
+    return drift_mmd(R, x, y, kernel=[["riesz", 1.0, exponent]], exclude_self=exclude_self)
+
+
+def _algorithm_2(R: Rounding, x, y, positive, logits, weights, clip: float) -> Tensor:
+    """V of the joint matrix L [N, M], where ``positive`` says which targets are data."""
+    product = R.moved(R(logits.softmax(1) * logits.softmax(0)), 0.0)
+    root = at_positive(product.clamp(min=clip), torch.sqrt) * weights[None]
+    pull, push = (torch.where(mask[None], root, 0.0) for mask in (positive, ~positive))
+    weight = pull * push.sum(1, keepdim=True) - push * pull.sum(1, keepdim=True)
+    # the weights of a row add up to 0: differences from x_i do as well as the points
+    return (R(weight)[..., None] * R(y[None] - x[:, None])).sum(1)
+
+
+def drift_gmd(
+    R: Rounding,
+    x,
+    y,
+    negatives=None,
+    *,
+    temperature: float,
+    clip: float | None = None,
+    exclude_self: bool | None = None,
+) -> Tensor:
+    same = negatives is None
+    negatives = x if same else negatives
+    exclude_self = same if exclude_self is None else exclude_self
+    targets = torch.cat((negatives, y))
+    positive = torch.arange(len(targets)) >= len(negatives)
+    logits = -at_positive(pairs(R, x, targets)[1], torch.sqrt) / temperature
+    logits = R.moved(R(logits), 1.0)
+    if exclude_self:
+        own = torch.cat((others(len(x), len(negatives), True), others(len(x), len(y), False)), 1)
+        logits = torch.where(own, logits, -math.inf)
+    return _algorithm_2(R, x, targets, positive, logits, torch.ones(len(targets), dtype=x.dtype), clip or 0.0)
+
+
+def drift_gmd_multi(
+    R: Rounding, x, y, negatives=None, x_weights=None, y_weights=None, negative_weights=None, *, temperatures, clip=1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    none = x[:0]
+    kinds = ((x, x_weights), (none if negatives is None else negatives, negative_weights), (y, y_weights))
+    targets = torch.cat([points for points, _ in kinds])
+    weights = torch.cat([torch.ones(len(p), dtype=x.dtype) if w is None else w for p, w in kinds])
+    r = at_positive(pairs(R, x, targets)[1], torch.sqrt).clamp(min=1e-4)
+    scale = (r * weights[None]).sum() / (len(x) * weights.sum())
+    unit, step = scale.clamp(min=1e-3), (scale / math.sqrt(x.shape[1])).clamp(min=1e-3)
+    logits = r / unit + 100 * torch.eye(*r.shape, dtype=x.dtype)
+    positive = torch.arange(len(targets)) >= len(targets) - len(y)
+    total, raws = 0.0, []
+    for temperature in temperatures:
+        exponents = R.moved(R(-logits / temperature), 1.0)
+        v = _algorithm_2(R, x, targets, positive, exponents, weights, clip) / step
+        raws.append(v.square().mean())
+        total = total + v / raws[-1].clamp(min=1e-8).sqrt()
+    return total * step, scale, torch.stack(raws)
+
+
+def drift_critic(R: Rounding, x, *, wave, transform: str = "wgan", shift: float = 0.0) -> Tensor:
+    """Along d(x) = sin(x . w), a critic of the fuzzer's own."""
+    w = torch.tensor(wave, dtype=x.dtype)[: x.shape[1]]
+    phase = R.moved(x @ w, (x.abs() @ w.abs()).detach())
+    d = R(phase.sin())
+    factor = {
+        "wgan": lambda: 1.0 + 0 * d,
+        "identity": lambda: 1.0 + 0 * d,
+        "kl": lambda: 1.0 + 0 * d,
+        "log_sigmoid": lambda: 1 / (1 + d.exp()),
+        "minimax": lambda: 1 / (1 + (-d - shift).exp()),
+        "arcsinh": lambda: 1 / (1 + d * d).sqrt(),
+        "js": lambda: 1 / (1 + (-d).exp()),
+        "log_d": lambda: 1 / (1 + d.exp()),
+        "jeffreys": lambda: 1 + d.exp(),
+    }[transform]()
+    return R(factor * phase.cos())[:, None] * w
+
+
+def drifting_loss(R: Rounding, x, velocity) -> Tensor:
+    v = velocity.detach()  # a constant, and its gradient in x_i is -2 v_i / N
+    return (R(v * v) - 2 * R(v) * (x - x.detach())).sum(1).mean()

@@ -1,0 +1,115 @@
+"""Whether a result is right: as close to the dense truth as rounding in its precision lets one be."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rounding import ULPS
+
+SAFETY = 3.0
+"""What an error may exceed the largest of a few drawn ones by."""
+
+
+class Verdict(NamedTuple):
+    """What is wrong, or None, and the worst error in units of what is allowed."""
+
+    fault: str | None
+    ratio: float
+
+
+def judge(
+    name: str,
+    got: Tensor,
+    truth: Tensor,
+    perturbed: list[Tensor],
+    *,
+    batch: int,
+    pads: bool,
+    floor: float,
+    slack: float,
+    place: str,
+    factor: float = 1.0,
+) -> Verdict:
+    """Compare a result with its truth.
+
+    Args:
+        name: Of the result, for the message.
+        got: What the package says.
+        truth: The dense result in float64.
+        perturbed: The same with rounding.
+        batch: Number of batch dimensions; what follows are rows, and their coordinates.
+        pads: Whether an infinite truth is the documented value of nothing, and must be met.
+        floor: Relative error in the 2-norm that is granted.
+        slack: Error, as it is, that is granted.
+        place: Where the points of the call lie.
+        factor: Of what rounding explains.
+    """
+    if got.shape != truth.shape:
+        return Verdict(f"{name}: shape {list(got.shape)}, expected {list(truth.shape)}", math.inf)
+    info = torch.finfo(got.dtype)
+    rows = got.ndim - batch == 2
+    got64, truth = got.detach().double(), truth.detach()
+    if not truth.numel():
+        return Verdict(None, 0.0)
+
+    def size(t: Tensor) -> Tensor:
+        return t.norm(dim=-1) if rows else t.abs()
+
+    def bad(t: Tensor) -> Tensor:
+        return t.isnan().any(-1) if rows else t.isnan()
+
+    def infinite(t: Tensor) -> Tensor:
+        return t.isinf().any(-1) if rows else t.isinf()
+
+    largest = truth.abs().amax(-1) if rows else truth.abs()
+    overflows = largest > 0.5 * info.max  # NaN compares as False
+    wanted_nan, got_nan = bad(truth), bad(got64)
+    unknown = torch.stack([bad(p.detach()) for p in perturbed]).any(0) if perturbed else wanted_nan
+    touched = torch.zeros_like(got_nan)
+    if place.startswith("inf"):
+        touched[(0,) * batch] = True
+    lost = wanted_nan & ~got_nan & ~touched
+    if lost.any():
+        return Verdict(f"{name}: NaN is lost in {_where(lost)}", math.inf)
+    invented = got_nan & ~wanted_nan & ~unknown & ~overflows & ~touched
+    if invented.any():
+        return Verdict(f"{name}: NaN in {_where(invented)}, truth {_at(truth, invented)}", math.inf)
+    finite = ~(wanted_nan | got_nan | unknown | overflows | infinite(truth))
+    invented = finite & infinite(got64) & ~touched
+    if invented.any():
+        return Verdict(f"{name}: inf in {_where(invented)}, truth {_at(truth, invented)}", math.inf)
+    same = ~(wanted_nan | got_nan | unknown | touched) & infinite(truth)
+    differs = same & ((got64 != truth).any(-1) if rows else got64 != truth)
+    if pads and differs.any():
+        return Verdict(f"{name}: {_at(got64, differs)} for {_at(truth, differs)} in {_where(differs)}", math.inf)
+    finite &= ~infinite(got64)
+    clean = torch.where(finite[..., None] if rows else finite, truth, 0.0)
+    error = size(torch.where(finite[..., None] if rows else finite, got64 - truth, 0.0))
+    spread = torch.stack(
+        [size(torch.where(finite[..., None] if rows else finite, p.detach() - truth, 0.0)) for p in perturbed]
+    )
+    spread = torch.where(spread.isfinite(), spread, 0.0).amax(0)
+    whole = clean.norm()
+    allowed = SAFETY * factor * spread + ULPS * info.eps / 2 * size(clean) + floor * whole + slack + 1e4 * info.tiny
+    ratio = error / allowed
+    worst = float(ratio.max())
+    if worst <= 1:
+        return Verdict(None, worst)
+    at = ratio == ratio.max()
+    sizes = f"off by {float(error[at][0]):.1e}, allowed {float(allowed[at][0]):.1e}"
+    parts = f"{_at(got64, at)}, truth {_at(truth, at)}, {sizes}"
+    return Verdict(f"{name}{_where(at)}: {parts}", worst)
+
+
+def _where(mask: Tensor) -> str:
+    index = mask.nonzero()
+    return f"{index[0].tolist()}{f' and {len(index) - 1} more' if len(index) > 1 else ''}"
+
+
+def _at(t: Tensor, mask: Tensor) -> str:
+    value = t[mask][0]
+    return f"{float(value):.6g}" if value.ndim == 0 else "[" + ", ".join(f"{v:.4g}" for v in value.tolist()[:3]) + "]"

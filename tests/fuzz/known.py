@@ -1,0 +1,30 @@
+"""Findings that stand: what is not right yet, said aloud by the suite. This list is to shrink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .arguments import Call
+
+
+class Known(NamedTuple):
+    """A finding that stands.
+
+    Attributes:
+        name: What is wrong, in a phrase.
+        matches: Whether a call that went wrong is of this kind; takes the call and its result.
+        example: A call of the kind: when that is right, the entry has to go.
+    """
+
+    name: str
+    matches: Callable[[Call, dict[str, Any]], bool]
+    example: Call
+
+
+KNOWN: tuple[Known, ...] = ()
+
+
+def known_finding(call: Call, result: dict[str, Any]) -> str | None:
+    """The name of the kind that a finding is of."""
+    return next((k.name for k in KNOWN if k.matches(call, result)), None)

@@ -1,0 +1,31 @@
+"""What rounding does to a dense result: the same formula again, each step off by a few units of the last place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ULPS = 16.0
+"""Size of the perturbations, in roundings of the precision at hand."""
+
+
+class Rounding:
+    """Multiplies by 1 + eps u, u = +-1 at random, where a formula says that it rounds; eps = 0 leaves all exact."""
+
+    def __init__(self, eps: float = 0.0, seed: int = 0) -> None:
+        self.eps = eps
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """A rounded result."""
+        return t if self.eps == 0 else t * (1 + self.eps * self._signs(t))
+
+    def moved(self, t: Tensor, by: Tensor | float) -> Tensor:
+        """A result that is off by a rounding of something larger."""
+        return t if self.eps == 0 else t + self.eps * by * self._signs(t)
+
+    def _signs(self, t: Tensor) -> Tensor:
+        return torch.randint(0, 2, t.shape, generator=self._generator).to(torch.float64) * 2 - 1
+
+
+EXACT = Rounding()

@@ -1,0 +1,185 @@
+"""Has calls made in subprocesses: what kills one, or does not come back, is a finding and not the end."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from .arguments import Call
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120.0
+"""Seconds that a call may take, on a machine that does much else."""
+BAD = ("wrong", "error", "crash", "hang")
+
+
+@dataclass
+class Finding:
+    """A call that went wrong."""
+
+    call: Call
+    outcome: str
+    why: str
+    known: str | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.call['f']} [{self.call['mode']}, {self.call['dtype']}, {self.call['place']}]"
+        return f"{self.outcome}: {where}: {self.why}\n    {reproducer(self.call)}"
+
+
+@dataclass
+class Report:
+    """What came of a number of calls."""
+
+    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
+    functions: dict[str, collections.Counter[str]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def unknown(self) -> list[Finding]:
+        """Findings that nobody has written down."""
+        return [f for f in self.findings if f.known is None]
+
+    def __str__(self) -> str:
+        calls = sum(self.outcomes.values())
+        counts = ", ".join(f"{self.outcomes[o]} {o}" for o in ("right", "refused", "unconverged", *BAD))
+        known = collections.Counter(f.known for f in self.findings if f.known)
+        lines = [f"{calls} calls in {self.seconds:.0f} s of CPU: {counts}"]
+        lines += [f"  known: {count} x {name}" for name, count in sorted(known.items())]
+        return "\n".join(lines)
+
+    def add(self, call: Call, result: dict[str, Any]) -> None:
+        """Count a result."""
+        outcome = result["outcome"]
+        self.outcomes[outcome] += 1
+        self.functions.setdefault(call["f"], collections.Counter())[outcome] += 1
+        self.seconds += result.get("seconds", 0.0)
+        if outcome in BAD:
+            self.findings.append(Finding(call, outcome, result.get("why", ""), result.get("known")))
+
+
+def reproducer(call: Call) -> str:
+    """The line that makes a call again."""
+    return f"python -m tests.fuzz --call '{json.dumps(call)}'"
+
+
+def supervise(
+    seed: int, calls: int, *, first: int = 0, jobs: int = 1, pattern: str | None = None, patience: float = PATIENCE
+) -> Report:
+    """Make calls ``first`` to ``first + calls`` of a seed."""
+    report, lock = Report(), threading.Lock()
+
+    def work(job: int) -> None:
+        number = first + job
+        while number < first + calls:
+            number = _until_it_dies(seed, number, first + calls, jobs, pattern, patience, report, lock)
+
+    threads = [threading.Thread(target=work, args=(job,)) for job in range(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return report
+
+
+def once(call: Call, patience: float = PATIENCE) -> Report:
+    """Make one call."""
+    report = Report()
+    _until_it_dies(0, -1, 0, 1, None, patience, report, threading.Lock(), json.dumps(call))
+    return report
+
+
+def _until_it_dies(
+    seed: int,
+    first: int,
+    last: int,
+    stride: int,
+    pattern: str | None,
+    patience: float,
+    report: Report,
+    lock: threading.Lock,
+    stdin: str = "",
+) -> int:
+    """Run a worker to its end or its death; the number to go on with."""
+    reader, writer = os.pipe()
+    numbers = [str(n) for n in (seed, first, last, stride)]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fuzz.worker", *numbers, pattern or "", str(writer)],
+            pass_fds=(writer,),
+            stdin=subprocess.PIPE,
+            stdout=errors,
+            stderr=errors,
+            cwd=ROOT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")},
+        )
+        os.close(writer)
+        assert process.stdin is not None
+        process.stdin.write(stdin)
+        process.stdin.close()
+        begun: dict[str, Any] | None = None
+        with os.fdopen(reader, "rb", buffering=0) as pipe:
+            for line in _lines(pipe, patience):
+                if line is None:
+                    process.send_signal(signal.SIGABRT)
+                    break
+                message = json.loads(line)
+                if "begin" in message:
+                    begun = message
+                else:
+                    assert begun is not None
+                    with lock:
+                        report.add(begun["call"], message)
+                    begun = None
+        try:
+            status = process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        if begun is None:
+            if status != 0:
+                raise RuntimeError(f"a worker ended with {status}, not in a call:\n{_tail(errors)}")
+            return last
+        hung = line is None
+        with lock:
+            report.add(begun["call"], {"outcome": "hang" if hung else "crash", "why": _tail(errors, status)})
+        return begun["begin"] + stride if begun["begin"] >= 0 else last
+
+
+def _lines(pipe: Any, patience: float) -> Any:
+    """Lines as they come; None where none has come for long."""
+    rest = b""
+    while True:
+        ready, _, _ = select.select([pipe], [], [], patience)
+        if not ready:
+            yield None
+            return
+        chunk = pipe.read(1 << 16)
+        if not chunk:
+            return
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+
+
+def _tail(errors: IO[str], status: int | None = None) -> str:
+    errors.seek(0)
+    text = errors.read()
+    if status is None:
+        return text[-3000:]
+    name = signal.Signals(-status).name if status < 0 else f"exit {status}"
+    telling = [
+        s for s in text.splitlines() if "what()" in s or "runtime error" in s or "ERROR: " in s or "/gwf_fast/" in s
+    ]
+    return f"{name}; {' | '.join(t.strip() for t in telling[:3])}"

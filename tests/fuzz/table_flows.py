@@ -1,0 +1,343 @@
+"""The table: sliced discrepancies, transport, drifts."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gwf_fast as gwf
+
+from . import dense_flows as truths
+from .arguments import Call, draw_bandwidth, draw_kernel, pick
+from .function import EAGER, ONCE, Function
+from .rounding import Rounding
+from .table_pairs import _LENGTHS, _alone, _empty, _pair
+
+_TRIPLE = {**_LENGTHS, "negatives_lengths": "z"}
+_FINITE = ("plain", "coincident", "near", "same", "collapsed", "far", "shifted", "outlier", "outlier_y")
+_MODERATE = ("plain", "coincident", "near", "same", "collapsed", "shifted")
+
+
+def _sliced(rng: Random, call: Call) -> None:
+    call["projections"] = rng.choice((1, 2, 5, 20))
+    call["tensors"]["directions"] = "directions"
+    for side in "xy":
+        if rng.random() < 0.3:
+            call["tensors"][f"{side}_weights"] = f"positive_{side}"
+
+
+def _sliced_energy(rng: Random, call: Call) -> None:
+    _sliced(rng, call)
+    if rng.random() < 0.5:
+        call["options"]["exponent"] = round(rng.uniform(0.1, 1.9), 2)
+
+
+def _transport(rng: Random, call: Call) -> None:
+    call["options"] |= {
+        "epsilon": call["scale"] ** 2 * pick(rng, {0.1: 20, 0.5: 40, 2.0: 30, 30.0: 10}),
+        "max_iterations": 500,
+        "tolerance": 1e-6 if call["dtype"] == "float32" else 1e-12,
+    }
+    for side in "xy":
+        if rng.random() < 0.3:
+            call["tensors"][f"{side}_weights"] = f"mass_{side}"
+    if rng.random() < 0.3:
+        call["options"]["marginal_strength"] = call["scale"] ** 2 * rng.choice((0.3, 2.0, 20.0))
+
+
+def _unconverged(call: Call) -> float:
+    """What a marginal error that is tolerated does to values, in units of r^2, and to drifts and gradients."""
+    options, r2 = call["options"], call["scale"] ** 2
+    in_lengths = call["f"] == "drift.sinkhorn" or call["mode"].startswith("grad")
+    stiff = max(1.0, (options.get("marginal_strength", 0.0) + options["epsilon"]) / r2)
+    return 30 * options["tolerance"] * stiff * (call["scale"] if in_lengths else r2)
+
+
+def _divergence(rng: Random, call: Call) -> None:
+    _transport(rng, call)
+    if rng.random() < 0.2:
+        call["options"]["debias"] = False
+
+
+def _map(rng: Random, call: Call) -> None:
+    call["options"]["epsilon"] = call["scale"] ** 2 * pick(rng, {0.1: 20, 0.5: 40, 2.0: 30})
+    call["tensors"]["g"] = "potential_y"
+    if rng.random() < 0.3:
+        call["tensors"]["y_weights"] = "mass_y"
+
+
+def _centred(a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The potentials without their free constant: what one side has on average, to the other."""
+    f, g = (torch.where(w > 0, t, 0.0) for w, t in ((a, f), (b, g)))
+    of_f, of_g = ((w * t).sum(-1, keepdim=True) / w.sum(-1, keepdim=True) for w, t in ((a, f), (b, g)))
+    return f + of_g, g + of_f
+
+
+def _sinkhorn_truth(R: Rounding, x: Tensor, y: Tensor, x_weights=None, y_weights=None, **options: Any) -> Any:
+    a, b = truths._masses(x, y, x_weights, y_weights)
+    rho = options.get("marginal_strength")
+    f, g = truths._potentials(R, x, y, a, b, options["epsilon"], rho, False)
+    top = max(float(f.abs().max()), float(g.abs().max())) + options["epsilon"]
+    return tuple(R.moved(t, top) for t in _centred(a, b, f, g))
+
+
+def _sinkhorn_through(function: Function, tensors: dict[str, Tensor], options: dict[str, Any]) -> Any:
+    out = gwf.sinkhorn(**tensors, **options)
+    sides = []
+    for side, t in (("x", out.f), ("y", out.g)):
+        w = tensors.get(f"{side}_weights", torch.ones_like(t))
+        if (lengths := options.get(f"{side}_lengths")) is not None:
+            w = torch.where(torch.arange(t.shape[-1]) < lengths[..., None], w, 0.0)
+        sides.append(w / w.sum(-1, keepdim=True))
+    f, g = _centred(*sides, out.f, out.g)
+    return f * (sides[0] > 0), g * (sides[1] > 0)
+
+
+def _parzen_drift(rng: Random, call: Call) -> None:
+    call["options"]["bandwidth"] = draw_bandwidth(rng, call["scale"])
+    if rng.random() < 0.3:
+        call["options"]["exclude_self"] = True
+        call["needs"] = {"x": 2}
+
+
+def _f_drift(rng: Random, call: Call) -> None:
+    _parzen_drift(rng, call)
+    call["options"]["divergence"] = rng.choice(truths.DIVERGENCES)
+
+
+def _mmd_drift(rng: Random, call: Call) -> None:
+    call["options"]["kernel"] = draw_kernel(rng, call["scale"])
+    if rng.random() < 0.3:
+        call["options"]["exclude_self"] = True
+        call["needs"] = {"x": 2}
+
+
+def _energy_drift(rng: Random, call: Call) -> None:
+    call["options"]["exponent"] = 1.0 if rng.random() < 0.5 else round(rng.uniform(0.1, 1.9), 2)
+    if rng.random() < 0.3:
+        call["options"]["exclude_self"] = True
+        call["needs"] = {"x": 2}
+
+
+def _gmd(rng: Random, call: Call) -> None:
+    call["options"]["temperature"] = draw_bandwidth(rng, call["scale"])
+    call["needs"] = {"x": 2}
+    if rng.random() < 0.5:
+        call["k"] = rng.choice((1, 2, 5, 17, 40))
+        call["tensors"]["negatives"] = "points_z"
+        call["needs"] = {}
+    if rng.random() < 0.2:
+        call["options"]["clip"] = rng.choice((1e-6, 1e-3))
+        call["backend"] = None
+
+
+def _gmd_multi(rng: Random, call: Call) -> None:
+    call["options"]["temperatures"] = rng.choice(([0.02, 0.05, 0.2], [0.1], [1.0, 0.3]))
+    call["options"]["clip"] = rng.choice((1e-6, 1e-6, 1e-4))
+    call["options"]["normalization"] = "problem"
+    call["needs"] = {"x": 2}
+    if rng.random() < 0.5:
+        call["k"] = rng.choice((1, 2, 5, 17, 40))
+        call["tensors"]["negatives"] = "points_z"
+        call["needs"] = {}
+        if rng.random() < 0.4:
+            call["tensors"]["negative_weights"] = "positive_z"
+    for side in "xy":
+        if rng.random() < 0.3:
+            call["tensors"][f"{side}_weights"] = f"positive_{side}"
+
+
+def _gmd_multi_truth(R: Rounding, *, normalization: str, **rest: Any) -> Any:
+    return truths.drift_gmd_multi(R, **rest)
+
+
+def _critic(rng: Random, call: Call) -> None:
+    _alone(rng, call)
+    call["options"]["wave"] = [round(rng.uniform(-2, 2) / call["scale"], 6) for _ in range(call["d"])]
+    call["options"]["transform"] = rng.choice(gwf.drift.critics.TRANSFORMS)
+    if call["options"]["transform"] == "minimax":
+        call["options"]["shift"] = round(rng.uniform(-1, 2), 2)
+
+
+def _critic_through(function: Function, tensors: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
+    options = dict(options)
+    wave = options.pop("wave")
+    return function.public(**tensors, **options, critic=lambda x: (x @ torch.tensor(wave, dtype=x.dtype)).sin())
+
+
+def _critic_step(rng: Random, call: Call) -> None:
+    _critic(rng, call)
+    call["options"]["step_size"] = call["scale"] ** 2 * round(rng.uniform(0, 1), 2)
+
+
+def _critic_step_truth(R: Rounding, x: Tensor, *, step_size: float, **options: Any) -> Tensor:
+    return R(x + step_size * truths.drift_critic(R, x, **options))
+
+
+def _loss(rng: Random, call: Call) -> None:
+    del call["tensors"]["y"]
+    call["tensors"]["velocity"] = "velocity_x"
+    call["batch"], call["ragged"] = [], False  # a mean over all batches
+
+
+def _sets(call: Call) -> str | None:
+    """Drifts ask for a target where there is a particle."""
+    return _empty("x", "y", *("z" * ("k" in call)))(call)
+
+
+_SLOPES = ("x", "y")
+
+FUNCTIONS = [
+    Function(
+        "sliced_wasserstein2",
+        truths.sliced_wasserstein2,
+        _pair(_sliced, backend=False, places=_FINITE),
+        rows=(None,),
+        gradients=_SLOPES,
+        lengths=_LENGTHS,
+        least=1,
+        refuses=_sets,
+    ),
+    Function(
+        "sliced_energy_distance",
+        truths.sliced_energy_distance,
+        _pair(_sliced_energy, backend=False),
+        rows=(None,),
+        gradients=(*_SLOPES, "x_weights", "y_weights"),
+        lengths=_LENGTHS,
+        least=1,
+        refuses=_sets,
+        floor=lambda call: 2e-9 if call["options"].get("exponent", 1.0) != 1 else 0.0,
+    ),
+    Function(
+        "sinkhorn",
+        _sinkhorn_truth,
+        _pair(_transport, backend=False, largest=24, places=_MODERATE),
+        rows=("x", "y"),
+        lengths=_LENGTHS,
+        least=1,
+        refuses=_sets,
+        slack=_unconverged,
+        modes=EAGER,
+        through=_sinkhorn_through,
+        weight=0.4,
+    ),
+    Function(
+        "sinkhorn_divergence",
+        truths.sinkhorn_divergence,
+        _pair(_divergence, backend=False, largest=24, places=_MODERATE),
+        rows=(None,),
+        gradients=(*_SLOPES, "x_weights", "y_weights"),
+        lengths=_LENGTHS,
+        least=1,
+        refuses=_sets,
+        slack=_unconverged,
+        modes=ONCE,  # the truth takes first derivatives only
+        weight=0.5,
+    ),
+    Function(
+        "barycentric_map",
+        truths.barycentric_map,
+        _pair(_map, backend=False),
+        gradients=("x", "y", "g"),
+        lengths={"y_lengths": "y"},
+        least=1,
+        refuses=_sets,
+    ),
+    Function(
+        "drift.sinkhorn",
+        truths.drift_sinkhorn,
+        _pair(_transport, backend=False, largest=24, places=_MODERATE),
+        slack=_unconverged,
+        modes=EAGER,
+        lengths=_LENGTHS,
+        least=1,
+        refuses=_sets,
+        weight=0.4,
+    ),
+    Function(
+        "drift.parzen_kl",
+        truths.drift_parzen_kl,
+        _pair(_parzen_drift),
+        gradients=_SLOPES,
+        lengths=_LENGTHS,
+        least=2,
+        refuses=_sets,
+    ),
+    Function(
+        "drift.f_divergence",
+        truths.drift_f_divergence,
+        _pair(_f_drift),
+        gradients=_SLOPES,
+        lengths=_LENGTHS,
+        least=2,
+        refuses=_sets,
+    ),
+    Function(
+        "drift.mmd", truths.drift_mmd, _pair(_mmd_drift), gradients=_SLOPES, lengths=_LENGTHS, least=2, refuses=_sets
+    ),
+    Function(
+        "drift.energy",
+        truths.drift_energy,
+        _pair(_energy_drift),
+        gradients=_SLOPES,
+        lengths=_LENGTHS,
+        least=2,
+        refuses=_sets,
+    ),
+    Function(
+        "drift.sliced_wasserstein",
+        truths.drift_sliced_wasserstein,
+        _pair(_sliced, backend=False, places=_FINITE),
+        lengths=_LENGTHS,
+        least=1,
+        refuses=_sets,
+    ),
+    Function(
+        "drift.gmd",
+        truths.drift_gmd,
+        _pair(_gmd),
+        gradients=(*_SLOPES, "negatives"),
+        lengths=_TRIPLE,
+        least=2,
+        refuses=_sets,
+    ),
+    Function(
+        "drift.gmd_multi",
+        _gmd_multi_truth,
+        _pair(_gmd_multi, backend=False),
+        rows=("x", None, None),
+        lengths=_TRIPLE,
+        least=2,
+        refuses=_sets,
+        through=lambda function, tensors, options: tuple(function.public(**tensors, **options)),
+    ),
+    Function(
+        "drift.critic",
+        truths.drift_critic,
+        _pair(_critic, backend=False),
+        refuses=_sets,
+        through=_critic_through,
+        weight=0.3,
+    ),
+    Function(
+        "drift.critic_step",
+        _critic_step_truth,
+        _pair(_critic_step, backend=False),
+        refuses=_sets,
+        through=_critic_through,
+        weight=0.3,
+    ),
+    Function(
+        "drifting_loss",
+        truths.drifting_loss,
+        _pair(_loss, backend=False),
+        rows=(None,),
+        gradients=("x",),
+        refuses=_sets,
+        weight=0.3,
+    ),
+]

@@ -1,0 +1,281 @@
+"""The table: reductions, discrepancies, interactions, Stein's operators."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from . import dense
+from .arguments import Call, draw_bandwidth, draw_kernel, draw_shape, pick
+from .function import ONCE, Function, is_extreme
+from .radial import SCALED, smooth_of
+
+
+def _empty(*sides: str) -> Any:
+    def refuses(call: Call) -> str | None:
+        sizes = {"x": call["n"], "y": call["m"], "z": call.get("k", 1)}
+        least = dict.fromkeys(sides, 1) | call.get("needs", {})
+        short = [side for side, count in least.items() if sizes[side] < count]
+        if short:
+            return f"a mean over too few: {short}"
+        return "extreme" if is_extreme(call) else None
+
+    return refuses
+
+
+def _extreme(call: Call) -> str | None:
+    return "extreme" if is_extreme(call) else None
+
+
+def _backend(rng: Random, call: Call) -> None:
+    if call["dtype"] in ("float32", "float64"):
+        call["backend"] = pick(rng, {None: 60, "cpp": 15, "torch": 25})
+
+
+def _reduction(weights: dict[str | None, float], *, positive: bool = False, values: bool = False) -> Any:
+    def draw(rng: Random) -> Call:
+        call = draw_shape(rng)
+        call["options"] = {"kernel": draw_kernel(rng, call["scale"], positive=positive)}
+        call["tensors"] = {"x": "x", "y": "y"}
+        call["channels"] = rng.choice((1, 2, 3, 5, 9))
+        name = "log_weights" if positive else "weights"
+        if kind := pick(rng, weights):
+            call["tensors"][name] = kind
+        if values and rng.random() < 0.6:
+            call["tensors"]["values"] = "channels_y"
+        if call["n"] == call["m"] and rng.random() < (0.6 if call["place"] == "same" else 0.15):
+            call["options"]["exclude_self"] = True
+            if values:
+                call["needs"] = {"y": 2}
+        _backend(rng, call)
+        return call
+
+    return draw
+
+
+def _pair(option: Any, *, least: int = 1, backend: bool = True, **shape: Any) -> Any:
+    """x and y, and options from random numbers and the call."""
+
+    def draw(rng: Random) -> Call:
+        call = draw_shape(rng, least=least, **shape)
+        call["tensors"] = {"x": "x", "y": "y"}
+        call["options"] = {}
+        option(rng, call)
+        if backend:
+            _backend(rng, call)
+        return call
+
+    return draw
+
+
+def _kernel(rng: Random, call: Call, **kind: Any) -> None:
+    call["options"]["kernel"] = draw_kernel(rng, call["scale"], **kind)
+
+
+def _mmd(rng: Random, call: Call) -> None:
+    _kernel(rng, call)
+    if rng.random() < 0.3:
+        call["options"]["unbiased"] = True
+        call["needs"] = {"x": 2, "y": 2}
+    for side in "xy":
+        if rng.random() < 0.3:
+            call["tensors"][f"{side}_weights"] = f"positive_{side}"
+
+
+def _parzen(rng: Random, call: Call) -> None:
+    call["options"]["bandwidth"] = draw_bandwidth(rng, call["scale"])
+    if call["n"] == call["m"] and rng.random() < 0.3:
+        call["options"]["exclude_self"] = True
+        call["needs"] = {"y": 2}
+
+
+def _alone(rng: Random, call: Call) -> None:
+    del call["tensors"]["y"]
+    if call["place"] == "same":
+        call["place"] = "plain"
+
+
+def _median(rng: Random, call: Call) -> None:
+    _alone(rng, call)
+    call["needs"] = {"x": 2}
+
+
+def _energy(rng: Random, call: Call) -> None:
+    _alone(rng, call)
+    _kernel(rng, call)
+
+
+def _velocity(rng: Random, call: Call) -> None:
+    _kernel(rng, call)
+    del call["tensors"]["y"]
+    if rng.random() < 0.6:
+        call["tensors"]["sources"] = "y"
+
+
+def _step(rng: Random, call: Call) -> None:
+    _velocity(rng, call)
+    call["options"]["step_size"] = round(rng.uniform(0, 2), 3)
+
+
+def _stein(rng: Random, call: Call) -> None:
+    _alone(rng, call)
+    call["tensors"]["score"] = "score_x"
+    _kernel(rng, call, positive=True)
+
+
+def _ksd(rng: Random, call: Call) -> None:
+    _alone(rng, call)
+    call["tensors"]["score"] = "score_x"
+    _kernel(rng, call, positive=True, only=tuple(k for k in SCALED if k not in ("laplace", "matern32")))
+    call["options"]["unbiased"] = rng.random() < 0.6
+    call["needs"] = {"x": 2 if call["options"]["unbiased"] else 1}
+
+
+def _blob(rng: Random, call: Call) -> None:
+    del call["tensors"]["y"]
+    call["options"]["bandwidth"] = draw_bandwidth(rng, call["scale"])
+    if rng.random() < 0.5:
+        call["tensors"]["sources"] = "y"
+        call["needs"] = {"y": 1}
+    if rng.random() < 0.3:
+        call["tensors"]["masses"] = "mass_y" if "sources" in call["tensors"] else "mass_x"
+
+
+def _blob_energy(rng: Random, call: Call) -> None:
+    _alone(rng, call)
+    call["options"] = {"bandwidth": draw_bandwidth(rng, call["scale"]), "m": rng.choice((1.0, 2.0, 3.0, 1.5))}
+
+
+def _blob_velocity(rng: Random, call: Call) -> None:
+    _blob(rng, call)
+    call["options"] |= {"m": rng.choice((1.0, 2.0, 3.0)), "form": rng.choice(("energy", "density"))}
+
+
+_LENGTHS = {"x_lengths": "x", "y_lengths": "y"}
+
+
+def _average_refuses(call: Call) -> str | None:
+    return _empty("y")(call) if call["n"] else _extreme(call)
+
+
+def _smooth(call: Call) -> str | None:
+    return _empty("x")(call) or (None if smooth_of(call["options"]["kernel"]) else "not smooth")
+
+
+FUNCTIONS = [
+    Function(
+        "kernel_sum",
+        dense.kernel_sum,
+        _reduction({None: 40, "signed_y": 40, "channels_y": 20}),
+        gradients=("x", "y", "weights"),
+        lengths=_LENGTHS,
+        refuses=_extreme,
+        weight=2.5,
+    ),
+    Function(
+        "kernel_gradient",
+        dense.kernel_gradient,
+        _reduction({None: 50, "signed_y": 50}),
+        gradients=("x", "y", "weights"),
+        lengths=_LENGTHS,
+        refuses=_extreme,
+        weight=2.5,
+    ),
+    Function(
+        "kernel_logsumexp",
+        dense.kernel_logsumexp,
+        _reduction({None: 50, "logs_y": 50}, positive=True),
+        gradients=("x", "y", "log_weights"),
+        lengths=_LENGTHS,
+        pad=float("-inf"),
+        refuses=_extreme,
+        weight=2,
+    ),
+    Function(
+        "kernel_average",
+        dense.kernel_average,
+        _reduction({None: 50, "logs_y": 50}, positive=True, values=True),
+        gradients=("x", "y", "values", "log_weights"),
+        lengths=_LENGTHS,
+        least=2,
+        refuses=_average_refuses,
+        weight=2,
+    ),
+    Function(
+        "mmd2",
+        dense.mmd2,
+        _pair(_mmd),
+        rows=(None,),
+        gradients=("x", "y", "x_weights", "y_weights"),
+        refuses=_empty("x", "y"),
+    ),
+    Function(
+        "energy_distance",
+        dense.energy_distance,
+        _pair(lambda rng, call: None),
+        rows=(None,),
+        gradients=("x", "y"),
+        refuses=_empty("x", "y"),
+    ),
+    Function("parzen_log_density", dense.parzen_log_density, _pair(_parzen), gradients=("x", "y"), refuses=_empty("y")),
+    Function("parzen_score", dense.parzen_score, _pair(_parzen), gradients=("x", "y"), refuses=_average_refuses),
+    Function(
+        "median_bandwidth",
+        dense.median_bandwidth,
+        _pair(_median, backend=False, least=2),
+        rows=(None,),
+        refuses=_empty("x"),
+        weight=0.5,
+    ),
+    Function(
+        "interaction_energy",
+        dense.interaction_energy,
+        _pair(_energy),
+        rows=(None,),
+        gradients=("x",),
+        refuses=_empty("x"),
+    ),
+    Function(
+        "interaction_velocity",
+        dense.interaction_velocity,
+        _pair(_velocity),
+        gradients=("x", "sources"),
+        refuses=_empty("x", "y"),
+    ),
+    Function("forward_step", dense.forward_step, _pair(_step), gradients=("x", "sources"), refuses=_empty("x", "y")),
+    Function(
+        "ksd2",
+        dense.ksd2,
+        _pair(_ksd, backend=False),
+        rows=(None,),
+        gradients=("x", "score"),
+        refuses=_smooth,
+        modes=ONCE,
+    ),
+    Function("svgd_direction", dense.svgd_direction, _pair(_stein), gradients=("x", "score"), refuses=_empty("x")),
+    Function(
+        "blob_density",
+        dense.blob_density,
+        _pair(_blob),
+        gradients=("x", "sources", "masses"),
+        refuses=_empty("x"),
+        weight=0.6,
+    ),
+    Function(
+        "blob_energy",
+        dense.blob_energy,
+        _pair(_blob_energy),
+        rows=(None,),
+        gradients=("x",),
+        refuses=_empty("x"),
+        weight=0.6,
+    ),
+    Function(
+        "blob_velocity",
+        dense.blob_velocity,
+        _pair(_blob_velocity),
+        gradients=("x", "sources", "masses"),
+        refuses=_empty("x"),
+        weight=0.6,
+    ),
+]

@@ -1,0 +1,114 @@
+"""The fuzzer finds what it is to find, and the package stands it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import gwf_fast as gwf
+
+from .arguments import LAYOUTS, laid_out
+from .calls import FUNCTIONS, draw
+from .judge import judge
+from .known import KNOWN
+from .supervise import once
+
+ELSEWHERE = {
+    "AccuracyError": "an exception",
+    "NonFiniteError": "an exception",
+    "backends": "takes no tensors",
+    "explain": "takes no tensors of its own",
+    "SinkhornResult": "a result",
+    "DivergencePotentials": "a result",
+    "drift.MultiDrift": "a result",
+    "drift.LearnedCritic": "a training loop; test_drift.py",
+    "DriftingModel": "a training loop; test_drifting_model.py",
+    "JKOFlow": "a training loop; test_jko.py, test_fused_engine.py",
+    "Training": "options",
+    "Kernel": "the base class",
+}
+"""Public names that the table does not have, and why."""
+FUNCTIONALS = [
+    "IPM",
+    "KL",
+    "Potential",
+    "SquaredMMD",
+    "MMDUnbalanced",
+    "JensenShannon",
+    "FDivergence",
+    "Functional",
+    "DonskerVaradhan",
+    "GeneralizedEntropy",
+    "Interaction",
+]
+KERNELS = [
+    "IMQ",
+    "Gaussian",
+    "Laplace",
+    "Matern32",
+    "Matern52",
+    "Morse",
+    "PowerLaw",
+    "Radial",
+    "RationalQuadratic",
+    "Riesz",
+]
+MODULES = ["drift", "nn", "potentials", "presets"]
+
+
+def test_every_public_function_is_in_the_table() -> None:
+    names = [*gwf.__all__, *(f"drift.{name}" for name in gwf.drift.__all__)]
+    skipped = {*ELSEWHERE, *FUNCTIONALS, *KERNELS, *MODULES}
+    assert [name for name in names if name not in FUNCTIONS and name not in skipped] == []
+    assert [name for name in skipped if name not in names] == []
+
+
+def test_a_call_is_the_same_everywhere() -> None:
+    assert draw(3, 14) == draw(3, 14)
+    assert draw(3, 14) != draw(3, 15)
+    drawn = [draw(0, k) for k in range(300)]
+    assert {call["f"] for call in drawn} == set(FUNCTIONS)
+    assert len({call["mode"] for call in drawn}) >= 9
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_keep_values(layout: str) -> None:
+    t = torch.arange(24.0).view(2, 3, 4)
+    assert torch.equal(laid_out(t, layout), t)
+    rows = t[:, :1].expand(2, 3, 4)
+    assert torch.equal(laid_out(rows, layout), rows)
+
+
+def test_the_judge_sees_what_is_wrong() -> None:
+    truth = torch.tensor([[1.0, 2.0], [3.0, -4.0]], dtype=torch.float64)
+    perturbed = [truth * (1 + 1e-6)]
+
+    def fault(got: torch.Tensor, want: torch.Tensor = truth) -> str | None:
+        options = {"batch": 0, "pads": True, "floor": 0.0, "slack": 0.0, "place": "plain"}
+        return judge("v", got.float(), want, perturbed, **options).fault
+
+    assert fault(truth) is None
+    assert fault(truth * (1 + 1e-4)) is not None
+    assert fault(truth[:1]) is not None
+    hole = truth.clone()
+    hole[1, 0] = torch.nan
+    assert "NaN in [1]" in fault(hole)
+    assert "NaN is lost in [1]" in fault(truth, hole)
+    assert "inf in [1]" in fault(hole.nan_to_num(torch.inf))
+
+
+def test_crashes_and_hangs_are_seen() -> None:
+    crash = once({**draw(0, 0), "f": "!crash"})
+    assert crash.outcomes == {"crash": 1}
+    assert "SIGABRT" in crash.findings[0].why
+    assert "--call '{" in str(crash.findings[0])
+    assert once({**draw(0, 0), "f": "!hang"}, patience=30).outcomes == {"hang": 1}
+
+
+def test_what_is_known_is_still_wrong() -> None:
+    for known in KNOWN:
+        report = once(copy.deepcopy(known.example))
+        assert report.findings, f"{known.name!r} is right now: take it out of tests/fuzz/known.py"
+        assert report.findings[0].known == known.name
