@@ -1,136 +1,114 @@
 """Checkpoints of a flow: a folder of safetensors files and a ``checkpoint.json`` that says which belong together.
 
-Each file is written under a temporary name in the same folder, flushed to the disk and renamed; ``checkpoint.json``
-comes last, the files it no longer names are removed after it. So whenever the process is killed the folder holds a
-complete checkpoint, of this step or of the one before. Nothing is pickled: reading a checkpoint can't run code.
+``run_folder.py`` has what makes them safe: one writer, atomic, checked, no pickle.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from gwf_fast.functional import Functional
 from gwf_fast.jko import JKOFlow
 from gwf_fast.portable import NotPortableError, pack, unpack
+from gwf_fast.run_folder import RunFolder, read_manifest, read_values, serialize, verify
 from gwf_fast.state import FlowState, Source, StepRecord
 
-MANIFEST = "checkpoint.json"
 FORMAT = 1
 _PARTS = ("functional", "map", "critic")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must reach the disk
-    finally:
-        os.close(folder)
-
-
-def refuse_occupied(folder: str | Path) -> None:
-    """Raise FileExistsError if a checkpoint is in the folder already."""
-    if (Path(folder) / MANIFEST).exists():
-        raise FileExistsError(f"checkpoint: {folder} holds another run; choose another folder, or resume it")
-
-
-def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, source: Source) -> None:
-    """Write the state of a flow.
+class Keeper:
+    """Writes the states of a run.
 
     Args:
-        folder: Made if it isn't there.
+        folder: Where to; held.
         flow: Its configuration is stored as far as it is data: functions and modules of the user's own are named only.
-        state: What to write. Maps that are in the folder already are not written again.
         n_steps: Steps the run was started for.
         source: P_0; stored if it is a tensor.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    fixed: dict[str, Tensor] = {}
-    config = {
-        "dim": flow.dim,
-        "step_size": flow.step_size,
-        "scheme": flow.scheme,
-        "parametrization": flow.parametrization,
-        "seed": flow.seed,
-        "engine": flow.engine,
-        "latent_dim": flow.latent_dim,
-        "training": pack(flow.training, fixed, "training"),
-    }
-    for part in _PARTS:
-        try:
-            config[part] = pack(getattr(flow, part), fixed, part)
-        except NotPortableError as reason:
-            config[part] = {"missing": str(reason)}
-    if isinstance(source, Tensor):
-        config["x0"] = pack(source, fixed, "x0")
-    else:
-        config["x0"] = {"missing": "x0 (a callable) can't be stored"}
 
-    moving: dict[str, Tensor] = {"particles": state.particles.contiguous()}
-    if state.latents is not None:
-        moving["latents"] = state.latents.contiguous()
-    if state.critic is not None:
-        moving |= flat(state.critic.state_dict(), "critic")
-    optimizers = {}
-    for name in ("map_optimizer", "critic_optimizer"):
-        optimizer = getattr(state, name)
-        if optimizer is not None:
-            groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer["param_groups"]]
-            optimizers[name] = {"param_groups": groups, "params": [g["params"] for g in optimizer["param_groups"]]}
-            for index, slots in optimizer["state"].items():
-                moving |= flat(slots, f"{name}.{index}")
+    def __init__(self, folder: RunFolder, flow: JKOFlow, n_steps: int, source: Source) -> None:
+        self._folder = folder
+        self._fixed: dict[str, Tensor] = {}
+        config = {
+            "dim": flow.dim,
+            "step_size": flow.step_size,
+            "scheme": flow.scheme,
+            "parametrization": flow.parametrization,
+            "seed": flow.seed,
+            "engine": flow.engine,
+            "latent_dim": flow.latent_dim,
+            "training": pack(flow.training, self._fixed, "training"),
+        }
+        for part in _PARTS:
+            config[part] = packed_or_named(getattr(flow, part), self._fixed, part)
+        if isinstance(source, Tensor):
+            config["x0"] = pack(source, self._fixed, "x0")
+        else:
+            config["x0"] = {"missing": "x0 (a callable) can't be stored"}
+        self._head = {"format": FORMAT, "n_steps": n_steps, "flow": config, "torch": torch.__version__}
 
-    files = {"fixed": "problem.safetensors", "moving": f"state-{state.step:05d}.safetensors"}
-    first = state.step + 1 - len(state.maps)  # a generator keeps its last network only
-    maps = [f"map-{k:05d}.safetensors" for k in range(first, state.step + 1)]
-    is_new = not (folder / MANIFEST).exists()  # what else is there was left by a run that was killed at once
-    if is_new or not (folder / files["fixed"]).exists():
-        write_atomically(folder / files["fixed"], save_tensors(fixed))
-    for name, transport in zip(maps, state.maps, strict=True):
-        if is_new or not (folder / name).exists():
-            write_atomically(folder / name, save_tensors(flat(transport.state_dict())))
-    write_atomically(folder / files["moving"], save_tensors(moving))
-    manifest = {
-        "format": FORMAT,
-        "step": state.step,
-        "n_steps": n_steps,
-        "flow": config,
-        "files": {**files, "maps": maps},
-        "optimizers": optimizers,
-        "history": [dataclasses.asdict(record) for record in state.history],
-        "torch": torch.__version__,
-    }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    for pattern, current in (("state-*.safetensors", [files["moving"]]), ("map-*.safetensors", maps)):
-        for stale in folder.glob(pattern):
-            if stale.name not in current:
-                stale.unlink()
+    def keep(self, state: FlowState) -> None:
+        """Write a state; maps that are in the folder already are not written again.
+
+        Raises:
+            OSError: If the folder can't be written; it then holds what it held before.
+        """
+        moving: dict[str, Any] = {"particles": state.particles}
+        if state.latents is not None:
+            moving["latents"] = state.latents
+        if state.critic is not None:
+            moving |= under("critic", state.critic.state_dict())
+        optimizers = {}
+        for name in ("map_optimizer", "critic_optimizer"):
+            optimizer = getattr(state, name)
+            if optimizer is not None:
+                groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer["param_groups"]]
+                optimizers[name] = {"param_groups": groups, "params": [g["params"] for g in optimizer["param_groups"]]}
+                for index, slots in optimizer["state"].items():
+                    moving |= under(f"{name}.{index}", slots)
+        first = state.step + 1 - len(state.maps)  # a generator keeps its last network only
+        files = {
+            "fixed": self._folder.put("problem", lambda: self._fixed, owner=self),
+            "maps": [
+                self._folder.put(f"map-{k:05d}", transport.state_dict, owner=transport)
+                for k, transport in enumerate(state.maps, first)
+            ],
+            "moving": self._folder.put(f"state-{state.step:05d}", lambda: moving),
+        }
+        history = [dataclasses.asdict(record) for record in state.history]
+        progress = {"step": state.step, "files": files, "optimizers": optimizers, "history": history}
+        self._folder.commit({**self._head, **progress})
+
+
+def packed_or_named(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """What :func:`gwf_fast.portable.pack` makes of a value; of one that is code, what is missing."""
+    try:
+        return pack(value, tensors, name)
+    except NotPortableError as reason:
+        return {"missing": str(reason)}
+
+
+def require_storable(name: str, module: nn.Module | None) -> None:
+    """Raise NotPortableError, before a run, where a checkpoint could not hold the state of such a module."""
+    if module is not None:
+        serialize(under(name, module.state_dict()))
+
+
+def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, source: Source) -> None:
+    """Write the state of a flow once; see :class:`Keeper`."""
+    with RunFolder(folder) as held:
+        Keeper(held, flow, n_steps, source).keep(state)
 
 
 def load(
-    folder: str | Path,
+    folder: str | Path | RunFolder,
     *,
     functional: Functional | None = None,
     map: nn.Module | Callable[[], nn.Module] | None = None,
@@ -141,7 +119,7 @@ def load(
     """Read a checkpoint: the flow, its state, the number of steps it was started for, and P_0.
 
     Args:
-        folder: Where :func:`save` wrote.
+        folder: Where a run wrote.
         functional: What the checkpoint could not hold; see :meth:`JKOFlow.resume`.
         map: The same.
         critic: The same.
@@ -151,12 +129,13 @@ def load(
     Raises:
         ValueError: If there is no checkpoint, it can't be read, or something is missing.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
+    folder = RunFolder.of(folder)
+    manifest = read_manifest(folder.path)
     if manifest.get("format") != FORMAT:
-        raise ValueError(f"checkpoint: {folder} has format {manifest.get('format')!r}, expected {FORMAT}")
+        raise ValueError(f"checkpoint: {folder.path} has format {manifest.get('format')!r}, expected {FORMAT}")
+    verify(manifest, folder.path)
     config = dict(manifest["flow"])
-    fixed = read_tensors(folder / manifest["files"]["fixed"])
+    fixed = read_values(folder.path / manifest["files"]["fixed"])
     given = {"functional": functional, "map": map, "critic": critic, "x0": x0}
     for part, value in given.items():
         config[part] = given_or_stored(part, value, config[part], fixed)
@@ -166,16 +145,18 @@ def load(
     return flow, _state(folder, manifest, flow), manifest["n_steps"], source
 
 
-def _state(folder: Path, manifest: dict[str, Any], flow: JKOFlow) -> FlowState:
-    moving = read_tensors(folder / manifest["files"]["moving"])
+def _state(folder: RunFolder, manifest: dict[str, Any], flow: JKOFlow) -> FlowState:
+    path = folder.path / manifest["files"]["moving"]
+    moving = read_values(path)
     particles = moving["particles"]
     maps = []
     for name in manifest["files"]["maps"]:
         transport, _ = flow.blank_modules(particles)
-        maps.append(load_into(transport, read_tensors(folder / name), folder / name))
+        maps.append(load_into(transport, read_values(folder.path / name), folder.path / name))
+        folder.belongs(name, transport)
     _, critic = flow.blank_modules(particles)
     if critic is not None:
-        critic = load_into(critic, nested(moving, "critic"), folder)
+        critic = load_into(critic, nested(moving, "critic"), path)
     optimizers = {}
     for name, stored in manifest["optimizers"].items():
         slots: dict[int, dict[str, Tensor]] = {}
@@ -197,28 +178,14 @@ def _state(folder: Path, manifest: dict[str, Any], flow: JKOFlow) -> FlowState:
     )
 
 
-def flat(tensors: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Tensors under names of the form PREFIX.NAME, as safetensors takes them."""
-    return {f"{prefix}.{k}" if prefix else k: v.detach().contiguous() for k, v in tensors.items()}
+def under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under names of the form PREFIX.NAME."""
+    return {f"{prefix}.{name}": value for name, value in values.items()}
 
 
-def nested(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under PREFIX, by the rest of their names."""
-    return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What ``checkpoint.json`` of a folder says.
-
-    Raises:
-        ValueError: If it isn't there, or not JSON.
-    """
-    try:
-        return json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"checkpoint: no {MANIFEST} in {folder}") from None
-    except ValueError as error:
-        raise ValueError(f"checkpoint: {folder / MANIFEST} is not JSON ({error})") from None
+def nested(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The values under PREFIX, by the rest of their names."""
+    return {k[len(prefix) + 1 :]: v for k, v in values.items() if k.startswith(prefix + ".")}
 
 
 def given_or_stored(part: str, value: Any, stored: Any, fixed: dict[str, Tensor]) -> Any:
@@ -234,26 +201,14 @@ def given_or_stored(part: str, value: Any, stored: Any, fixed: dict[str, Tensor]
     return unpack(stored, fixed)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
-
-    Raises:
-        ValueError: If it can't be read.
-    """
-    try:
-        return load_tensors(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"checkpoint: can't read {path} ({error})") from None
-
-
-def load_into(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> nn.Module:
+def load_into(module: nn.Module, values: dict[str, Any], path: Path) -> nn.Module:
     """Fill a module with what was read from ``path``.
 
     Raises:
         ValueError: If the tensors do not fit it.
     """
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(values)
     except RuntimeError as error:
         raise ValueError(
             f"checkpoint: {path} does not fit the network ({str(error).splitlines()[-1].strip()})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
@@ -22,6 +23,7 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.nn import MLP
 from gwf_fast.optimizer_state import restore_optimizer
 from gwf_fast.randomness import seeded
+from gwf_fast.run_folder import RunFolder
 from gwf_fast.samples import Target, check_target, draw_target
 from gwf_fast.training import SCHEDULES
 
@@ -49,7 +51,8 @@ class DriftingModel:
         lr: Learning rate of Adam.
         lr_schedule: "constant", or "cosine" down to zero at the end of the run.
         betas: Adam's decay rates.
-        ema: Decay of a moving average of the parameters, which becomes the generator of the result; None for none.
+        ema: Decay of a moving average of the parameters, which becomes the generator of the result, with the buffers
+            of the last update; None for none.
         record_every: Updates between two records.
         seed: Of everything random; torch's global generator is left as it was.
 
@@ -118,16 +121,16 @@ class DriftingModel:
         average = None if self.ema is None else copy.deepcopy(generator)
         return DriftingState(0, generator, optimizer, drift, average)
 
-    def restore(self, state: DriftingState, tensors: Mapping[str, Tensor]) -> None:
-        """Put tensors, as ``DriftingState.tensors`` gave them, into a new state.
+    def restore(self, state: DriftingState, values: Mapping[str, Any]) -> None:
+        """Put what ``DriftingState.values`` gave into a new state.
 
         Raises:
             RuntimeError: If they do not fit the networks.
         """
-        parts: dict[str, dict[str, Tensor]] = {"generator": {}, "optimizer": {}, "average": {}, "drift": {}}
-        for name, tensor in tensors.items():
+        parts: dict[str, dict[str, Any]] = {"generator": {}, "optimizer": {}, "average": {}, "drift": {}}
+        for name, value in values.items():
             part, rest = name.split(".", 1)
-            parts[part][rest] = tensor
+            parts[part][rest] = value
         state.generator.load_state_dict(parts["generator"])
         restore_optimizer(state.optimizer, parts["optimizer"])
         if state.average is not None:
@@ -161,9 +164,7 @@ class DriftingModel:
             group["lr"] = self.lr * rate
         state.optimizer.step()
         if state.average is not None and self.ema is not None:
-            with torch.no_grad():
-                for mean, now in zip(state.average.parameters(), state.generator.parameters(), strict=True):
-                    mean.lerp_(now, 1 - self.ema)
+            _average(state.average, state.generator, self.ema)
         state.step = k
         state.pending.append(size)
         state.seconds += time.perf_counter() - start
@@ -174,7 +175,7 @@ class DriftingModel:
         n_steps: int,
         *,
         progress: bool = True,
-        checkpoint: str | Path | None = None,
+        checkpoint: str | Path | RunFolder | None = None,
         evaluate: Callable[[Tensor], float] | None = None,
         state: DriftingState | None = None,
     ) -> DriftingResult:
@@ -191,6 +192,7 @@ class DriftingModel:
         Raises:
             NonFiniteError: If training diverges; the last good state is in the checkpoint.
             FileExistsError: If the folder holds another run and ``state`` is None.
+            BlockingIOError: If another run is writing to it.
         """
         from tqdm.auto import tqdm
 
@@ -199,10 +201,13 @@ class DriftingModel:
         if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
             raise ValueError(f"n_steps: expected an integer >= 0, got {n_steps!r}")
         check_target(target)
-        keeper = Keeper(checkpoint, self, target, n_steps, _SECONDS, is_new=state is None)
-        if state is None:
-            state = self.init(_sample(target, self.dim))
-        with keeper, tqdm(total=n_steps, initial=state.step, disable=not progress, desc="updates") as bar:
+        state, is_new = self.init(_sample(target, self.dim)) if state is None else state, state is None
+        with contextlib.ExitStack() as stack:
+            folder = None if checkpoint is None else stack.enter_context(RunFolder.of(checkpoint))
+            if folder is not None and is_new:
+                folder.refuse_occupied()
+            keeper = stack.enter_context(Keeper(folder, self, target, n_steps, _SECONDS))
+            bar = stack.enter_context(tqdm(total=n_steps, initial=state.step, disable=not progress, desc="updates"))
             while state.step < n_steps:
                 keeper.keep(state)
                 self.step(state, target, n_steps)
@@ -244,9 +249,10 @@ class DriftingModel:
         from gwf_fast.drifting_checkpoint import load
 
         given = {"target": target, "drift": drift, "generator": generator}
-        model, state, planned, target = load(checkpoint, given, cls)
-        n_steps = planned if n_steps is None else n_steps
-        return model.run(target, n_steps, progress=progress, checkpoint=checkpoint, evaluate=evaluate, state=state)
+        with RunFolder.existing(checkpoint) as folder:
+            model, state, planned, target = load(folder, given, cls)
+            n_steps = planned if n_steps is None else n_steps
+            return model.run(target, n_steps, progress=progress, checkpoint=folder, evaluate=evaluate, state=state)
 
     def _record(self, state: DriftingState, evaluate: Callable[[Tensor], float] | None) -> DriftingRecord:
         value = None
@@ -307,6 +313,15 @@ def _normalized(velocity: Tensor) -> Tensor:
     """V / sqrt(mean V^2); 0 where V is. The square of a float32 may underflow, so it is taken in double."""
     rms = velocity.double().square().mean().sqrt()
     return velocity if rms == 0 else (velocity / rms).to(velocity)
+
+
+@torch.no_grad()
+def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """One step of a moving average of parameters; buffers (statistics of batches, counters) are those of the module."""
+    for mean, now in zip(average.parameters(), module.parameters(), strict=True):
+        mean.lerp_(now, 1 - decay)
+    for kept, current in zip(average.buffers(), module.buffers(), strict=True):
+        kept.copy_(current)
 
 
 def _is_finite(module: nn.Module) -> bool:

@@ -58,8 +58,8 @@ class DriftingState:
     seconds: float = 0.0
     pending: list[float] = field(default_factory=list)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name."""
+    def values(self) -> dict[str, Any]:
+        """All of it that is tensors, or what modules have in its place, by name."""
         parts = {"generator": self.generator.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
         if self.average is not None:
             parts["average"] = self.average.state_dict()

@@ -10,6 +10,7 @@ seeded by (seed, k), so a state needs no generator bytes, and a resumed run repe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -28,6 +29,7 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.flow_networks import default_critic, default_map, make_module
 from gwf_fast.functional import Functional
 from gwf_fast.randomness import seeded
+from gwf_fast.run_folder import RunFolder
 from gwf_fast.samples import batch
 from gwf_fast.schemes import SCHEMES, ForwardStep, fit_critic, require_finite, split
 from gwf_fast.state import FlowResult, FlowState, Source, StepRecord, push
@@ -214,7 +216,7 @@ class JKOFlow:
         n_steps: int,
         *,
         progress: bool = True,
-        checkpoint: str | Path | None = None,
+        checkpoint: str | Path | RunFolder | None = None,
         state: FlowState | None = None,
     ) -> FlowResult:
         """Run the flow for ``n_steps`` JKO steps.
@@ -230,23 +232,33 @@ class JKOFlow:
         Raises:
             NonFiniteError: If the loss or a particle becomes NaN or infinite; the last checkpoint is kept.
             FileExistsError: If the folder holds another run and ``state`` is None.
+            BlockingIOError: If another run is writing to it.
         """
-        from gwf_fast import checkpoint as checkpoints  # it imports this module
+        from gwf_fast.checkpoint import Keeper, require_storable  # it imports this module
 
         if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
             raise ValueError(f"n_steps: expected an integer >= 0, got {n_steps!r}")
-        if checkpoint is not None and state is None:
-            checkpoints.refuse_occupied(checkpoint)
-        state = self.init(x0) if state is None else state
-        if checkpoint is not None:
-            checkpoints.save(checkpoint, self, state, n_steps, x0)
         from tqdm.auto import tqdm  # a progress bar is no reason to make `import gwf_fast` slower
 
-        with tqdm(total=n_steps, initial=state.step, disable=not progress, desc="JKO steps", unit="step") as bar:
+        with contextlib.ExitStack() as stack:
+            keeper = None
+            if checkpoint is not None:
+                folder = stack.enter_context(RunFolder.of(checkpoint))
+                if state is None:
+                    folder.refuse_occupied()
+                keeper = Keeper(folder, self, n_steps, x0)
+            state = self.init(x0) if state is None else state
+            if keeper is not None:
+                for name, module in zip(("map", "critic"), self.blank_modules(state.particles), strict=True):
+                    require_storable(name, module)
+                keeper.keep(state)
+            bar = stack.enter_context(
+                tqdm(total=n_steps, initial=state.step, disable=not progress, desc="JKO steps", unit="step")
+            )
             while state.step < n_steps:
                 state = self.step(state, x0=x0, on_iteration=_postfix(bar, self.training.iterations))
-                if checkpoint is not None:
-                    checkpoints.save(checkpoint, self, state, n_steps, x0)
+                if keeper is not None:
+                    keeper.keep(state)
                 bar.update()
         return FlowResult(state, x0)
 
@@ -279,13 +291,14 @@ class JKOFlow:
         Raises:
             ValueError: If something is missing, or the checkpoint can't be read.
         """
-        from gwf_fast import checkpoint as checkpoints
+        from gwf_fast.checkpoint import load
 
-        flow, state, planned, source = checkpoints.load(
-            checkpoint, functional=functional, map=map, critic=critic, x0=x0, flow_class=cls
-        )
-        n_steps = planned if n_steps is None else n_steps
-        return flow.run(source, n_steps, progress=progress, checkpoint=checkpoint, state=state)
+        with RunFolder.existing(checkpoint) as folder:
+            flow, state, planned, source = load(
+                folder, functional=functional, map=map, critic=critic, x0=x0, flow_class=cls
+            )
+            n_steps = planned if n_steps is None else n_steps
+            return flow.run(source, n_steps, progress=progress, checkpoint=folder, state=state)
 
     def blank_modules(self, particles: Tensor) -> tuple[nn.Module, nn.Module | None]:
         """An untrained map and critic on the device and in the precision of the particles: what a checkpoint fills."""

@@ -6,6 +6,8 @@ Only classes in the registry are written and read, field by field, so that readi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -87,6 +89,43 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if cls is None:
         raise ValueError(f"unknown class {value.get('class')!r}")
     return cls(**{k: unpack(v, tensors) for k, v in value["arguments"].items()})
+
+
+def pack_plain(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """JSON for data as a module's ``get_extra_state`` may give: numbers, text, tensors, and containers of them.
+
+    Unlike :func:`pack` it knows no classes, and tells tuples from lists and takes dictionaries of any such keys.
+
+    Raises:
+        NotPortableError: If the value holds anything else.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach()
+        return {"tensor": name}
+    if type(value) in (tuple, list):
+        items = [pack_plain(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
+        return {type(value).__name__: items}
+    if isinstance(value, dict):
+        parts = (pack_plain(part, tensors, f"{name}.{i}") for i, part in enumerate(chain(*value.items())))
+        return {"dict": list(zip(parts, parts, strict=True))}
+    raise NotPortableError(
+        f"{name.removeprefix('in:')} ({type(value).__name__}) can't be stored: it is neither a tensor nor plain data"
+    )
+
+
+def unpack_plain(value: Any, tensors: Mapping[str, Any]) -> Any:
+    """What :func:`pack_plain` was given."""
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {unpack_plain(key, tensors): unpack_plain(item, tensors) for key, item in content}
+    items = [unpack_plain(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
 
 
 def _known(name: Any, module: Any) -> type | None:

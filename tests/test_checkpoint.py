@@ -1,7 +1,9 @@
 """Checkpoints: bit for bit after a kill, atomic, no pickle, clear errors."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from gwf_fast import checkpoint
-from gwf_fast.functional import KL, FDivergence, JensenShannon, Potential
+from gwf_fast import checkpoint, run_folder
+from gwf_fast.drifting_model import DriftingModel
+from gwf_fast.functional import KL, FDivergence, JensenShannon, Potential, SquaredMMD
 from gwf_fast.jko import JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.portable import NotPortableError, pack, unpack
 from gwf_fast.potentials import BayesianLogisticRegression, Gaussian, GaussianMixture
+from gwf_fast.radial import Riesz
 from gwf_fast.training import Training
 
 STEPS = 5
@@ -50,10 +54,10 @@ if __name__ == "__main__":
 
 def bits(folder):
     """Everything a finished run left: all tensors of all files, and the history without its timings."""
-    manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((folder / run_folder.MANIFEST).read_text())
     files = [manifest["files"]["moving"], manifest["files"]["fixed"], *manifest["files"]["maps"]]
     history = [{k: v for k, v in record.items() if k != "seconds"} for record in manifest["history"]]
-    tensors = {(name, k): v for name in files for k, v in checkpoint.read_tensors(folder / name).items()}
+    tensors = {(name, k): v for name in files for k, v in run_folder.read_values(folder / name).items()}
     return manifest["step"], history, tensors
 
 
@@ -82,7 +86,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         process.kill()
         process.wait()
     assert process.returncode == -signal.SIGKILL
-    interrupted = json.loads((broken / checkpoint.MANIFEST).read_text())["step"]
+    interrupted = json.loads((broken / run_folder.MANIFEST).read_text())["step"]
     assert 1 <= interrupted < STEPS
 
     resume = (
@@ -117,22 +121,24 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch, 
     """The disk fills up at the n-th file of the second step; what was there before still resumes."""
     folder, flow, x0 = tmp_path / "c", make_flow(), torch.randn(40, 2)
     state = flow.step(flow.init(x0))
-    checkpoint.save(folder, flow, state, 3, x0)
     following = flow.step(state)
     calls, real = [], os.replace
 
     def failing(source, destination):
         calls.append(destination)
         if len(calls) == fail_at:
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "no space left")
         real(source, destination)
 
-    monkeypatch.setattr(os, "replace", failing)
-    if fail_at <= 3:  # a map, the state, the manifest
-        with pytest.raises(OSError, match="no space left"):
-            checkpoint.save(folder, flow, following, 3, x0)
-    else:
-        checkpoint.save(folder, flow, following, 3, x0)
+    with run_folder.RunFolder(folder) as held:
+        keeper = checkpoint.Keeper(held, flow, 3, x0)
+        keeper.keep(state)
+        monkeypatch.setattr(os, "replace", failing)
+        if fail_at <= 3:  # a map, the state, the manifest
+            with pytest.raises(OSError, match=r"no space left: .*\.(safetensors|json)"):
+                keeper.keep(following)
+        else:
+            keeper.keep(following)
     monkeypatch.undo()
     assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
     _, loaded, _, _ = checkpoint.load(folder)
@@ -180,13 +186,16 @@ def test_unreadable_checkpoints(tmp_path):
     make_flow().run(torch.randn(20, 2), 1, progress=False, checkpoint=tmp_path)
     (state,) = tmp_path.glob("state-*")
     state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is damaged: its content is not what was written"):
+        JKOFlow.resume(tmp_path)
+    state.unlink()
     with pytest.raises(ValueError, match="can't read"):
         JKOFlow.resume(tmp_path)
-    manifest = json.loads((tmp_path / checkpoint.MANIFEST).read_text())
-    (tmp_path / checkpoint.MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
+    manifest = json.loads((tmp_path / run_folder.MANIFEST).read_text())
+    (tmp_path / run_folder.MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(ValueError, match="format 99"):
         JKOFlow.resume(tmp_path)
-    (tmp_path / checkpoint.MANIFEST).write_text("{")
+    (tmp_path / run_folder.MANIFEST).write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         JKOFlow.resume(tmp_path)
 
@@ -219,3 +228,100 @@ def test_code_is_neither_packed_nor_unpacked():
         unpack({"class": "system", "module": "os", "arguments": {}}, {})
     with pytest.raises(ValueError, match="is missing"):
         unpack({"tensor": "gone"}, {})
+
+
+def test_tensors_that_share_memory(tmp_path):
+    """P_0 is the target too, in part: each is written."""
+    x = torch.randn(40, 2)
+    flow = JKOFlow(SquaredMMD(x[:30], Riesz()), 2, 0.2, training=Training(batch_size=8, iterations=2), seed=1)
+    whole = flow.run(x, 2, progress=False)
+    flow.run(x, 1, progress=False, checkpoint=tmp_path)
+    assert torch.equal(JKOFlow.resume(tmp_path, n_steps=2, progress=False).particles, whole.particles)
+
+
+class Odd(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+        self.secret = {1, 2}
+
+    def get_extra_state(self):
+        return self.secret
+
+    def set_extra_state(self, state):
+        self.secret = state
+
+
+@pytest.mark.parametrize("part", ["map", "critic"])
+def test_a_state_that_cannot_be_stored_is_refused_before_the_run(tmp_path, part):
+    flow = JKOFlow(
+        KL(Gaussian(torch.ones(2), torch.eye(2))) if part == "map" else JensenShannon(torch.randn(30, 2)),
+        2,
+        0.2,
+        training=Training(batch_size=16, iterations=2),
+        **{part: Odd if part == "map" else lambda: nn.Sequential(Odd(), nn.Linear(2, 1))},
+    )
+    with pytest.raises(NotPortableError, match=rf"^{part}\.\S*_extra_state \(set\) can't be stored"):
+        flow.run(torch.randn(20, 2), 1, progress=False, checkpoint=tmp_path)
+    assert flow.run(torch.randn(20, 2), 1, progress=False).state.step == 1
+
+
+def test_what_a_killed_run_left_is_not_taken_for_a_later_ones(tmp_path):
+    """A map beyond the manifest may be of another machine, whose roundings are others; so may a half written file."""
+    x0 = torch.randn(40, 2)
+    whole = make_flow().run(x0, 3, progress=False)
+    make_flow().run(x0, 2, progress=False, checkpoint=tmp_path)
+    other = JKOFlow(make_flow().functional, 2, 0.2, training=Training(batch_size=16, iterations=2), seed=8).run(
+        x0, 3, progress=False
+    )
+    for name in ("map-00003.safetensors", "map-00003-0123456789abcdef.safetensors"):
+        run_folder.write_atomically(tmp_path / name, run_folder.serialize(other.maps[2].state_dict()))
+    for name in (".state-00003.safetensors.123.tmp", ".checkpoint.json.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    resumed = JKOFlow.resume(tmp_path, n_steps=3, progress=False)
+    assert torch.equal(resumed.push(x0), whole.push(x0)) and torch.equal(resumed.particles, whole.particles)
+    _, loaded, _, _ = checkpoint.load(tmp_path)
+    assert torch.equal(loaded.maps[2](x0), resumed.maps[2](x0))
+    named = json.loads((tmp_path / run_folder.MANIFEST).read_text())["files"]
+    expected = {named["fixed"], named["moving"], *named["maps"], run_folder.MANIFEST, ".lock"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+def test_a_checkpoint_of_version_1_goes_on(tmp_path):
+    """Its names have no digests, its manifest no checksum."""
+    x0 = torch.randn(40, 2)
+    whole = make_flow().run(x0, 3, progress=False)
+    make_flow().run(x0, 2, progress=False, checkpoint=tmp_path)
+    path = tmp_path / run_folder.MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["checksum"]
+    old = re.sub(r"-[0-9a-f]{16}\.safetensors", ".safetensors", json.dumps(manifest))
+    path.write_text(old)
+    for file in tmp_path.glob("*.safetensors"):
+        file.rename(re.sub(r"-[0-9a-f]{16}\.safetensors", ".safetensors", str(file)))
+    assert torch.equal(JKOFlow.resume(tmp_path, n_steps=3, progress=False).particles, whole.particles)
+    assert all(re.search(r"-[0-9a-f]{16}\.safetensors", file.name) for file in tmp_path.glob("*.safetensors"))
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with run_folder.RunFolder(tmp_path) as held:
+        for call in (
+            lambda: make_flow().run(torch.randn(20, 2), 1, progress=False, checkpoint=tmp_path),
+            lambda: DriftingModel("energy", 2).run(torch.randn(20, 2), 1, progress=False, checkpoint=tmp_path),
+        ):
+            with pytest.raises(BlockingIOError, match=rf"is being written by another run \(process {os.getpid()}\)"):
+                call()
+        make_flow().run(torch.randn(20, 2), 1, progress=False, checkpoint=held)
+        with pytest.raises(BlockingIOError, match="is being written"):
+            JKOFlow.resume(tmp_path)
+    assert JKOFlow.resume(tmp_path, n_steps=2, progress=False).state.step == 2
+
+
+def test_where_there_are_no_locks(tmp_path, monkeypatch):
+    """As on some parallel file systems."""
+
+    def refuses(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", refuses)
+    with pytest.warns(UserWarning, match="has no locks; write from one process only"):
+        make_flow().run(torch.randn(20, 2), 1, progress=False, checkpoint=tmp_path)

@@ -13,6 +13,7 @@ from gwf_fast import Gaussian, JKOFlow, SquaredMMD, Training, cli
 from gwf_fast.experiments import NAMES, base, find, inputs, runner
 from gwf_fast.experiments.computation import Flow, Study
 from gwf_fast.fused_engine import FusedEngine
+from gwf_fast.run_folder import RunFolder
 
 QUICK = ["--particles", "60", "--steps", "2", "--iterations", "3", "--batch-size", "16"]
 
@@ -145,7 +146,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     result = call(*arguments, "--out", "broken")
     assert result.exit_code == 130
     assert "gwf-fast run gmm --out broken --resume" in result.stderr
-    assert json.loads((tmp_path / "broken" / "run.json").read_text())["status"] == "running"
+    assert json.loads((tmp_path / "broken" / "run.json").read_text())["status"] == "interrupted"
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     result = call("run", "gmm", "--out", "broken", "--resume")
@@ -226,13 +227,31 @@ def test_an_occupied_folder_and_a_changed_option(tmp_path):
     assert (tmp_path / "out" / "run.json").read_bytes() == before
 
 
-def test_a_diverging_run_names_the_step(monkeypatch):
+def test_a_diverging_run_names_the_step(tmp_path, monkeypatch):
     from gwf_fast.potentials import GaussianMixture
 
     monkeypatch.setattr(GaussianMixture, "log_density", lambda self, x: x.sum(-1) * torch.nan)
     result = call("run", "gmm", *QUICK)
     assert result.exit_code == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: JKO step 1: ")
+    record = json.loads((tmp_path / "runs" / "gmm" / "run.json").read_text())
+    assert record["status"] == "failed" and record["error"].startswith("JKO step 1: ")
+
+
+def test_a_folder_of_a_run_that_was_killed_before_it_began(tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in (".lock", ".run.json.tmp"):
+        (tmp_path / "out" / name).write_text("half")
+    assert_one_line(call("run", "gmm", "--out", "out", "--resume"), "out holds no run")
+    assert call("run", "gmm", *QUICK, "--out", "out").exit_code == 0
+
+
+def test_two_commands_in_one_folder(tmp_path):
+    with RunFolder(tmp_path / "out"):
+        assert_one_line(call("run", "gmm", *QUICK, "--out", "out"), "out: ", "is being written by another run")
+    assert call("run", "gmm", *QUICK, "--out", "out").exit_code == 0
+    with RunFolder(tmp_path / "out"):
+        assert_one_line(call("run", "gmm", "--out", "out", "--resume"), "out: ", "is being written by another run")
 
 
 def test_info():

@@ -110,7 +110,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(kind, tmp_path, monkeypatc
         flow.run(TARGET, 5, progress=False, checkpoint=tmp_path, **evaluate)
     monkeypatch.undo()
     assert json.loads((tmp_path / "checkpoint.json").read_text())["step"] == 3
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4  # the lock, the problem, the state, the manifest
     resumed = gwf.DriftingModel.resume(tmp_path, progress=False, **evaluate)
     assert everything(resumed) == everything(whole)
     assert everything(gwf.DriftingModel.resume(tmp_path, progress=False)) == everything(whole)  # finished
@@ -247,3 +247,21 @@ def test_the_wgan_penalty_is_that_of_any_module():
         torch.manual_seed(1)
         drifts.append(gwf.drift.LearnedCritic(2, network=network, **options)(TARGET[:30], TARGET[30:70] + 0.5))
     torch.testing.assert_close(*drifts)
+
+
+def test_the_average_keeps_up_with_buffers(tmp_path):
+    """Statistics of batches, which are no parameters, are those of the last update; a resumed run has them too."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    model = gwf.DriftingModel("energy", 2, generator=net, latent_dim=4, batch_size=32, ema=0.9, seed=2)
+    state = model.init(TARGET)
+    for _ in range(5):
+        model.step(state, TARGET, 5)
+    for mean, now, first in zip(state.average.buffers(), state.generator.buffers(), net.buffers(), strict=True):
+        assert torch.equal(mean, now) and not torch.equal(now, first)
+    for mean, now in zip(state.average.parameters(), state.generator.parameters(), strict=True):
+        assert not torch.equal(mean, now)
+    model.run(TARGET, 3, progress=False, checkpoint=tmp_path)
+    resumed = gwf.DriftingModel.resume(tmp_path, n_steps=5, progress=False, generator=net)
+    z = torch.randn(7, 4)
+    assert torch.equal(resumed.generator(z), state.average.eval()(z))

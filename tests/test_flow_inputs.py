@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 import gwf_fast as gwf
-from gwf_fast import checkpoint
+from gwf_fast import checkpoint, run_folder
 from gwf_fast.adversarial import IPM
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flow_networks import make_module
@@ -145,7 +145,7 @@ def test_a_folder_of_a_run_that_was_killed_at_once(tmp_path):
         made = flow(JensenShannon(points() + shift), None)
         made.run(points(seed=int(shift) + 5), 1, progress=False, checkpoint=tmp_path)
         if shift > 0:
-            (tmp_path / checkpoint.MANIFEST).unlink()
+            (tmp_path / run_folder.MANIFEST).unlink()
     loaded, state, _, source = checkpoint.load(tmp_path)
     assert torch.equal(loaded.functional.target, points() - 1)
     assert torch.equal(source, points(seed=4))

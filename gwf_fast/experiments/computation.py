@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from gwf_fast import checkpoint
+from gwf_fast import run_folder
 from gwf_fast.jko import JKOFlow
 from gwf_fast.state import FlowResult, Source, StepRecord
 
@@ -82,7 +82,7 @@ class Flow:
 
     def solve(self, folder: Path, say: Say) -> FlowResult:
         """See ``Computation``."""
-        if not (folder / checkpoint.MANIFEST).exists():  # a new run, or one that was killed before its first checkpoint
+        if not (folder / run_folder.MANIFEST).exists():  # a new run, or one that was killed before its first checkpoint
             return self.flow.run(self.source, self.steps, checkpoint=folder)
         flow = self.flow
         return type(flow).resume(
@@ -138,19 +138,21 @@ class Study:
 
 def save_samples(samples: Tensor, out: Path) -> None:
     """Leave samples.npy."""
-    with open(out / "samples.npy", "wb") as file:
-        np.save(file, samples.detach().cpu().numpy())
+    content = io.BytesIO()
+    np.save(content, samples.detach().cpu().numpy())
+    run_folder.write_atomically(out / "samples.npy", content.getvalue())
 
 
 def save_modules(modules: Mapping[str, torch.nn.Module], path: Path) -> None:
     """Leave the parameters of modules in one safetensors file, under NAME.PARAMETER."""
-    tensors = {f"{name}.{key}": t.contiguous() for name, m in modules.items() for key, t in m.state_dict().items()}
-    checkpoint.write_atomically(path, save_tensors(tensors))
+    values = {f"{name}.{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}
+    run_folder.write_atomically(path, run_folder.serialize(values))
 
 
 def save_history(kind: type, records: Sequence[Any], out: Path) -> None:
     """Leave history.csv, one line a record; ``kind`` is their dataclass."""
-    with open(out / "history.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(kind)])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(record) for record in records)
+    content = io.StringIO(newline="")
+    writer = csv.DictWriter(content, [field.name for field in dataclasses.fields(kind)])
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(record) for record in records)
+    run_folder.write_atomically(out / "history.csv", content.getvalue().encode())

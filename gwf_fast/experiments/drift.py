@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gwf_fast import checkpoint
+from gwf_fast import run_folder
 from gwf_fast.drift.critics import TRANSFORMS
 from gwf_fast.drifting_model import DriftingModel
 from gwf_fast.drifting_state import DriftingRecord, DriftingResult
@@ -94,7 +94,7 @@ class Drifting:
         """See ``Computation``."""
         evaluate, target = self.data.mmd, self.data.sample
         try:
-            if (folder / checkpoint.MANIFEST).exists():
+            if (folder / run_folder.MANIFEST).exists():
                 return DriftingModel.resume(folder, n_steps=self.steps, target=target, evaluate=evaluate)
             return self.model.run(target, self.steps, checkpoint=folder, evaluate=evaluate)
         except NonFiniteError as error:

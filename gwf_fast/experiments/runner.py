@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -12,10 +13,10 @@ from typing import Any
 
 import torch
 
-from gwf_fast import checkpoint
 from gwf_fast.experiments import find
-from gwf_fast.experiments.base import Experiment, Settings, spelled
+from gwf_fast.experiments.base import Experiment, Problem, Settings, spelled
 from gwf_fast.experiments.computation import Say
+from gwf_fast.run_folder import RunFolder, write_atomically
 
 RUN = "run.json"
 CHECKPOINT = "checkpoint"
@@ -44,11 +45,24 @@ def run(name: str, given: dict[str, Any], out: Path, *, resume: bool, say: Say) 
         Interrupted: On Ctrl-C.
     """
     experiment = find(name)
-    settings = _checked(experiment, _stored(out, experiment, given) if resume else given)
-    problem = experiment.build(settings)
+    if resume:
+        _require_run(out)
+    else:
+        settings = _checked(experiment, given)
+        problem = experiment.build(settings)
+        _require_folder(out)
+    with RunFolder(out, "out"):
+        if resume:
+            settings = _checked(experiment, _stored(out, experiment, given))
+            problem = experiment.build(settings)
+        else:
+            _claim(out)
+        return _carry_out(name, settings, problem, out, say)
+
+
+def _carry_out(name: str, settings: Settings, problem: Problem, out: Path, say: Say) -> dict[str, Any]:
+    """The run itself, in a folder that is its own; run.json says how it stands, however it ends."""
     computation = problem.computation
-    if not resume:
-        _claim(out)
     record = {
         "experiment": name,
         "status": "running",
@@ -62,21 +76,30 @@ def run(name: str, given: dict[str, Any], out: Path, *, resume: bool, say: Say) 
     start = time.perf_counter()
     try:
         result = computation.solve(out / CHECKPOINT, say)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            computation.save(result, out)
+            problem.figure(result, out / "figure.png")
+            metrics = problem.metrics(result)
+        seconds = time.perf_counter() - start
+        _write_json(out / RUN, {**record, "status": "finished", "seconds": seconds, "metrics": metrics})
     except KeyboardInterrupt:
+        _write_json(out / RUN, {**record, "status": "interrupted"})
         raise Interrupted(f"gwf-fast run {name} --out {out} --resume") from None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        computation.save(result, out)
-        problem.figure(result, out / "figure.png")
-        metrics = problem.metrics(result)
-    seconds = time.perf_counter() - start
-    _write_json(out / RUN, {**record, "status": "finished", "seconds": seconds, "metrics": metrics})
+    except Exception as error:
+        with contextlib.suppress(OSError):  # it may be the disk that is full
+            _write_json(out / RUN, {**record, "status": "failed", "error": " ".join(str(error).split())})
+        raise
     return metrics
 
 
 def artefacts(out: Path) -> list[str]:
-    """What a run has left in its folder, beside its checkpoints."""
-    return sorted(path.name + "/" * path.is_dir() for path in out.iterdir() if path.name != CHECKPOINT)
+    """What a run has left in its folder, beside its checkpoints and what the writer of a folder keeps there itself."""
+    return sorted(
+        path.name + "/" * path.is_dir()
+        for path in out.iterdir()
+        if path.name != CHECKPOINT and not path.name.startswith(".")
+    )
 
 
 def versions() -> dict[str, str]:
@@ -133,15 +156,23 @@ def _stored(out: Path, experiment: Experiment, given: dict[str, Any]) -> dict[st
     return {**settings, **given}
 
 
-def _claim(out: Path) -> None:
+def _require_run(out: Path) -> None:
+    if not (out / RUN).is_file():
+        raise ValueError(f"resume: {out} holds no run ({RUN} is missing)")
+
+
+def _require_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file, expected a folder")
+
+
+def _claim(out: Path) -> None:
+    """Refuse a folder that holds anything but what a run leaves that was killed before it wrote its first file."""
     if (out / RUN).exists():
         raise ValueError(f"out: {out} holds another run; choose another folder, or go on with --resume")
-    if out.exists() and any(out.iterdir()):
+    if artefacts(out):
         raise ValueError(f"out: {out} is not empty; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    checkpoint.write_atomically(path, json.dumps(value, indent=1).encode())
+    write_atomically(path, json.dumps(value, indent=1).encode())
