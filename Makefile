@@ -3,6 +3,7 @@
 #   make test        lint, build, the whole suite but its slow part
 #   make test-slow   the slow part
 #   make fuzz        100,000 drawn calls of every public function against dense float64; SEED=n for others
+#   make sanitize    the fuzzer on builds with AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer
 #   make bench       time this library beside its peers; fills bench/results/
 #   make lint        ruff, clang-format, generated code, types
 #   make format      let ruff and clang-format lay out the sources
@@ -18,7 +19,7 @@ FORMATTED := $(filter-out %_generated.h,$(CSRC))
 
 SEED ?= 0
 
-.PHONY: compile-gpu demo test test-slow fuzz bench lint format codegen build clean
+.PHONY: compile-gpu demo test test-slow fuzz sanitize sanitize-memory sanitize-threads bench lint format codegen build clean
 .DELETE_ON_ERROR:
 
 # --- the environment, one stamp a set of dependencies ---------------------------------------------------------------
@@ -65,6 +66,30 @@ test-slow: build .venv/dev.stamp
 # In subprocesses, under a watchdog; a finding is printed with the line that makes the call again.
 fuzz: build .venv/dev.stamp
 	$(BIN)/python -m tests.fuzz --calls 100000 --seed $(SEED)
+
+# A package with instrumented objects in build/sanitize, beside the tests; a report of a sanitizer ends the worker, and
+# is a crash to the fuzzer. A build takes some minutes a core; what is there already is not built again.
+SANITIZED = cd build/sanitize/$(1) && LD_PRELOAD="$(shell g++ -print-file-name=$(2)) $(shell g++ -print-file-name=libstdc++.so)"
+SANITIZE_CALLS ?= 4000
+comma := ,
+
+define sanitized-build
+GWF_FAST_SANITIZE=$(2) $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/$(1)
+rm -rf build/sanitize/$(1)/tests && cp -r tests build/sanitize/$(1)/tests
+endef
+
+sanitize: sanitize-memory sanitize-threads
+
+sanitize-memory: build .venv/dev.stamp
+	$(call sanitized-build,memory,address$(comma)undefined)
+	$(call SANITIZED,memory,libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(CURDIR)/$(BIN)/python -m tests.fuzz --calls $(SANITIZE_CALLS) --seed $(SEED)
+
+# More points than usual, for small calls run in one thread. The kernel's random addresses are not ThreadSanitizer's.
+sanitize-threads: build .venv/dev.stamp
+	$(call sanitized-build,threads,thread)
+	$(call SANITIZED,threads,libtsan.so) TSAN_OPTIONS=halt_on_error=1:exitcode=66 setarch -R \
+		$(CURDIR)/$(BIN)/python -m tests.fuzz --calls $(SANITIZE_CALLS) --seed $(SEED) --larger 8 --mode plain
 
 # Every GPU kernel to machine code, no GPU needed: registers, spills, instructions beside KeOps'. Half an hour on two
 # cores; a run that was stopped goes on where it was. The suite compiles a subset.

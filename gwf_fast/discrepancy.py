@@ -154,10 +154,10 @@ def median_bandwidth(x: Tensor) -> Tensor:
     if n > MEDIAN_SAMPLE:
         index = torch.arange(MEDIAN_SAMPLE, device=x.device) * (n - 1) // (MEDIAN_SAMPLE - 1)
         x = x.index_select(-2, index)
-    sets = x.reshape(-1, *x.shape[-2:])
+    sets = x.reshape(-1, *x.shape[-2:]).to(torch.promote_types(x.dtype, torch.float32))
     medians = [torch.nn.functional.pdist(points).square().median() for points in sets]
     h = (torch.stack(medians) / (2 * math.log(n + 1))).sqrt() if medians else x.new_empty(0)
-    return h.view(x.shape[:-2])
+    return h.to(x.dtype).view(x.shape[:-2])
 
 
 # ---------------------------------------------------------------------------------------------- mmd2

@@ -54,6 +54,8 @@ def total_distances(
     x: Tensor, targets: Tensor, weights: Tensor | None, split: int, sizes: Tensor | None, floor: float
 ) -> Tensor:
     """sum_ij w_j r_ij of each problem, [B] in float64; r is at least sqrt(floor)."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x, targets, weights = x.float(), targets.float(), None if weights is None else weights.float()
     totals = []
     for b in range(len(x)):
         n, _, m = (x.shape[1], split, targets.shape[1]) if sizes is None else sizes[b].tolist()

@@ -174,3 +174,11 @@ def test_median_bandwidth():
     median = torch.pdist(big[:5000]).square().median()  # 12 million pairs
     assert float(h) == pytest.approx(float((median / (2 * math.log(6001))).sqrt()), rel=0.03)
     assert isinstance(gwf.Gaussian(h), gwf.Kernel)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_median_bandwidth_of_halves(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 9, 3).to(dtype)
+    got = gwf.median_bandwidth(x)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, gwf.median_bandwidth(x.double()).to(dtype))

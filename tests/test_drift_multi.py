@@ -232,3 +232,13 @@ PAIR = torch.zeros(2, 3)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves(dtype: torch.dtype) -> None:
+    x, y, w = torch.randn(2, 9, 3).to(dtype), torch.randn(2, 7, 3).to(dtype), torch.rand(2, 9).to(dtype)
+    got = gwf.drift.gmd_multi(x, y, x_weights=w)
+    want = gwf.drift.gmd_multi(x.double(), y.double(), x_weights=w.double())
+    assert got.velocity.dtype == dtype
+    digits = 30 * torch.finfo(dtype).eps
+    torch.testing.assert_close(got.velocity.double(), want.velocity, rtol=digits, atol=digits * float(want.scale))

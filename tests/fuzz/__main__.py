@@ -20,6 +20,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", help="pattern of the names of functions")
+    parser.add_argument("--mode", help="the mode of all calls")
+    parser.add_argument("--larger", type=int, default=1, help="factor on the numbers of points")
     parser.add_argument("--call", help="one call, as a finding prints it")
     parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds that a call may take")
     parser.add_argument("--most", type=int, default=3, help="findings of a kind that are printed")
@@ -33,7 +35,7 @@ def main() -> int:
             options.calls,
             first=options.first,
             jobs=options.jobs,
-            pattern=options.only,
+            choice={"only": options.only, "mode": options.mode, "larger": options.larger},
             patience=options.patience,
         )
         print(f"{time.perf_counter() - began:.0f} s")

@@ -9,36 +9,56 @@ import traceback
 import warnings
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import gwf_fast as gwf
 
-from . import table_flows, table_pairs
+from . import table_flows, table_networks, table_pairs
 from .arguments import DTYPES, Call
 from .function import Function, make
 from .judge import judge
 from .modes import draw_mode, run_dense, run_package
 from .rounding import ULPS, Rounding
 
-FUNCTIONS: dict[str, Function] = {f.name: f for f in (*table_pairs.FUNCTIONS, *table_flows.FUNCTIONS)}
+_TABLES = (table_pairs, table_flows, table_networks)
+FUNCTIONS: dict[str, Function] = {f.name: f for table in _TABLES for f in table.FUNCTIONS}
 """The table."""
 
 _PERTURBED = 3
 _REFUSALS = (ValueError, TypeError, NotImplementedError, gwf.AccuracyError, gwf.NonFiniteError, MemoryError)
 
 
-def draw(seed: int, number: int, only: str | None = None) -> Call:
+class Choice(NamedTuple):
+    """Which calls.
+
+    Attributes:
+        only: A pattern of the names of functions; None for all.
+        mode: One mode; None for what is drawn.
+        larger: Factor on the numbers of points: small calls run in one thread.
+    """
+
+    only: str | None = None
+    mode: str | None = None
+    larger: int = 1
+
+
+_ALL = Choice()
+
+
+def draw(seed: int, number: int, choice: Choice = _ALL) -> Call:
     """The call of a number, the same on every machine."""
     rng = Random(f"{seed}:{number}")
-    known = [f for f in FUNCTIONS.values() if only is None or re.fullmatch(only, f.name)]
+    known = [f for f in FUNCTIONS.values() if choice.only is None or re.fullmatch(choice.only, f.name)]
     function = rng.choices(known, [f.weight for f in known])[0]
     call = function.draw(rng)
     while call["n"] * max(call["m"], call["n"]) * call["d"] * max(1, math.prod(call["batch"])) > 300_000:
         call = function.draw(rng)
     call["f"] = function.name
-    call["mode"] = draw_mode(rng, function)
+    call["mode"] = choice.mode or draw_mode(rng, function, call)
+    for size in "nm":
+        call[size] *= choice.larger
     return json.loads(json.dumps(call))
 
 
@@ -105,7 +125,8 @@ def _is_known_refusal(call: Call, error: Exception) -> bool:
     """What the documentation says of dtypes and transforms, in so many words."""
     if call["dtype"] in ("float16", "bfloat16") and "does not serve" in str(error):
         return True
-    return call["mode"] == "grad2" and "once_differentiable" in str(error)
+    told = "derivatives of third order are not available" in str(error)  # value_and_grad is one already
+    return call["mode"] == "grad2" and told
 
 
 def _said(error: Exception) -> str:

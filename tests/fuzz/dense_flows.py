@@ -285,4 +285,5 @@ def drift_critic(R: Rounding, x, *, wave, transform: str = "wgan", shift: float 
 
 def drifting_loss(R: Rounding, x, velocity) -> Tensor:
     v = velocity.detach()  # a constant, and its gradient in x_i is -2 v_i / N
-    return (R(v * v) - 2 * R(v) * (x - x.detach())).sum(1).mean()
+    moved = x - x.detach()
+    return (R(v * v) - 2 * R(v) * moved + moved * moved).sum(1).mean()

@@ -30,7 +30,8 @@ class Function:
         name: Where it is in the package, such as "drift.gmd".
         truth: The dense formula for one problem: a rounding, tensors by name, options by name.
         draw: A call, from random numbers: its shape, its tensors by kind (see :func:`make`), its options.
-        rows: For each result the set whose rows it has, "x" or "y", or None for a number a problem.
+        rows: For each result the set whose rows it has, "x" or "y", or None for a number a problem; may
+            depend on the call.
         gradients: The tensors that it can be differentiated in.
         lengths: Arguments with the sizes of ragged sets, and the sets that they are of.
         pad: What results read beyond the lengths.
@@ -47,7 +48,7 @@ class Function:
     name: str
     truth: Callable[..., Any]
     draw: Callable[[Random], Call]
-    rows: tuple[str | None, ...] = ("x",)
+    rows: tuple[str | None, ...] | Callable[[Call], tuple[str | None, ...]] = ("x",)
     gradients: tuple[str, ...] = ()
     lengths: dict[str, str] = field(default_factory=dict)
     pad: float = 0.0
@@ -86,24 +87,24 @@ class Function:
         sizes = {"x": call["n"], "y": call["m"], "z": call.get("k", 0)}
         if 0 in batch:  # no problem at all: the shapes of one
             empty = {
-                n: t if call["tensors"][n] in UNBATCHED else t.new_ones(t.shape[len(batch) :])
-                for n, t in tensors.items()
+                n: t if unbatched(call["tensors"][n]) else t.new_ones(t.shape[len(batch) :]) for n, t in tensors.items()
             }
             one = self.dense(rounding, empty, {}, call | {"batch": []})
             return tuple(t.new_zeros((*batch, *t.shape)) for t in one)
+        rows = self.rows(call) if callable(self.rows) else self.rows
         results: list[Output] = []
         for index in itertools.product(*map(range, batch)):
             counts = {s: int(lengths[a][index]) for a, s in self.lengths.items() if a in lengths}
             inputs = {}
             for name, t in tensors.items():
                 kind = call["tensors"][name]
-                one = t if kind in UNBATCHED else t[index]
+                one = t if unbatched(kind) else t[index]
                 side = side_of(kind)
                 inputs[name] = one[: counts[side]] if side in counts else one
             options = {k: v for k, v in call["options"].items() if k not in NOT_MATHEMATICS}
             out = self.truth(rounding, **inputs, **options)
             out = out if isinstance(out, tuple) else (out,)
-            results.append(tuple(self._padded(t, side, sizes) for t, side in zip(out, self.rows, strict=True)))
+            results.append(tuple(self._padded(t, side, sizes) for t, side in zip(out, rows, strict=True)))
         return tuple(torch.stack(each).unflatten(0, batch) if batch else each[0] for each in zip(*results, strict=True))
 
     def _padded(self, t: Tensor, side: str | None, sizes: dict[str, int]) -> Tensor:
@@ -117,7 +118,11 @@ EAGER = ("plain", "grad", "grad2", "no_grad", "inference", "autocast", "threads"
 ONCE = tuple(mode for mode in EAGER if mode != "grad2")
 """Of those that are documented to be differentiable once."""
 NOT_MATHEMATICS = ("method", "tolerance", "max_iterations", "scaling")
-UNBATCHED = ("directions",)
+
+
+def unbatched(kind: str) -> bool:
+    """Whether a tensor is the same for all problems of a batch."""
+    return kind == "directions" or kind.startswith(("matrix", "vector"))
 
 
 def side_of(kind: str) -> str | None:
@@ -180,6 +185,9 @@ def _companion(call: Call, kind: str, stream: int) -> Tensor:
         t = t + 1e4 * scale if call["place"] == "shifted" else t
     elif what == "potential":
         t = torch.randn(*shape, **options) * call["options"]["epsilon"]
+    elif kind.startswith(("matrix", "vector")):  # of a layer, or of points
+        sizes = [int(size) for size in kind.split()[1:]]
+        t = torch.randn(*sizes, **options) / math.sqrt(sizes[-1])
     elif kind == "directions":
         t = torch.nn.functional.normalize(torch.randn(call["projections"], call["d"], **options), dim=-1)
     else:

@@ -29,10 +29,10 @@ MODES = {
 Python threads at once as from none beside."""
 
 
-def draw_mode(rng: Random, function: Function) -> str:
+def draw_mode(rng: Random, function: Function, call: Call) -> str:
     """One that the function takes."""
     known = {m: w for m, w in MODES.items() if function.modes is None or m in function.modes}
-    if not function.gradients:
+    if not function.gradients or call.get("constant"):
         known = {m: w for m, w in known.items() if not m.startswith("grad")}
     return rng.choices(list(known), list(known.values()))[0]
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 ULPS = 16.0
 """Size of the perturbations, in roundings of the precision at hand."""
+
+
+class _Rounded(torch.autograd.Function):
+    """A product whose derivative is rounded on its own account, as code for derivatives does."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.factors = there, back
+        return t * there
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        there, back = ctx.factors
+        return _Rounded.apply(g, back, there), None, None
 
 
 class Rounding:
@@ -18,7 +34,10 @@ class Rounding:
 
     def __call__(self, t: Tensor) -> Tensor:
         """A rounded result."""
-        return t if self.eps == 0 else t * (1 + self.eps * self._signs(t))
+        if self.eps == 0:
+            return t
+        there, back = (1 + self.eps * self._signs(t) for _ in range(2))
+        return _Rounded.apply(t, there, back)
 
     def moved(self, t: Tensor, by: Tensor | float) -> Tensor:
         """A result that is off by a rounding of something larger."""

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from .arguments import Call
@@ -20,6 +22,7 @@ from .arguments import Call
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0
 """Seconds that a call may take, on a machine that does much else."""
+ALL: Mapping[str, Any] = MappingProxyType({})
 BAD = ("wrong", "error", "crash", "hang")
 
 
@@ -75,15 +78,21 @@ def reproducer(call: Call) -> str:
 
 
 def supervise(
-    seed: int, calls: int, *, first: int = 0, jobs: int = 1, pattern: str | None = None, patience: float = PATIENCE
+    seed: int,
+    calls: int,
+    *,
+    first: int = 0,
+    jobs: int = 1,
+    choice: Mapping[str, Any] = MappingProxyType({}),
+    patience: float = PATIENCE,
 ) -> Report:
-    """Make calls ``first`` to ``first + calls`` of a seed."""
+    """Make calls ``first`` to ``first + calls`` of a seed; ``choice`` as in ``calls.Choice``."""
     report, lock = Report(), threading.Lock()
 
     def work(job: int) -> None:
         number = first + job
         while number < first + calls:
-            number = _until_it_dies(seed, number, first + calls, jobs, pattern, patience, report, lock)
+            number = _until_it_dies(seed, number, first + calls, jobs, choice, patience, report, lock)
 
     threads = [threading.Thread(target=work, args=(job,)) for job in range(jobs)]
     for thread in threads:
@@ -96,7 +105,7 @@ def supervise(
 def once(call: Call, patience: float = PATIENCE) -> Report:
     """Make one call."""
     report = Report()
-    _until_it_dies(0, -1, 0, 1, None, patience, report, threading.Lock(), json.dumps(call))
+    _until_it_dies(0, -1, 0, 1, {}, patience, report, threading.Lock(), json.dumps(call))
     return report
 
 
@@ -105,7 +114,7 @@ def _until_it_dies(
     first: int,
     last: int,
     stride: int,
-    pattern: str | None,
+    choice: Mapping[str, Any],
     patience: float,
     report: Report,
     lock: threading.Lock,
@@ -116,7 +125,7 @@ def _until_it_dies(
     numbers = [str(n) for n in (seed, first, last, stride)]
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.worker", *numbers, pattern or "", str(writer)],
+            [sys.executable, "-m", "tests.fuzz.worker", str(writer), *numbers, json.dumps(dict(choice))],
             pass_fds=(writer,),
             stdin=subprocess.PIPE,
             stdout=errors,
@@ -158,7 +167,7 @@ def _until_it_dies(
         return begun["begin"] + stride if begun["begin"] >= 0 else last
 
 
-def _lines(pipe: Any, patience: float) -> Any:
+def _lines(pipe: IO[bytes], patience: float) -> Iterator[bytes | None]:
     """Lines as they come; None where none has come for long."""
     rest = b""
     while True:

@@ -132,6 +132,7 @@ def _gmd(rng: Random, call: Call) -> None:
     if rng.random() < 0.2:
         call["options"]["clip"] = rng.choice((1e-6, 1e-3))
         call["backend"] = None
+        call["constant"] = True  # to autograd
 
 
 def _gmd_multi(rng: Random, call: Call) -> None:
@@ -310,6 +311,7 @@ FUNCTIONS = [
         _gmd_multi_truth,
         _pair(_gmd_multi, backend=False),
         rows=("x", None, None),
+        factor=2.0,
         lengths=_TRIPLE,
         least=2,
         refuses=_sets,
@@ -334,7 +336,7 @@ FUNCTIONS = [
     Function(
         "drifting_loss",
         truths.drifting_loss,
-        _pair(_loss, backend=False),
+        _pair(_loss, backend=False, places=_FINITE),
         rows=(None,),
         gradients=("x",),
         refuses=_sets,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from random import Random
 from typing import Any
 
+import gwf_fast as gwf
+
 from . import dense
 from .arguments import Call, draw_bandwidth, draw_kernel, draw_shape, pick
-from .function import ONCE, Function, is_extreme
+from .function import EAGER, ONCE, Function, is_extreme
 from .radial import SCALED, smooth_of
 
 
@@ -131,9 +134,18 @@ def _ksd(rng: Random, call: Call) -> None:
     call["needs"] = {"x": 2 if call["options"]["unbiased"] else 1}
 
 
+def _mollifier(rng: Random, call: Call) -> float:
+    """A length beside which densities do not vanish: where they do, blobs are documented not to be finite."""
+    if call["dtype"] in ("float16", "bfloat16"):  # whose smallest numbers a density in many dimensions is below
+        call["d"] = min(call["d"], 3)
+    if call["place"] in ("far", "outlier", "outlier_y") or call["d"] > 17:
+        call["place"], call["d"] = "plain", min(call["d"], 17)
+    return float(f"{call['scale'] * 10 ** rng.uniform(-0.5, 1):.4g}")
+
+
 def _blob(rng: Random, call: Call) -> None:
     del call["tensors"]["y"]
-    call["options"]["bandwidth"] = draw_bandwidth(rng, call["scale"])
+    call["options"]["bandwidth"] = _mollifier(rng, call)
     if rng.random() < 0.5:
         call["tensors"]["sources"] = "y"
         call["needs"] = {"y": 1}
@@ -143,7 +155,7 @@ def _blob(rng: Random, call: Call) -> None:
 
 def _blob_energy(rng: Random, call: Call) -> None:
     _alone(rng, call)
-    call["options"] = {"bandwidth": draw_bandwidth(rng, call["scale"]), "m": rng.choice((1.0, 2.0, 3.0, 1.5))}
+    call["options"] = {"bandwidth": _mollifier(rng, call), "m": rng.choice((1.0, 2.0, 3.0, 1.5))}
 
 
 def _blob_velocity(rng: Random, call: Call) -> None:
@@ -151,7 +163,48 @@ def _blob_velocity(rng: Random, call: Call) -> None:
     call["options"] |= {"m": rng.choice((1.0, 2.0, 3.0)), "form": rng.choice(("energy", "density"))}
 
 
+def _fast(rng: Random, call: Call) -> None:
+    """ "nufft", where it serves: D <= 3, points that are finite."""
+    call["d"] = rng.choice((1, 2, 3))
+    call["n"], call["m"] = (rng.choice((1, 5, 33, 100)) for _ in "nm")
+    if call["dtype"] not in ("float32", "float64"):
+        call["dtype"] = "float32"
+    _kernel(rng, call, only=("gaussian", "imq", "matern52", "riesz"))
+    tolerance = rng.choice((1e-3, 1e-5) if call["dtype"] == "float32" else (1e-4, 1e-6, 1e-9))
+    call["options"] |= {"method": rng.choice(("nufft", "auto")), "tolerance": tolerance}
+    if rng.random() < 0.5:
+        call["tensors"]["weights"] = "signed_y"
+
+
+def _granted(call: Call) -> float:
+    return 2 * call["options"]["tolerance"]
+
+
+def _sliced(order: int) -> Any:
+    def option(rng: Random, call: Call) -> None:
+        call["d"], call["projections"] = min(call["d"], 9), rng.choice((1, 3, 20))
+        if call["dtype"] not in ("float32", "float64"):
+            call["dtype"] = "float32"
+        h = call["scale"] * round(10 ** rng.uniform(-0.5, 0.5), 3)
+        term = rng.choice((["gaussian", 1.0, h], ["riesz", 1.0, 1.0]))
+        call["options"] = {"kernel": [term], "method": "sliced"}
+        call["tensors"]["directions"] = "directions"
+        if rng.random() < 0.5:
+            call["tensors"]["weights"] = "signed_y"
+        call["order"] = order
+
+    return option
+
+
+def _by_name(name: str) -> Any:
+    def through(function: Function, tensors: Any, options: Any) -> Any:
+        return getattr(gwf, name)(**tensors, **options)
+
+    return through
+
+
 _LENGTHS = {"x_lengths": "x", "y_lengths": "y"}
+_FINITE = ("plain", "coincident", "near", "same", "collapsed", "far", "shifted", "outlier", "outlier_y")
 
 
 def _average_refuses(call: Call) -> str | None:
@@ -180,6 +233,35 @@ FUNCTIONS = [
         lengths=_LENGTHS,
         refuses=_extreme,
         weight=2.5,
+    ),
+    *(
+        Function(
+            f"{name} nufft",
+            truth,
+            _pair(_fast, backend=False, places=_FINITE),
+            gradients=("x", "y", "weights"),
+            lengths=_LENGTHS,
+            refuses=_extreme,
+            floor=_granted,
+            modes=EAGER,
+            through=_by_name(name),
+            weight=0.4,
+        )
+        for name, truth in (("kernel_sum", dense.kernel_sum), ("kernel_gradient", dense.kernel_gradient))
+    ),
+    *(
+        Function(
+            f"{name} sliced",
+            functools.partial(dense.sliced_sum, order=order),
+            _pair(_sliced(order), backend=False, places=("plain", "coincident", "near", "same", "shifted")),
+            lengths=_LENGTHS,
+            refuses=_extreme,
+            floor=lambda call: 1e-5,  # of its Fourier series
+            modes=EAGER,
+            through=_by_name(name),
+            weight=0.3,
+        )
+        for order, name in enumerate(("kernel_sum", "kernel_gradient"))
     ),
     Function(
         "kernel_logsumexp",

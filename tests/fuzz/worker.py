@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import torch
 
-from .calls import draw, perform
+from .calls import Choice, draw, perform
 from .known import known_finding
 
 DEFECTS = {"!crash": os.abort, "!hang": lambda: time.sleep(1000)}
@@ -34,9 +34,9 @@ def report(pipe: IO[str], number: int, call: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Arguments: seed, first number, one past the last, stride, a pattern of names or "", a file descriptor."""
-    seed, first, last, stride = map(int, sys.argv[1:5])
-    pattern, descriptor = sys.argv[5] or None, int(sys.argv[6])
+    """Arguments: a file descriptor, seed, first number, one past the last, stride, and which calls, as JSON."""
+    descriptor, seed, first, last, stride = map(int, sys.argv[1:6])
+    choice = Choice(**json.loads(sys.argv[6]))
     faulthandler.enable()
     torch.set_num_threads(1)
     with os.fdopen(descriptor, "w") as pipe:
@@ -44,7 +44,7 @@ def main() -> None:
             report(pipe, -1, json.load(sys.stdin))
             return
         for number in range(first, last, stride):
-            report(pipe, number, draw(seed, number, pattern))
+            report(pipe, number, draw(seed, number, choice))
 
 
 if __name__ == "__main__":
