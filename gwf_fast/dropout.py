@@ -53,9 +53,8 @@ class Thinned(nn.Module):
 
     def _mask(self, layer: int, like: Tensor) -> Tensor:
         rows, width = like.shape
-        uniforms = self._draws.stream(self._stream | layer, (self._row + rows) * width, like)
-        kept = (uniforms[self._row * width :] >= self.rate).view(rows, width)
-        return kept.to(like.dtype) / (1 - self.rate)
+        kept = self._draws.kept(self._stream | layer, self._row * width, rows * width, self.rate, like)
+        return kept.view(rows, width) / (1 - self.rate)
 
 
 def begin_pass(module: nn.Module | None, passes: int, step: int) -> None:

@@ -6,6 +6,7 @@ or, with a bandwidth, the regularised entropy of the blob method (Carrillo, Crai
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,9 +84,9 @@ class Ellipsoid:
         gaussian = Gaussian.fit(particles)
         return cls(gaussian, MARGIN * gaussian.whiten(particles).norm(dim=1).max().item())
 
-    @property
+    @functools.cached_property
     def log_volume(self) -> float:
-        """Logarithm of the volume."""
+        """Logarithm of the volume. Kept: it reads the device, and a map descent asks for it."""
         dim = len(self.gaussian.mean)
         ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1) + dim * math.log(self.radius)
         # N(mean) = (2 pi)^(-D/2) det^(-1/2)

@@ -7,7 +7,8 @@ any ``nn.Module`` and any functional; "fused" is in ``fused_engine.py``. They dr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gwf_fast.draws import Draws
-from gwf_fast.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
+from gwf_fast.draws import DeviceDraws, Draws
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import Functional
+from gwf_fast.graph import Recorder, Repeated
+from gwf_fast.inner_loop import InnerLoop
 from gwf_fast.nn import MLP
 from gwf_fast.samples import batch, batch_rows
 from gwf_fast.training import CHECK_EVERY, Training
@@ -66,13 +68,6 @@ class StepProblem:
             return x, x
         rows = batch_rows(self.inputs, self.training.batch_size, draws)
         return (self.inputs, self.anchors) if rows is None else (self.inputs[rows], self.anchors[rows])
-
-
-def require_shape(name: str, out: object, shape: tuple[int, ...]) -> None:
-    """Raise ValueError where a module's output has another shape, before it is broadcast."""
-    if not isinstance(out, Tensor) or out.shape != shape:
-        got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"{name}: expected an output of shape {list(shape)}, got {got}")
 
 
 class Watch:
@@ -124,7 +119,7 @@ class Engine(Protocol):
 
 
 class TorchEngine(Engine):
-    """Algorithm 1 of Fan et al. (2022) in plain PyTorch."""
+    """Algorithm 1 of Fan et al. (2022) in plain PyTorch; on CUDA devices an iteration is a graph, where it can be."""
 
     name = "torch"
 
@@ -141,70 +136,37 @@ class TorchEngine(Engine):
 
     @override
     def solve(self, problem: StepProblem) -> None:
-        training, functional, reference = problem.training, problem.functional, problem.reference
-        map_parameters = [p for p in problem.map.parameters() if p.requires_grad]
-        critic_parameters = [p for p in problem.critic.parameters() if p.requires_grad] if problem.critic else []
-        average = [p.detach().clone() for p in map_parameters] if training.ema is not None else []
-        inverse_2a = 0.5 / problem.step_size
-        draws, watch = Draws.from_torch(), Watch(problem)
-        net, critic = problem.map, problem.critic
-        of_map, of_critic = training.dropouts
-        if of_map:
-            net = Thinned.of(problem.map, of_map, draws)
-        if of_critic and critic is not None:
-            critic = Thinned.of(critic, of_critic, draws)
-        critic_loss, last_look = None, 0
-        total: Tensor | float = 0.0  # a sum on the device: adding to it waits for nothing
-        problem.map.train()
-        if problem.critic is not None:
-            problem.critic.train()
-        for j in range(training.iterations):
-            draws.begin(j)
-            rate = training.rate(j)
-            inputs, x = problem.minibatch(draws)
-            z = functional.draw(training.batch_size, reference, draws)
-            begin_pass(net, MAP_PASSES, 0)
-            tx = net(inputs)
-            require_shape("map", tx, x.shape)
-            if critic is not None:
-                still = tx.detach()
-                for i in range(training.critic_steps):
-                    begin_pass(critic, ASCENTS, i)
-                    critic_loss = -functional.critic_objective(critic, still, z, reference)
-                    _descend(problem.critic_optimizer, critic_loss, critic_parameters, rate, training.gradient_clip)
-            for i in range(training.map_steps):
-                if i:
-                    begin_pass(net, MAP_PASSES, i)
-                    tx = net(inputs)
-                begin_pass(critic, DESCENTS, i)
-                loss = (tx - x).square().sum() * (inverse_2a / len(x))
-                loss = loss + functional.map_objective(critic, tx, z, reference)
-                _descend(problem.map_optimizer, loss, map_parameters, rate, training.gradient_clip)
-                if training.ema is not None:
-                    torch._foreach_lerp_(average, [p.detach() for p in map_parameters], 1 - training.ema)
-            total = total + loss.detach()
-            if (j + 1) % CHECK_EVERY == 0 or j + 1 == training.iterations:
-                mean = float(total) / (j + 1 - last_look)
-                if watch.stops(j + 1, loss.item(), mean, None if critic_loss is None else critic_loss.item()):
-                    break
-                total, last_look = 0.0, j + 1
-        with torch.no_grad():
-            for parameter, value in zip(map_parameters, average):
-                parameter.copy_(value)
+        self._solve(problem, problem.anchors.device.type == "cuda", None)
 
+    def _solve(self, problem: StepProblem, on_device: bool, record: Recorder | None) -> None:
+        """Solve a step.
 
-def _descend(
-    optimizer: torch.optim.Optimizer | None, loss: Tensor, parameters: Sequence[Tensor], rate: float, clip: float | None
-) -> None:
-    assert optimizer is not None  # a critic comes with its optimiser
-    # autograd.grad, not backward: the map's step must not pay for gradients of the critic's parameters
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    if clip is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, clip)
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * rate
-    optimizer.step()
+        Args:
+            problem: The step.
+            on_device: Whether draws and rates are made where the particles are.
+            record: See ``Repeated``.
+        """
+        training, device, watch = problem.training, problem.anchors.device, Watch(problem)
+        draws = Draws.from_torch()
+        loop = InnerLoop(problem, DeviceDraws(draws.seed, device) if on_device else draws)
+        repeated = Repeated(
+            loop.advance,
+            loop.tensors,
+            device,
+            total=training.iterations,
+            refusal=loop.refusal(),
+            record=record,
+        )
+        done = 0
+        while done < training.iterations:
+            count = min(CHECK_EVERY, training.iterations - done)
+            repeated(count)
+            done += count
+            if watch.stops(done, *loop.look(count)):
+                break
+        loop.finish(done)
+        if device.type == "cuda" and repeated.refusal is not None:
+            warnings.warn(f"gwf_fast trains without a CUDA graph, slowly: {repeated.refusal}", stacklevel=2)
 
 
 ENGINES: dict[str, Engine] = {"torch": TorchEngine()}

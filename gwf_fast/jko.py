@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from gwf_fast import engine as engines
 from gwf_fast import fused_engine  # noqa: F401 - enters itself among the engines
-from gwf_fast.engine import require_shape
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flow_networks import default_critic, default_map, make_module
 from gwf_fast.functional import Functional
+from gwf_fast.inner_loop import require_shape
 from gwf_fast.randomness import seeded
 from gwf_fast.run_folder import RunFolder
 from gwf_fast.samples import batch

@@ -55,6 +55,8 @@ def matched(z: Tensor, x: Tensor) -> Tensor:
 
 def batch(pool: Tensor, n: int, draws: Draws | None = None) -> Tensor:
     """n rows of a pool [N, D], drawn with replacement; the pool itself where n is not smaller than it."""
+    if draws is not None and n < len(pool):
+        return draws.rows(pool, n)
     rows = batch_rows(pool, n, draws)
     return pool if rows is None else pool[rows]
 

@@ -1,0 +1,255 @@
+"""One iteration of a training loop, captured as a CUDA graph and replayed, where that is the same thing.
+
+A graph repeats what an iteration launched on the device, and nothing of what it did on the host. So before one is
+trusted, an iteration is watched for reads on the host, and a replay is compared with an iteration of its own: both from
+the same state, with the same draws. Where either speaks against it, the loop stays what it is, and says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+WARM_UP = 2
+"""Iterations before one is watched: what is compiled, allocated or copied to the device once is done by then."""
+
+FEWEST = 10
+"""Iterations of a loop that is worth a capture."""
+
+Body = Callable[[int], None]
+"""An iteration, given its number. What it needs of the number must be on the device as well."""
+
+Recorder = Callable[[Callable[[], None], torch.device], Callable[[], Any]]
+"""Takes a call and a device; returns what repeats the call's launches there. Runs none of them."""
+
+
+def capture(call: Callable[[], None], device: torch.device) -> Callable[[], Any]:
+    """Capture what a call launches on the current stream; returns the replay.
+
+    Raises:
+        RuntimeError: If something in it can't be captured; the device is as it was.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # thread_local: what other threads do (pinning memory, say) is none of this capture's business
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(device), capture_error_mode="thread_local"):
+            call()
+    except RuntimeError:
+        generator = _generator(device)
+        generator.graphsafe_set_state(generator.clone_state())  # the old one may believe that a capture is going on
+        raise
+    return graph.replay
+
+
+class Repeated:
+    """Calls a function with 0, 1, 2, ..., on a CUDA device by replays of a graph as soon as that is proven.
+
+    Args:
+        body: The function. Capture runs its Python once more than it is called; replays don't.
+        tensors: Returns the tensors that carry a state from call to call.
+        device: Where they are.
+        total: Calls to come, if there are no more than so many.
+        refusal: Why not to capture, if that is known; None to find out.
+        record: How to capture; None for :func:`capture` on CUDA devices, and not at all elsewhere.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        tensors: Callable[[], Sequence[Tensor]],
+        device: torch.device,
+        *,
+        total: int,
+        refusal: str | None = None,
+        record: Recorder | None = None,
+    ) -> None:
+        self._body, self._tensors, self._device = body, tensors, device
+        self._record = record or (capture if device.type == "cuda" else None)
+        self._is_plain = self._record is None or total < FEWEST
+        self._replay: Callable[[], Any] | None = None
+        self._done = 0
+        self.refusal = refusal
+        """Why calls are not replayed, in a line; None while nothing speaks against it."""
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the next call will be a replay."""
+        return self._replay is not None
+
+    def __call__(self, count: int) -> None:
+        """The next so many calls."""
+        with _side_stream(self._device):
+            for _ in range(count):
+                self._next()
+                self._done += 1
+
+    def _next(self) -> None:
+        if self._replay is not None:
+            self._replay()
+        elif self._is_plain or self.refusal is not None or self._done < WARM_UP:
+            self._body(self._done)
+        elif self._done == WARM_UP:
+            with HostReads(self._device) as reads:
+                self._body(self._done)
+            self.refusal = reads.found
+        else:
+            self._prove()
+
+    def _prove(self) -> None:
+        """A call, and whether its replay from the same state does the same."""
+        assert self._record is not None
+        tensors, host = list(self._tensors()), _host_generators(self._device)
+        before = _State.of(tensors, self._device)
+        self._body(self._done)
+        if [id(t) for t in self._tensors()] != [id(t) for t in tensors]:
+            self.refusal = "an iteration puts new tensors in the place of those that hold its state"
+        elif _host_generators(self._device) != host:
+            self.refusal = "an iteration draws random numbers on the host"
+        if self.refusal is not None:
+            return
+        after = _State.of(tensors, self._device)
+        try:
+            replay = self._record(functools.partial(self._body, self._done), self._device)
+        except RuntimeError as error:
+            self.refusal = f"capture failed: {str(error).strip().splitlines()[0]}"
+            return
+        before.restore()
+        replay()
+        if after.agrees():
+            self._replay = replay
+        else:
+            after.restore()
+            self.refusal = "a replay differs from the iteration: something in it changes on the host from call to call"
+
+
+class HostReads(TorchDispatchMode):
+    """Notices operations that make the host wait for a device, or bring something from the host to it.
+
+    Attributes:
+        found: The first of them, in a line; None if there was none.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+        self._caught: Any = None
+        self.found: str | None = None
+
+    def __enter__(self) -> HostReads:
+        if self._device.type == "cuda":  # it sees those in kernels of their own too, but no asynchronous copies
+            self._caught = warnings.catch_warnings(record=True)
+            self._seen = self._caught.__enter__()
+            warnings.simplefilter("always")
+            self._mode = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("warn")
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self._caught is None:
+            return
+        torch.cuda.set_sync_debug_mode(self._mode)
+        self._caught.__exit__(*error)
+        for warning in self._seen or ():
+            if "synchronizing CUDA operation" in str(warning.message):
+                place = f"{warning.filename}:{warning.lineno}"
+                self.found = self.found or f"an operation at {place} waits for the device"
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.found is None:
+            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            self.found = self._reads(func, given) or self._crosses(
+                func, [*given, *(t for t in tree_leaves(out) if isinstance(t, Tensor))]
+            )
+        return out
+
+    def _reads(self, func: Any, given: list[Tensor]) -> str | None:
+        on_device = [t for t in given if t.device.type == self._device.type]
+        depends = torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
+        if not depends or not on_device:
+            return None
+        name = func.name().removeprefix("aten::")
+        if name.startswith("index.") and not any(t.dtype in (torch.bool, torch.uint8) for t in on_device[1:]):
+            return None  # the shape is known, unless an index is a mask
+        return f"the host reads a result of the device ({name})"
+
+    def _crosses(self, func: Any, tensors: list[Tensor]) -> str | None:
+        name = func.name().removeprefix("aten::")
+        kinds = {
+            t.device.type for t in tensors if t.ndim or "copy" in name
+        }  # a number of the host's goes with a launch
+        if self._device.type not in kinds or len(kinds) == 1:
+            return None
+        return f"every iteration brings a tensor from one device to another ({name})"
+
+
+class _State:
+    """What tensors held, and the generator of their device."""
+
+    def __init__(self, tensors: list[Tensor], values: list[Tensor], device: torch.device) -> None:
+        self._tensors, self._values, self._device = tensors, values, device
+        self._generator = _generator(device).get_state()
+
+    @classmethod
+    def of(cls, tensors: list[Tensor], device: torch.device) -> _State:
+        return cls(tensors, [t.detach().clone() for t in tensors], device)
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for tensor, value in zip(self._tensors, self._values, strict=True):
+                tensor.copy_(value)
+        _generator(self._device).set_state(self._generator)
+
+    def agrees(self) -> bool:
+        """Whether the tensors hold this again, up to what an order of additions that is not fixed may change."""
+        found = [_is_near(t.detach(), value) for t, value in zip(self._tensors, self._values, strict=True) if t.numel()]
+        return bool(torch.stack(found).all())
+
+
+def _is_near(x: Tensor, y: Tensor) -> Tensor:
+    if not y.is_floating_point():
+        return (x == y).all()
+    return (x - y).abs().max() <= torch.finfo(y.dtype).eps ** 0.5 * y.abs().max()
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """PyTorch's own for a device."""
+    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+
+
+def _host_generators(device: torch.device) -> tuple[Any, ...]:
+    """States of the generators that a capture knows nothing of."""
+    of_torch = b"" if device.type == "cpu" else torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), of_torch
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
+    """Work on a stream that can be captured, in its turn after what is queued and before what will be."""
+    if device.type != "cuda":
+        yield
+        return
+    side = _stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        torch.cuda.current_stream(device).wait_stream(side)
