@@ -55,9 +55,9 @@ def selftest(
 ) -> None:
     """Hold every backend present to the float64 reference; exit code 1 where one fails."""
     with one_line_errors():
-        from gwf_fast import selftest as cases
+        from gwf_fast import selftest_run
 
-        raise typer.Exit(1 if cases.run(backend or None, device, match, typer.echo) else 0)
+        raise typer.Exit(1 if selftest_run.run(backend or None, device, match, typer.echo) else 0)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from ._validation import check_counts
 from .discrepancy import mmd2
 from .exponentials import power_of_distance
 from .kernels.sliced_reference import sliced as sliced_by_torch
+from .ops.dispatch import load
 from .radial import Riesz
 from .ragged import exists, member_weights, members
 
@@ -24,7 +24,7 @@ _REFERENCE_TILE = 32  # directions at a time, where PyTorch does the work
 @functools.cache
 def _compiled() -> ModuleType:
     """The compiled sort, loaded on first use."""
-    return importlib.import_module("gwf_fast.kernels.sliced_cpp")
+    return load("cpp", "sliced")
 
 
 class Problem(NamedTuple):

@@ -57,7 +57,7 @@ def mmd2(
         check_companion("x_weights", x_weights, x, channels=False, y_name="x")
     if y_weights is not None:
         check_companion("y_weights", y_weights, y, channels=False)
-    backend = ops.resolve(backend, x.device, x.dtype, kernel.has_formula)
+    backend = ops.resolve(backend, x.device, x.dtype, kernel.has_formula, "mmd", x.shape[-1])
     a = _weights(x_weights, x)
     b = _weights(y_weights, y)
     parts = []

@@ -183,7 +183,7 @@ def kernel_logsumexp(
     Raises:
         ValueError, TypeError: If an argument does not fit the others, or the backend can't serve.
     """
-    name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend)
+    name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend, "logsumexp")
     _check_logarithm(log_weights, y, kernel)
     if x.ndim <= 3 and kernel.spec is not None:
         return ops.pair_logsumexp(x, y, log_weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
@@ -227,7 +227,7 @@ def kernel_average(
         ValueError, TypeError: If an argument does not fit the others, if there is nothing to average over, or if
             the backend can't serve.
     """
-    name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend)
+    name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend, "average")
     _check_logarithm(log_weights, y, kernel)
     if values is not None:
         _check_values(values, y)

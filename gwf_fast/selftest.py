@@ -1,16 +1,13 @@
-"""Every backend present against the float64 reference, on this machine: what ``gwf-fast selftest`` runs.
+"""Cases of the pairwise functions for ``gwf-fast selftest``: every backend against the float64 reference.
 
-One list of cases drives every backend, the tests included. A case calls one function of a backend module
-(``gwf_fast.kernels``) and the same function of the reference on the same inputs in float64.
+One list of cases drives every backend, the tests included. A case calls functions of a backend, as dispatch hands them
+out or of a module, and the same ones of the reference on the same inputs in float64.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import math
-import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -18,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwf_fast import selftest_networks as networks
 from gwf_fast.kernels import reference
 from gwf_fast.kernels.profiles import PROFILES, profile_id
+from gwf_fast.ops import dispatch
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
 """Relative error in the 2-norm; half precisions are allowed the rounding of their results."""
@@ -33,7 +30,7 @@ class Case:
     """One call.
 
     Attributes:
-        operation: A key of OPERATIONS.
+        operation: A key of OPERATIONS below.
         profiles: The terms of the kernel.
         sizes: (B, N, M, D).
         dtype: Type of the inputs.
@@ -58,6 +55,25 @@ class Case:
         marks += ["far"] if self.shift else []
         size = "x".join(map(str, self.sizes))
         return "-".join([self.operation, "+".join(self.profiles), size, str(self.dtype).split(".")[1], *marks])
+
+    @property
+    def served_as(self) -> str:
+        """The operation of the table that it takes."""
+        return SERVED_AS.get(self.operation, self.operation)
+
+    @property
+    def width(self) -> int:
+        """Coordinates."""
+        return self.sizes[3]
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error."""
+        return TOLERANCE[self.dtype]
+
+    def measure(self, backend: str, device: str) -> float:
+        """The error of a backend."""
+        return error(self, _Functions(backend), device)
 
     @property
     def spec(self) -> tuple[float, ...]:
@@ -96,6 +112,43 @@ class Case:
         return values | {"tangents": tangents, "options": options, "spec": self.spec}
 
 
+class _Functions:
+    """A backend's functions as calls get them from dispatch, derivatives that are another's included."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("pair_"):
+            return dispatch.function(self._backend, name)
+        found = dispatch.optional(self._backend, name)
+        if found is None:
+            raise AttributeError(name)
+        return found
+
+
+def _ones(k: Any, v: dict[str, Any]) -> Tensor:
+    """A sum with unit weights; without channels where the backend does without them (``Backend.unbatched``)."""
+    out = k.pair_sum(v["x"], v["y"], None, v["spec"], **v["options"])
+    return out[..., None] if out.ndim == 2 else out
+
+
+def _interaction(k: Any, v: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Velocity among the particles and from others, energy, and a step, where a backend has them in one launch."""
+    x, y, spec = v["x"], v["y"], v["spec"]
+    if hasattr(k, "interaction_velocity"):
+        moved = k.forward_step(x, 0.25, y, spec)
+        return (
+            k.interaction_velocity(x, None, spec),
+            k.interaction_velocity(x, y, spec),
+            moved,
+            k.interaction_energy(x, spec),
+        )
+    among, others = (-k.pair_gradient(x, of, None, spec) / of.shape[1] for of in (x, y))
+    energy = k.pair_sum(x, x, None, spec).flatten(1).mean(1) / (2 * x.shape[1])
+    return among, others, x + 0.25 * others, energy
+
+
 def _jet(order: int, shifted: bool = True) -> Callable[[ModuleType, dict[str, Any]], Any]:
     def call(backend: ModuleType, v: dict[str, Any]) -> Any:
         scales = (v["alpha"], v["beta"]) if shifted else (None, None)
@@ -121,13 +174,14 @@ def _mmd(backend: ModuleType, v: dict[str, Any], gradient: bool) -> Any:
 
 OPERATIONS: dict[str, Callable[[ModuleType, dict[str, Any]], Any]] = {
     "sum": lambda k, v: k.pair_sum(v["x"], v["y"], v["b"], v["spec"], **v["options"]),
-    "sum_ones": lambda k, v: k.pair_sum(v["x"], v["y"], None, v["spec"], **v["options"]),
+    "sum_ones": _ones,
     "sum_20": lambda k, v: k.pair_sum(v["x"], v["y"], v["b"], v["spec"], **v["options"]),
     "gradient": lambda k, v: k.pair_gradient(v["x"], v["y"], v["b"][..., 0], v["spec"], **v["options"]),
     "sum_gradient": lambda k, v: k.pair_sum_gradient(v["x"], v["y"], v["b"][..., 0], v["spec"], **v["options"]),
     "logsumexp": lambda k, v: k.pair_logsumexp(v["x"], v["y"], v["beta"], v["spec"], **v["options"]),
     "average": lambda k, v: k.pair_average(v["x"], v["y"], None, None, v["spec"], **v["options"]),
     "average_20": lambda k, v: k.pair_average(v["x"], v["y"], v["b"], v["beta"], v["spec"], **v["options"]),
+    "interaction": _interaction,
     "mmd": lambda k, v: _mmd(k, v, gradient=True),
     "mmd_values": lambda k, v: _mmd(k, v, gradient=False),
     "jet0": _jet(0),
@@ -136,6 +190,12 @@ OPERATIONS: dict[str, Callable[[ModuleType, dict[str, Any]], Any]] = {
     "jet2_plain": _jet(2, shifted=False),
 }
 """Functions of (backend module, inputs)."""
+
+SERVED_AS = {
+    "sum_ones": "sum", "sum_20": "sum", "average_20": "average", "mmd_values": "mmd",
+    "jet0": "jet", "jet1": "jet", "jet2": "jet", "jet2_plain": "jet",
+}  # fmt: skip
+"""The operations of the table, where the names differ."""
 
 CHANNELS = {"sum": 3, "sum_20": 20, "average_20": 20, "jet0": 2, "jet1": 2, "jet2": 2, "jet2_plain": 2}
 
@@ -165,9 +225,9 @@ def cases(half: bool = False) -> Iterator[Case]:
                 yield Case(operation, sizes=(1, 63, 200, 17), dtype=dtype)
 
 
-def error(case: Case, backend: ModuleType, device: str) -> float:
+def error(case: Case, backend: Any, device: str) -> float:
     """The largest relative error, in the 2-norm, of the results of a case; inf for a wrong shape, type or infinity."""
-    inputs = case.inputs(device)
+    inputs = case.inputs(device)  # the backend: a module, or what has its functions
     results = _as_tuple(OPERATIONS[case.operation](backend, inputs))
     truths = _as_tuple(OPERATIONS[case.operation](reference, _double(inputs)))
     worst = 0.0
@@ -201,95 +261,3 @@ def _double(value: Any) -> Any:
     if isinstance(value, list | tuple) and any(isinstance(item, Tensor | list | tuple) for item in value):
         return type(value)(_double(item) for item in value)
     return value
-
-
-def run(
-    backends: list[str] | None = None,
-    device: str | None = None,
-    match: str = "",
-    echo: Callable[[str], None] = print,
-) -> int:
-    """Runs the case list on every backend present and prints a table.
-
-    Args:
-        backends: Names; None is every backend that serves the device. One that is asked for and can't run is a failure.
-        device: "cuda" or "cpu"; None is CUDA where there is a device.
-        match: Only cases whose name contains this.
-        echo: Where lines go.
-
-    Returns:
-        The number of failures: 0 is a success, and the exit code is 1 otherwise.
-    """
-    from gwf_fast.ops.dispatch import BACKENDS
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    failures = 0
-    echo(f"selftest on {_describe(device)}, torch {torch.__version__}")
-    echo(f"{'backend':8} {'cases':>6} {'failed':>6} {'skipped':>7} {'largest error / tolerance':>26} {'seconds':>8}")
-    for name in backends or BACKENDS:
-        if name not in BACKENDS:
-            raise ValueError(f"backends: got {name!r}, expected one of {', '.join(BACKENDS)}")
-        reason = BACKENDS[name].refusal(device, torch.float32)
-        if reason is not None:
-            failures += backends is not None
-            echo(f"{name:8} {'not run: ' + reason if backends is None else 'FAILED: ' + reason}")
-            continue
-        failures += _run_backend(name, device, match, echo)
-    return failures
-
-
-def serves(name: str, case: Case) -> bool:
-    """Whether a backend serves a case: its types, and for the CUDA module its operations and dimensions."""
-    from gwf_fast.ops.dispatch import BACKENDS
-
-    if case.operation.startswith("mmd") and name != "triton":  # the others build it from sums
-        return False
-    if name == "cuda":
-        return case.operation in ("sum", "sum_ones", "gradient") and case.sizes[3] <= 4
-    if name == "keops":  # each operation, dimension and profile compiles for seconds: a few of them
-        return case.sizes in ((1, 63, 500, 2), (2, 33, 70, 2), (1, 33, 40, 3)) and (
-            case.operation in ("sum", "gradient", "average") or len(case.profiles) > 1
-        )
-    return case.dtype in BACKENDS[name].dtypes
-
-
-def _run_backend(name: str, device: str, match: str, echo: Callable[[str], None]) -> int:
-    start = time.perf_counter()
-    chosen = [case for case in cases(half=device == "cuda") if match in str(case)]
-    served = [case for case in chosen if serves(name, case)]
-    problems: list[str] = []
-    worst = 0.0
-    try:
-        module = importlib.import_module(_module_name(name))
-    except ImportError as missing:
-        echo(f"{name:8} FAILED: does not import: {missing}")
-        return 1
-    checks: list[tuple[str, float, Callable[[], float]]] = [
-        (str(case), TOLERANCE[case.dtype], functools.partial(error, case, module, device)) for case in served
-    ]
-    checks += networks.checks(name, device, match)
-    for case, tolerance, measure in checks:
-        try:
-            ratio = measure() / tolerance
-        except Exception as problem:  # a self-test reports every failure and goes on
-            problems.append(f"{case}: {type(problem).__name__}: {problem}")
-            continue
-        worst = max(worst, ratio)
-        if not ratio <= 1:
-            problems.append(f"{case}: error {ratio * tolerance:.1e}, tolerance {tolerance:.0e}")
-    seconds = time.perf_counter() - start
-    skipped = len(chosen) - len(served)
-    echo(f"{name:8} {len(checks):6} {len(problems):6} {skipped:7} {worst:26.2f} {seconds:8.1f}")
-    for line in problems:
-        echo(f"    {line}")
-    return len(problems)
-
-
-def _module_name(name: str) -> str:
-    from gwf_fast.ops.dispatch import BACKENDS
-
-    return BACKENDS[name].module
-
-
-def _describe(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "the CPU"

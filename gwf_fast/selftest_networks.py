@@ -7,10 +7,8 @@ on the same numbers in float64.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -18,16 +16,10 @@ import torch
 from torch import Tensor
 
 from gwf_fast.kernels import mlp_reference
-from gwf_fast.kernels.mlp import MLPSpec
+from gwf_fast.kernels.mlp import MLPSpec, Side
 from gwf_fast.nn import MLP
 from gwf_fast.nn.functions import ACTIVATIONS
-
-PASSES = {
-    "cpp": "gwf_fast.kernels.mlp_cpp",
-    "triton": "gwf_fast.kernels.triton.mlp",
-    "torch": "gwf_fast.kernels.mlp_reference",
-}
-"""The module with a backend's passes, for the backends that have them."""
+from gwf_fast.ops import dispatch
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 """Relative error in the 2-norm; in half precision every layer rounds what it passes on."""
@@ -38,7 +30,7 @@ OUTPUTS = ("reverse_kl", "js", "neyman", "total_variation", "square", "expm1", (
 
 @dataclasses.dataclass(frozen=True)
 class NetworkCase:
-    """One network and batch; forward, backward and the gradient of its sum are compared.
+    """One network and batch.
 
     Attributes:
         sizes: Widths.
@@ -47,6 +39,7 @@ class NetworkCase:
         activation: Between the layers.
         output: After the last.
         residual: Whether the input is added.
+        operation: "mlp" (forward, backward and the gradient of the sum), "mlp_second" or "mlp_objective".
     """
 
     sizes: tuple[int, ...]
@@ -55,12 +48,39 @@ class NetworkCase:
     activation: str = "prelu"
     output: str | tuple[str, float] | None = None
     residual: bool = False
+    operation: str = "mlp"
+
+    @property
+    def served_as(self) -> str:
+        """The operation of the table that it takes."""
+        return self.operation
+
+    @property
+    def width(self) -> int:
+        """The widest layer."""
+        return max(self.sizes)
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error."""
+        return TOLERANCE[self.dtype]
+
+    def measure(self, backend: str, device: str) -> float:
+        """The error of a backend."""
+        return error(self, dispatch.load(backend, self.operation), device)
 
     def __str__(self) -> str:
         """A name for tables and test identifiers."""
         size = f"{self.rows}x" + "-".join(map(str, self.sizes))
         output = self.output if isinstance(self.output, str) else "".join(map(str, self.output or ()))
-        parts = ["mlp", self.activation, output, "residual" * self.residual, size, str(self.dtype).split(".")[1]]
+        parts = [
+            self.operation,
+            self.activation,
+            output,
+            "residual" * self.residual,
+            size,
+            str(self.dtype).split(".")[1],
+        ]
         return "-".join(filter(None, parts))
 
     @property
@@ -100,26 +120,22 @@ def cases(half: bool = False) -> Iterator[NetworkCase]:
         yield NetworkCase((3, 8, 3), 1, dtype, "silu", residual=True)
         yield NetworkCase((65, 100, 65), 13, dtype, "celu", "js", residual=True)
         yield NetworkCase((2, 5, 1), 0, dtype)
+        for activation in ("tanh", "silu", "prelu"):
+            yield NetworkCase((5, 17, 9, 3), 70, dtype, activation, operation="mlp_second")
+        for sizes in ((2, 16, 16, 1), (33, 64, 64, 1)):
+            yield NetworkCase(sizes, 70, dtype, "silu", operation="mlp_objective")
     if half:
         for dtype in (torch.bfloat16, torch.float16):
             yield NetworkCase((5, 33, 20, 3), 70, dtype, "silu")
             yield NetworkCase((64, 128, 64), 40, dtype, "tanh", residual=True)
 
 
-def checks(name: str, device: str, match: str = "") -> list[tuple[str, float, Callable[[], float]]]:
-    """What the self-test of a backend does on a device: (name, tolerance, a call that returns the error) of each."""
-    if name not in PASSES or (name == "cpp" and device != "cpu"):
-        return []
-    passes = importlib.import_module(PASSES[name])
-    chosen = [case for case in cases(half=device == "cuda") if match in str(case)]
-    return [(str(case), TOLERANCE[case.dtype], functools.partial(error, case, passes, device)) for case in chosen]
-
-
 def error(case: NetworkCase, passes: ModuleType, device: str) -> float:
     """The largest relative error, in the 2-norm, over the results; inf for a wrong shape, type or infinity."""
     x, parameters, cotangent = case.inputs(device)
-    got = results(passes, x, parameters, cotangent, case.spec)
-    want = results(mlp_reference, x.double(), [p.double() for p in parameters], cotangent.double(), case.spec)
+    compute = {"mlp": results, "mlp_second": second, "mlp_objective": objective}[case.operation]
+    got = compute(passes, x, parameters, cotangent, case.spec)
+    want = compute(mlp_reference, x.double(), [p.double() for p in parameters], cotangent.double(), case.spec)
     worst = 0.0
     for result, truth in zip(got, want, strict=True):
         if result.shape != truth.shape or result.dtype != case.dtype:
@@ -146,3 +162,32 @@ def results(
     assert only[1] is None
     joined = (torch.cat([g.flatten() for g in found]) for found in (gradients, only[2]))
     return [out, again, dx, value, slope, *joined]
+
+
+def second(
+    passes: ModuleType, x: Tensor, parameters: Sequence[Tensor], cotangent: Tensor, spec: MLPSpec
+) -> list[Tensor]:
+    """The derivatives of the gradients along x and the parameters themselves."""
+    out, dx, gradients = passes.mlp_second(x, parameters, cotangent, x, parameters, spec)
+    return [out, dx, torch.cat([g.flatten() for g in gradients])]
+
+
+def objective(
+    passes: ModuleType, x: Tensor, parameters: Sequence[Tensor], cotangent: Tensor, spec: MLPSpec
+) -> list[Tensor]:
+    """Two expectations of a critic and their gradients; the reference has them from its forward and backward."""
+    sides = [Side(x, "minus_exp", 0.0, 0.3), Side(x.flip(0).contiguous() + 0.1, "identity", 0.0, -0.2)]
+    if passes is not mlp_reference:
+        value, inputs, gradients = passes.mlp_objective(
+            parameters, sides, spec, wants_dx=(True, True), wants_parameters=True
+        )
+        return [x.new_tensor(value), *inputs, torch.cat([g.flatten() for g in gradients])]
+    values, inputs, gradients = [], [], []
+    for side in sides:
+        own = spec._replace(functions=(*spec.functions[:-1], side.function))
+        weight = torch.full_like(cotangent, side.weight)
+        out, dx, found = passes.mlp_backward(side.x, parameters, weight, own, wants_out=True)
+        values.append(side.weight * out.sum())
+        inputs.append(dx)
+        gradients.append(torch.cat([g.flatten() for g in found]))
+    return [sum(values), *inputs, sum(gradients)]

@@ -90,12 +90,7 @@ def _check(x: Tensor, score: Tensor) -> None:
 
 
 def _implementation(x: Tensor) -> ModuleType:
-    compiled = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if compiled:
-        return ops.dispatch.load("cpp")
-    from .kernels import stein_reference  # it needs SymPy
-
-    return stein_reference
+    return ops.dispatch.implementation("stein", x.device, x.dtype, x.shape[-1])
 
 
 class _SteinSum(torch.autograd.Function):

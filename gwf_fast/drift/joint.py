@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..kernels import drift_cpp, drift_reference
+from ..ops.dispatch import implementation, load
 from ..ops.modes import is_concrete
 from ..ragged import exists, members
 
@@ -54,10 +55,10 @@ class Joint(NamedTuple):
         """sum_ij w_j r_ij [B] in float64."""
         return self._implementation().total_distances(*self, floor)
 
-    def _implementation(self, portable: bool = False):  # type: ignore[no-untyped-def]
-        x = self.x
-        compiled = x.is_cpu and x.dtype in (torch.float32, torch.float64) and is_concrete(*self[:3])
-        return drift_cpp if compiled and not portable else drift_reference
+    def _implementation(self, portable: bool = False) -> ModuleType:
+        if portable or not is_concrete(*self[:3]):
+            return load("torch", "drift")
+        return implementation("drift", self.x.device, self.x.dtype, self.x.shape[-1])
 
     def row_counts(self) -> Tensor:
         """Particles of each problem, [B]."""

@@ -4,7 +4,7 @@ The only place that registers operators. Everything here has exactly one batch d
 flat specs; ``gwf_fast.pairwise`` is the interface for people.
 """
 
-from .dispatch import BACKENDS, backends, explain, optional, resolve
+from .dispatch import optional, resolve
 from .jet import pair_jet
 from .reductions import (
     pair_average,
@@ -14,6 +14,8 @@ from .reductions import (
     pair_sum,
     pair_sum_gradient,
 )
+from .report import backends, explain
+from .table import BACKENDS
 
 __all__ = [
     "BACKENDS",

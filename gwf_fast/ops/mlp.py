@@ -7,70 +7,48 @@ a third one raises. See ``kernels/mlp_reference.py`` for arguments; what is not 
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from ..kernels.mlp import MLPSpec, Side
-from .dispatch import BACKENDS
+from . import dispatch
 from .modes import is_eager
 from .registry import _LIBRARY
+from .table import BACKENDS, COMPILED, OPERATIONS
 
 __all__ = ["MLPSpec", "Side", "is_served", "mlp", "objective", "value_and_gradient"]
 
 _SPEC = "int[] sizes, str[] functions, float[] constants, bool[] learned, bool residual"
 
 
-class _Passes(NamedTuple):
-    """Compiled passes: their module, which has the functions of ``kernels/mlp_reference.py``, and what they serve."""
-
-    module: str
-    backend: str  # of ops/dispatch.py, where it says whether it is installed
-    dtypes: tuple[torch.dtype, ...]
-    widest: int
-
-
-WIDEST_FUSED = 512
+WIDEST_FUSED = OPERATIONS["mlp"].served_by["cpp"].widest
 """Of all widths of a network on the CPU."""
-
-_PASSES = {
-    "cpu": _Passes("gwf_fast.kernels.mlp_cpp", "cpp", (torch.float32, torch.float64), WIDEST_FUSED),
-    "cuda": _Passes(
-        "gwf_fast.kernels.triton.mlp",
-        "triton",
-        (torch.float32, torch.float64, torch.bfloat16, torch.float16),
-        128,
-    ),
-}
-"""By the type of the device."""
 
 
 @functools.cache
 def _kernels(device: str) -> ModuleType:
     """The compiled passes of a device, loaded on first use: importing this package must not need them."""
-    return importlib.import_module(_PASSES[device].module)
+    return dispatch.load(COMPILED[device], "mlp")
 
 
 def is_served(device: str, dtype: torch.dtype, widest: int) -> bool:
     """Whether compiled passes exist for tensors of this kind and networks up to this width."""
-    passes = _PASSES.get(device)
-    return passes is not None and dtype in passes.dtypes and widest <= passes.widest and _is_installed(passes.backend)
+    key = (device, dtype, widest)
+    found = _SERVED.get(key)
+    if found is None:
+        compiled = BACKENDS.get(COMPILED.get(device, ""))
+        found = compiled is not None and compiled.refusal(device, dtype, operation="mlp", dim=widest) is None
+        _SERVED[key] = found
+    return found
 
 
 # A plain dict: torch.compile warns of functools.cache.
-_INSTALLED: dict[str, bool] = {}
-
-
-def _is_installed(backend: str) -> bool:
-    found = _INSTALLED.get(backend)
-    if found is None:
-        found = _INSTALLED[backend] = BACKENDS[backend].absence() is None
-    return found
+_SERVED: dict[tuple[str, torch.dtype, int], bool] = {}
 
 
 def _spec(sizes: Any, functions: Any, constants: Any, learned: Any, residual: bool) -> MLPSpec:

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import gwf_fast as gwf
-from gwf_fast.ops import dispatch
-from gwf_fast.ops.dispatch import BACKENDS, resolve
+from gwf_fast.ops import dispatch, table
+from gwf_fast.ops.dispatch import resolve
+from gwf_fast.ops.table import BACKENDS, Backend
 
 K = gwf.Gaussian(1.0)
 X = torch.zeros(3, 2)
@@ -19,7 +21,7 @@ F32 = torch.float32
 @pytest.fixture
 def present(monkeypatch):
     """A machine where every package is installed, whatever is here."""
-    monkeypatch.setattr(dispatch.Backend, "absence", lambda self: None)
+    monkeypatch.setattr(Backend, "absence", lambda self: None)
     monkeypatch.setattr(dispatch, "_RESOLVED", {})
 
 
@@ -72,6 +74,75 @@ def test_missing_modules_come_with_the_remedy(monkeypatch, backend, module, reme
     with pytest.raises(ValueError, match=remedy):
         resolve(backend, CUDA, F32, operation="sum", dim=2)
     assert remedy in gwf.backends()[backend]
+
+
+class TestVersions:
+    """Old packages and old cards: one line with the remedy, and never a failure deep in a compiler."""
+
+    @pytest.fixture
+    def versions(self, monkeypatch):
+        """Versions of packages, as if those were installed."""
+        found = {"triton": "3.5.1", "torch": "2.9.0+cu128"}
+        monkeypatch.setattr(table.importlib.metadata, "version", lambda name: found[name])
+        monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: object())
+        monkeypatch.setattr(dispatch, "_RESOLVED", {})
+        return found
+
+    @pytest.mark.parametrize(("triton", "torch_version"), [("3.5.0", "2.9.0"), ("3.9.0", "2.13.0+cpu"), ("4.0", "3.0")])
+    def test_new_enough(self, versions, triton, torch_version):
+        versions |= {"triton": triton, "torch": torch_version}
+        assert BACKENDS["triton"].absence() is None
+
+    @pytest.mark.parametrize(
+        ("package", "version", "message"),
+        [
+            ("triton", "3.4.0", r"needs triton 3\.5 or newer \(float64 tile products.*\), not 3\.4\.0: pip install"),
+            ("triton", "2.3.1", r"needs triton 3\.5 or newer .*, not 2\.3\.1: pip install 'torch>=2\.9'"),
+            ("torch", "2.6.0+cu124", r"needs torch 2\.9 or newer .*, not 2\.6\.0\+cu124: pip install 'torch>=2\.9'"),
+        ],
+    )
+    def test_too_old(self, versions, package, version, message):
+        versions[package] = version
+        with pytest.raises(ValueError, match=message) as caught:
+            resolve("triton", CUDA, F32)
+        assert "\n" not in str(caught.value)
+        with pytest.warns(UserWarning, match=rf"runs plain PyTorch on this GPU: triton {message}"):
+            assert resolve(None, CUDA, F32) == "torch"
+        assert package in gwf.backends()["triton"]
+
+    def test_a_build_for_other_gpus(self, monkeypatch):
+        """It has another name, so its version is asked of the module."""
+
+        def missing(name):
+            raise table.importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(table.importlib.metadata, "version", missing)
+        monkeypatch.setattr(table.importlib, "import_module", lambda name: SimpleNamespace(__version__="3.4.0+rocm"))
+        assert "not 3.4.0+rocm" in table.Requirement("triton", "update it", (3, 5), "why").absence()
+
+    @pytest.mark.parametrize(("capability", "served"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
+    def test_cards(self, versions, monkeypatch, capability, served):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+        if served:
+            assert resolve("triton", torch.device("cuda:1"), F32) == "triton"
+            return
+        message = r"needs compute capability 8\.0, and Tesla T4 has 7\.5: ask for backend='torch' there"
+        for backend in ("triton", "cuda"):
+            with pytest.raises(ValueError, match=message):
+                resolve(backend, torch.device("cuda:1"), F32, operation="sum", dim=2)
+        with pytest.warns(UserWarning, match=message):
+            assert resolve(None, torch.device("cuda:1"), F32, operation="sum", dim=2) == "torch"
+
+    def test_derivatives_of_the_cuda_module_need_triton(self, versions, monkeypatch):
+        versions["triton"] = "3.2.0"
+        monkeypatch.setattr(dispatch, "_LOADED", {"cuda": SimpleNamespace()})
+        monkeypatch.setattr(dispatch, "_FUNCTIONS", {})
+        with pytest.raises(
+            ValueError, match=r"backend='cuda' can't serve pair_jet: it is triton's, which needs triton 3.5"
+        ):
+            dispatch.function("cuda", "pair_jet")
 
 
 def test_plain_pytorch_on_a_gpu_is_not_silent(monkeypatch):

@@ -1,27 +1,34 @@
-"""``pytest -m gpu``: the self-test's cases on a CUDA device, for every backend that serves one."""
+"""``pytest -m gpu``: the self-test's cases on a CUDA device, for every backend and operation of the table."""
 
-import importlib
+import collections
 
 import pytest
 import torch
 
-from gwf_fast import selftest
-from gwf_fast.ops.dispatch import BACKENDS
+from gwf_fast import selftest_run
+from gwf_fast.ops.table import BACKENDS
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-NAMES = [name for name, backend in BACKENDS.items() if backend.devices is None or "cuda" in backend.devices]
+SERVED = [
+    (name, operation)
+    for name, backend in BACKENDS.items()
+    if backend.devices is None or "cuda" in backend.devices
+    for operation in backend.operations
+]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_backend(name):
-    reason = BACKENDS[name].refusal("cuda", torch.float32)
+@pytest.mark.parametrize(("name", "operation"), SERVED)
+def test_operation(name, operation):
+    reason = BACKENDS[name].missing("cuda")
     if reason is not None:
         pytest.skip(reason)
-    module = importlib.import_module(BACKENDS[name].module)
-    served = [case for case in selftest.cases(half=True) if selftest.serves(name, case)]
-    ratios = {str(case): selftest.error(case, module, "cuda") / selftest.TOLERANCE[case.dtype] for case in served}
+    cases = [case for case in selftest_run.all_cases(half=True) if case.served_as == operation]
+    skipped = collections.Counter(filter(None, (selftest_run.skip_reason(name, case) for case in cases)))
+    served = [case for case in cases if selftest_run.serves(name, case)]
+    assert served, f"all are skipped: {dict(skipped)}"
+    ratios = {str(case): case.measure(name, "cuda") / case.tolerance for case in served}
     assert {case: ratio for case, ratio in ratios.items() if not ratio <= 1} == {}

@@ -1,0 +1,119 @@
+"""What there is, and who would serve a call: for people, from the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dispatch import load, resolve
+from .table import BACKENDS, Backend
+
+CALLED_FOR: dict[str, tuple[str, ...]] = {
+    "kernel_sum": ("sum",),
+    "kernel_gradient": ("gradient",),
+    "kernel_logsumexp": ("logsumexp",),
+    "kernel_average": ("average",),
+    "mmd2": ("mmd",),
+    "energy_distance": ("mmd",),
+    "parzen_log_density": ("logsumexp",),
+    "parzen_score": ("average",),
+    "ksd2": ("stein",),
+    "svgd_direction": ("sum", "gradient"),
+    "interaction_energy": ("interaction",),
+    "interaction_velocity": ("interaction",),
+    "forward_step": ("interaction",),
+    "blob_density": ("sum",),
+    "blob_energy": ("sum",),
+    "blob_velocity": ("gradient", "sum"),
+    "sinkhorn": ("logsumexp",),
+    "sinkhorn_divergence": ("logsumexp",),
+    "barycentric_map": ("average",),
+    "sliced_energy_distance": ("sliced",),
+    "sliced_wasserstein2": ("sliced",),
+    "drift.gmd": ("drift", "logsumexp", "average"),
+    "drift.gmd_multi": ("drift",),
+    "drift.mmd": ("gradient",),
+    "drift.energy": ("gradient",),
+    "drift.parzen_kl": ("average",),
+    "drift.f_divergence": ("logsumexp", "average"),
+    "drift.sinkhorn": ("logsumexp", "average"),
+    "drift.sliced_wasserstein": ("sliced",),
+}
+"""The operations of the table that functions for people ask for, on plain tensors without derivatives."""
+
+
+def backends() -> dict[str, str]:
+    """The backends of this installation.
+
+    Returns:
+        For each backend: "available", or why it is not.
+    """
+    return {name: _state(backend) for name, backend in BACKENDS.items()}
+
+
+def _state(backend: Backend) -> str:
+    absence = backend.absence()
+    if absence is not None:
+        return absence
+    if backend.devices == ("cuda",) and not torch.cuda.is_available():
+        return "no CUDA device"
+    try:
+        load(backend.name)
+    except ImportError as error:
+        return f"does not import: {error}"
+    return "available"
+
+
+def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """Which backend ``fn(*args, **kwargs)`` would run on, and why not the others. Computes nothing.
+
+    Args:
+        fn: A function of this package that works on pairs of points.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments; ``backend`` counts.
+
+    Returns:
+        A few lines to print.
+
+    Raises:
+        TypeError: There is no tensor among the arguments, or ``fn`` is not a function that a backend serves.
+        ValueError: The backend that is asked for can't serve.
+    """
+    name = public_name(fn)
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if not tensors:
+        raise TypeError(f"explain: no tensor among the arguments of {name}")
+    x = tensors[0]
+    formula, dim = getattr(kwargs.get("kernel"), "has_formula", False), x.shape[-1] if x.ndim else None
+    requested = kwargs.get("backend")
+    asked = "asked for" if requested is not None else "first in the order of preference that can serve"
+    lines = []
+    for operation in CALLED_FOR[name]:
+        kind = (formula, operation, dim)
+        chosen = resolve(requested, x.device, x.dtype, *kind)
+        part = "" if len(CALLED_FOR[name]) == 1 else f", {operation}"
+        lines.append(f"{name}{part} on {x.device}, {x.dtype}: {chosen} ({asked})")
+        for other, backend in BACKENDS.items():
+            if other != chosen.partition(":")[0]:
+                reason = backend.refusal(x.device, x.dtype, *kind)
+                lines.append(f"  {other}: {reason or f'could serve, {backend.summary}'}")
+    return "\n".join(lines)
+
+
+def public_name(fn: Callable[..., Any]) -> str:
+    """The key of CALLED_FOR of a function.
+
+    Raises:
+        TypeError: It has none.
+    """
+    name, module = getattr(fn, "__name__", repr(fn)), str(getattr(fn, "__module__", ""))
+    name = f"drift.{name}" if module.startswith("gwf_fast.drift.") else name
+    if name not in CALLED_FOR or not module.startswith("gwf_fast."):
+        raise TypeError(
+            f"explain: expected a function that a backend serves, such as gwf_fast.kernel_sum, got {module}.{name};"
+            f" known are {', '.join(CALLED_FOR)}"
+        )
+    return name
