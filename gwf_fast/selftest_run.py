@@ -22,7 +22,9 @@ from gwf_fast.ops.table import BACKENDS, OPERATIONS
 class AnyCase(Protocol):
     """What the cases of pairs, networks and measures have in common; ``str`` is a name."""
 
-    dtype: torch.dtype
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the inputs."""
 
     @property
     def served_as(self) -> str:

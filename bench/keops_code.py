@@ -1,0 +1,99 @@
+"""The CUDA code that KeOps generates for a reduction, and what its inner loop costs a pair. Needs no GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("KEOPS_VERBOSE", "0")
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import nests
+import sass
+
+KERNELS = {"gaussian": "Exp(-SqDist({x},{y})*{g})", "laplace": "Exp(-Sqrt(SqDist({x},{y}))*{g})"}
+SLOPES = {  # of k in s = |x - y|^2, over k
+    "gaussian": "{g}",
+    "laplace": "{g}*Rsqrt(SqDist({x},{y}))",
+}
+OPTIONS = ("-use_fast_math",)
+"""What KeOps compiles with by default."""
+
+
+def formula(operation: str, kernel: str, dim: int) -> str:
+    """The reduction as its users write it; a gradient written out, which takes fewer instructions than Grad()."""
+    names = {"x": f"Var(0,{dim},0)", "y": f"Var(1,{dim},1)", "b": "Var(2,1,1)", "g": "Var(3,1,2)"}
+    value = KERNELS[kernel].format(**names)
+    if operation == "sum":
+        return f"Sum_Reduction({value}*{names['b']},0)"
+    if operation == "gradient":
+        slope = SLOPES[kernel].format(**names)
+        return f"Sum_Reduction({slope}*{value}*{names['b']}*({names['y']}-{names['x']}),0)"
+    exponent = value.removeprefix("Exp(").removesuffix(")")
+    names = {"x": f"Var(0,{dim},0)", "y": f"Var(1,{dim},1)", "g": "Var(2,1,2)"}
+    exponent = exponent.replace("Var(3,1,2)", names["g"])
+    weight = f",{names['y']}" if operation == "average" else ""
+    name = "Max_SumShiftExpWeight_Reduction" if weight else "Max_SumShiftExp_Reduction"
+    return f"{name}({exponent},0{weight})"
+
+
+def source(operation: str, kernel: str, dim: int) -> tuple[str, bool]:
+    """The code, and whether KeOps takes 64 coordinates at a time (it does so beyond some number of them)."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it warns of missing CUDA libraries there
+        from keopscore.config import cuda_config
+        from keopscore.config.chunks import dimchunk, get_enable_chunk
+    cuda_config.get_cuda_version = lambda: 13000  # asked while importing what writes the code
+    cuda_config.get_gpu_props = lambda: (0, "")
+    from keopscore.formulas.GetReduction import GetReduction
+    from keopscore.mapreduce.Chunk_Mode_Constants import Chunk_Mode_Constants
+    from keopscore.mapreduce.gpu.GpuReduc1D import GpuReduc1D
+    from keopscore.mapreduce.gpu.GpuReduc1D_chunks import GpuReduc1D_chunks
+    from keopscore.mapreduce.MapReduce import MapReduce
+
+    text = formula(operation, kernel, dim)
+    parsed = GetReduction(text, [])
+    # the choice of keopscore.get_keops_dll
+    chunked = get_enable_chunk() and len(parsed.formula.chunked_formulas(dimchunk)) == 1
+    chunked = chunked and not Chunk_Mode_Constants(parsed).chunk_postchunk_mix
+    kind = GpuReduc1D_chunks if chunked else GpuReduc1D
+    reduction = kind.__new__(kind)  # its __init__ looks for a GPU
+    n_args = 3 if operation in ("logsumexp", "average") else 4
+    scheme = "block_sum" if operation in ("sum", "gradient") else "direct_sum"
+    MapReduce.__init__(reduction, text, [], n_args, "float", "float", scheme, 1, 1, 0, 0, 1, 0)
+    if chunked:
+        from keopscore import cuda_block_size
+
+        reduction.chk = Chunk_Mode_Constants(reduction.red_formula)
+        reduction.dimy = reduction.chk.dimy
+        reduction.blocksize_chunks = min(cuda_block_size, 1024, 49152 // max(1, reduction.dimy * 4))
+    else:
+        reduction.dimy = reduction.varloader.dimy
+    reduction.get_code()
+    return reduction.code, chunked
+
+
+def per_pair(cubin: bytes, code: str, dim: int, chunked: bool) -> dict:
+    """Instructions per pair of the loop over sources, along its cheapest path (no new maximum in a logarithm's sum)."""
+    (function,) = nests.functions(cubin)
+    paths = [function.path(loop) for loop in function.all_loops() if not loop.inside]
+    exponential = max(paths, key=lambda path: (path.get("MUFU.EX2", 0), sum(path.values())))
+    if not chunked:
+        # sources lie in shared memory, dimy numbers each: the loads of an iteration tell how many it takes
+        width = int(re.search(r"yj \+ threadIdx\.x \* (\d+)", code).group(1))
+        pairs = _shared(exponential) / width
+        return {"instructions": sum(exponential.values()) / pairs, "pairs an iteration": pairs, "kinds": exponential}
+    # a sweep for each 64 coordinates, then one with the exponential
+    sweep = max(paths, key=sass.multiply_adds)
+    a_coordinate = sum(sweep.values()) / sweep["FFMA"]
+    pairs = exponential["MUFU.EX2"]
+    total = dim * a_coordinate + sum(exponential.values()) / pairs
+    return {"instructions": total, "pairs an iteration": pairs, "kinds": sweep, "sweeps of 64 coordinates": True}
+
+
+def _shared(path: dict[str, float]) -> float:
+    """Numbers of 4 bytes that a path loads from shared memory."""
+    return path.get("LDS", 0) + 2 * path.get("LDS.64", 0) + 4 * path.get("LDS.128", 0)
