@@ -243,7 +243,7 @@ def _kernel_rows(
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     fused = ops.optional(backend, "mmd_rows") if is_concrete(*tensors) and not differentiable else None
     if fused is not None:
-        pair = torch.stack([torch.as_tensor(c, dtype=x.dtype, device=x.device).expand(x.shape[0]) for c in scales], -1)
+        pair = torch.stack([_per_problem(c, x) for c in scales], -1)
         options = {"exclude_self": unbiased, "gradient": need_x or need_y, "rows_of_y": need_y or need_b}
         return _Rows(*fused(*(t.contiguous() for t in tensors), pair, spec, **options))
     within, across = (spec, unbiased, None, None, backend), (spec, False, None, None, backend)
@@ -254,6 +254,10 @@ def _kernel_rows(
     gx = _cast(scales[0], x) * grad_xx - grad_xy if need_x else None
     gy = _cast(scales[1], x) * grad_yy - grad_yx if need_y else None
     return _Rows(xx, xy, yy, yx, gx, gy)
+
+
+def _per_problem(scale: Tensor | float, x: Tensor) -> Tensor:  # [B]; a number is filled in, not copied to the device
+    return scale.to(x).expand(len(x)) if isinstance(scale, Tensor) else x.new_full((len(x),), scale)
 
 
 def _cast(scale: Tensor | float, x: Tensor) -> Tensor:  # [B] -> [B, 1, 1]

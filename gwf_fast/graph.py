@@ -1,8 +1,8 @@
 """One iteration of a training loop, captured as a CUDA graph and replayed, where that is the same thing.
 
 A graph repeats what an iteration launched on the device, and nothing of what it did on the host. So before one is
-trusted, an iteration is watched for reads on the host, and a replay is compared with an iteration of its own: both from
-the same state, with the same draws. Where either speaks against it, the loop stays what it is, and says why.
+trusted, two iterations are watched for reads on the host, and a replay is compared with the second of them: both from
+the same state, with the same draws. Where anything speaks against it, the loop stays what it is, and says why.
 """
 
 from __future__ import annotations
@@ -38,16 +38,23 @@ def capture(call: Callable[[], None], device: torch.device) -> Callable[[], Any]
     Raises:
         RuntimeError: If something in it can't be captured; the device is as it was.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream(device)
     try:
         # thread_local: what other threads do (pinning memory, say) is none of this capture's business
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(device), capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             call()
     except RuntimeError:
-        generator = _generator(device)
-        generator.graphsafe_set_state(generator.clone_state())  # the old one may believe that a capture is going on
+        _abandon(device, pool)
         raise
     return graph.replay
+
+
+def _abandon(device: torch.device, pool: Any) -> None:
+    """Tell PyTorch that a capture is over. One that failed leaves its allocator and generator as if it went on."""
+    with contextlib.suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+    generator = _generator(device)
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 class Repeated:
@@ -109,8 +116,11 @@ class Repeated:
         assert self._record is not None
         tensors, host = list(self._tensors()), _host_generators(self._device)
         before = _State.of(tensors, self._device)
-        self._body(self._done)
-        if [id(t) for t in self._tensors()] != [id(t) for t in tensors]:
+        with _waits(self._device) as waits:
+            self._body(self._done)
+        if waits:
+            self.refusal = waits[0]
+        elif [id(t) for t in self._tensors()] != [id(t) for t in tensors]:
             self.refusal = "an iteration puts new tensors in the place of those that hold its state"
         elif _host_generators(self._device) != host:
             self.refusal = "an iteration draws random numbers on the host"
@@ -141,30 +151,7 @@ class HostReads(TorchDispatchMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device = device
-        self._caught: Any = None
         self.found: str | None = None
-
-    def __enter__(self) -> HostReads:
-        if self._device.type == "cuda":  # it sees those in kernels of their own too, but no asynchronous copies
-            self._caught = warnings.catch_warnings(record=True)
-            self._seen = self._caught.__enter__()
-            warnings.simplefilter("always")
-            self._mode = torch.cuda.get_sync_debug_mode()
-            torch.cuda.set_sync_debug_mode("warn")
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        if self._caught is None:
-            return
-        torch.cuda.set_sync_debug_mode(self._mode)
-        self._caught.__exit__(*error)
-        for warning in self._seen or ():
-            if "synchronizing CUDA operation" in str(warning.message):
-                place = f"{warning.filename}:{warning.lineno}"
-                self.found = self.found or f"an operation at {place} waits for the device"
-            else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -193,6 +180,29 @@ class HostReads(TorchDispatchMode):
         if self._device.type not in kinds or len(kinds) == 1:
             return None
         return f"every iteration brings a tensor from one device to another ({name})"
+
+
+@contextlib.contextmanager
+def _waits(device: torch.device) -> Iterator[list[str]]:
+    """Notices what makes the host wait for a CUDA device, in kernels of their own too; the list has a line for each."""
+    found: list[str] = []
+    if device.type != "cuda":
+        yield found
+        return
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for warning in seen:
+        message = str(warning.message)
+        if "called a synchronizing" in message:
+            found.append(f"the host waits for the device at {warning.filename}:{warning.lineno}")
+        elif "Synchronization debug mode" not in message:  # which says that it is a prototype
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 class _State:

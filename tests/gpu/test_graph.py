@@ -90,7 +90,7 @@ def test_what_the_host_has_a_part_in_is_not_replayed(kind, monkeypatch, repeated
 
 
 def test_a_target_on_the_host_is_seen():
-    with pytest.warns(UserWarning, match=r"from one device to another|waits for the device"):
+    with pytest.warns(UserWarning, match="from one device to another"):
         device = solved(step_problem(gwf.JensenShannon(samples()), device=CUDA), on_device=True)
     host = solved(step_problem(gwf.JensenShannon(samples())), on_device=False)
     assert gap(device, host) <= 1e-9
@@ -115,6 +115,7 @@ def test_a_failed_capture_leaves_everything_usable(monkeypatch, repeated):
         first = solved_on_cuda(functional, monkeypatch, True, map=Sly)
     assert gap(first, solved_on_cuda(functional, monkeypatch, False, map=Sly)) <= 1e-12
     assert torch.rand(3, device=CUDA).isfinite().all()
+    torch.cuda.empty_cache()
     solved_on_cuda(FUNCTIONALS["kl"](), monkeypatch, True)  # and a new capture works
     assert repeated[-1].is_replaying
 
