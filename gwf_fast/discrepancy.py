@@ -155,9 +155,18 @@ def median_bandwidth(x: Tensor) -> Tensor:
         index = torch.arange(MEDIAN_SAMPLE, device=x.device) * (n - 1) // (MEDIAN_SAMPLE - 1)
         x = x.index_select(-2, index)
     sets = x.reshape(-1, *x.shape[-2:]).to(torch.promote_types(x.dtype, torch.float32))
-    medians = [torch.nn.functional.pdist(points).square().median() for points in sets]
-    h = (torch.stack(medians) / (2 * math.log(n + 1))).sqrt() if medians else x.new_empty(0)
+    medians = [_median_distance(points) for points in sets]
+    h = torch.stack(medians) / math.sqrt(2 * math.log(n + 1)) if medians else x.new_empty(0)
     return h.to(x.dtype).view(x.shape[:-2])
+
+
+def _median_distance(points: Tensor) -> Tensor:  # [N, D] -> []
+    """In units of a power of two near the set's extent: its squares neither overflow nor vanish."""
+    extent = (points - points[:1]).abs().amax()
+    exponent = torch.where(extent.isfinite() & (extent > 0), torch.frexp(extent).exponent, 0)
+    half = exponent // 2  # in two steps, since the whole power may be out of range
+    scaled = torch.ldexp(torch.ldexp(points, -half), half - exponent)
+    return torch.ldexp(torch.ldexp(torch.nn.functional.pdist(scaled).median(), half), exponent - half)
 
 
 # ---------------------------------------------------------------------------------------------- mmd2

@@ -182,3 +182,12 @@ def test_median_bandwidth_of_halves(dtype: torch.dtype) -> None:
     got = gwf.median_bandwidth(x)
     assert got.dtype == dtype
     torch.testing.assert_close(got, gwf.median_bandwidth(x.double()).to(dtype))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e22, 1e30])
+def test_median_bandwidth_of_extreme_lengths(scale: float) -> None:
+    x = scale * torch.randn(33, 3)
+    want = gwf.median_bandwidth(x.double())
+    assert float(gwf.median_bandwidth(x)) == pytest.approx(float(want), rel=1e-6)
+    assert gwf.median_bandwidth(torch.full((3, 2), scale)) == 0
+    assert gwf.median_bandwidth(torch.tensor([[0.0], [torch.nan], [1.0]])).isnan()

@@ -234,6 +234,11 @@ def test_bad_input_is_named(call, message):
         call()
 
 
+def test_drifting_loss_keeps_its_digits_far_from_the_origin() -> None:
+    x, v = 1e6 + torch.randn(9, 3), torch.randn(9, 3)
+    assert float(gwf.drifting_loss(x, v)) == pytest.approx(float(v.double().square().sum(-1).mean()), rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_halves(dtype: torch.dtype) -> None:
     x, y, w = torch.randn(2, 9, 3).to(dtype), torch.randn(2, 7, 3).to(dtype), torch.rand(2, 9).to(dtype)

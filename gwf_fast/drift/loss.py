@@ -24,5 +24,5 @@ def drifting_loss(x: Tensor, velocity: Tensor) -> Tensor:
     check_points("velocity", velocity)
     if velocity.shape != x.shape:
         raise ValueError(f"velocity must have the shape of x, {list(x.shape)}, got {list(velocity.shape)}")
-    target = (x + velocity).detach()
-    return (x - target).square().sum(-1).mean()
+    # not x - (x + v): far from the origin that has lost digits of v
+    return (x - x.detach() - velocity.detach()).square().sum(-1).mean()

@@ -66,13 +66,19 @@ def kernel_logsumexp(R: Rounding, x, y, log_weights=None, *, kernel: Terms, excl
     return R.moved(R(out), 1.0)
 
 
+def softmax(R: Rounding, logits: Tensor, dim: int) -> Tensor:
+    """e^l over its sum; 0 where a logit is -inf."""
+    if not logits.numel():
+        return torch.zeros_like(logits)
+    top = logits.detach().amax(dim, keepdim=True)
+    terms = R(torch.where(logits == -math.inf, 0.0, (R.moved(logits, 1.0) - top).exp()))
+    return R(terms / R(terms.sum(dim, keepdim=True)))
+
+
 def shares(R: Rounding, x, y, log_weights, kernel: Terms, exclude_self: bool) -> Tensor:
     """w_j k_ij / sum_j w_j k_ij, [N, M]."""
     logits = _logits(R, x, y, log_weights, kernel, exclude_self)
-    flat = R.moved(logits, 1.0).flatten(1)
-    top = flat.detach().amax(1, keepdim=True)
-    terms = torch.where(flat == -math.inf, 0.0, (flat - top).exp())
-    return (terms / terms.sum(1, keepdim=True)).view(logits.shape).sum(-1)
+    return softmax(R, logits.flatten(1), 1).view(logits.shape).sum(-1)
 
 
 def kernel_average(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .dense import Terms, _mean_shift, kernel_gradient, kernel_logsumexp, others, pairs
+from .dense import Terms, _mean_shift, kernel_gradient, kernel_logsumexp, others, pairs, softmax
 from .radial import at_positive
 from .rounding import Rounding
 
@@ -31,7 +31,7 @@ def sliced_wasserstein2(R: Rounding, x, y, directions, x_weights=None, y_weights
     for line_x, line_y in zip(*_lines(R, x, y, directions), strict=True):
         i, j = line_x.argsort(stable=True), line_y.argsort(stable=True)
         ends_x, ends_y = a[i].cumsum(0), b[j].cumsum(0)
-        ends = torch.cat((ends_x[:-1], ends_y[:-1])).clamp(0, 1).sort().values
+        ends = R.moved(torch.cat((ends_x[:-1], ends_y[:-1])), 1.0).clamp(0, 1).sort().values
         edges = torch.cat((ends.new_zeros(1), ends, ends.new_ones(1)))
         middles, lengths = (edges[1:] + edges[:-1]) / 2, edges.diff()
         from_x = torch.searchsorted(ends_x.detach().contiguous(), middles.detach()).clamp(max=len(x) - 1)
@@ -152,7 +152,7 @@ def sinkhorn_divergence(
 def barycentric_map(R: Rounding, x, y, g, y_weights=None, *, epsilon: float) -> Tensor:
     b = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if y_weights is None else y_weights
     exponent = (g[None] - pairs(R, x, y)[1] / 2) / epsilon + b.log()[None]
-    share = R.moved(R(exponent), 1.0).softmax(1)
+    share = softmax(R, R(exponent), 1)
     return x + (share[..., None] * R(y[None] - x[:, None])).sum(1)
 
 
@@ -212,7 +212,7 @@ def drift_energy(R: Rounding, x, y, *, exponent: float = 1.0, exclude_self: bool
 
 def _algorithm_2(R: Rounding, x, y, positive, logits, weights, clip: float) -> Tensor:
     """V of the joint matrix L [N, M], where ``positive`` says which targets are data."""
-    product = R.moved(R(logits.softmax(1) * logits.softmax(0)), 0.0)
+    product = R(softmax(R, logits, 1) * softmax(R, logits, 0))
     root = at_positive(product.clamp(min=clip), torch.sqrt) * weights[None]
     pull, push = (torch.where(mask[None], root, 0.0) for mask in (positive, ~positive))
     weight = pull * push.sum(1, keepdim=True) - push * pull.sum(1, keepdim=True)
@@ -236,7 +236,7 @@ def drift_gmd(
     targets = torch.cat((negatives, y))
     positive = torch.arange(len(targets)) >= len(negatives)
     logits = -at_positive(pairs(R, x, targets)[1], torch.sqrt) / temperature
-    logits = R.moved(R(logits), 1.0)
+    logits = R(logits)
     if exclude_self:
         own = torch.cat((others(len(x), len(negatives), True), others(len(x), len(y), False)), 1)
         logits = torch.where(own, logits, -math.inf)
@@ -257,7 +257,7 @@ def drift_gmd_multi(
     positive = torch.arange(len(targets)) >= len(targets) - len(y)
     total, raws = 0.0, []
     for temperature in temperatures:
-        exponents = R.moved(R(-logits / temperature), 1.0)
+        exponents = R(-logits / temperature)
         v = _algorithm_2(R, x, targets, positive, exponents, weights, clip) / step
         raws.append(v.square().mean())
         total = total + v / raws[-1].clamp(min=1e-8).sqrt()

@@ -201,6 +201,7 @@ FUNCTIONS = [
         lengths=_LENGTHS,
         least=1,
         refuses=_sets,
+        modes=EAGER,
     ),
     Function(
         "sliced_energy_distance",
@@ -212,6 +213,7 @@ FUNCTIONS = [
         least=1,
         refuses=_sets,
         floor=lambda call: 2e-9 if call["options"].get("exponent", 1.0) != 1 else 0.0,
+        modes=EAGER,
     ),
     Function(
         "sinkhorn",
@@ -247,6 +249,7 @@ FUNCTIONS = [
         lengths={"y_lengths": "y"},
         least=1,
         refuses=_sets,
+        modes=EAGER,
     ),
     Function(
         "drift.sinkhorn",
@@ -296,6 +299,7 @@ FUNCTIONS = [
         lengths=_LENGTHS,
         least=1,
         refuses=_sets,
+        modes=EAGER,
     ),
     Function(
         "drift.gmd",
@@ -316,6 +320,7 @@ FUNCTIONS = [
         least=2,
         refuses=_sets,
         through=lambda function, tensors, options: tuple(function.public(**tensors, **options)),
+        modes=EAGER,
     ),
     Function(
         "drift.critic",
@@ -324,6 +329,7 @@ FUNCTIONS = [
         refuses=_sets,
         through=_critic_through,
         weight=0.3,
+        modes=EAGER,
     ),
     Function(
         "drift.critic_step",
@@ -332,6 +338,7 @@ FUNCTIONS = [
         refuses=_sets,
         through=_critic_through,
         weight=0.3,
+        modes=EAGER,
     ),
     Function(
         "drifting_loss",
