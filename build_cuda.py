@@ -15,10 +15,14 @@ from pathlib import Path
 
 from setuptools import Extension
 
-SOURCE = "csrc/gpu/pairwise.cu"
+# 2**x is one instruction where results below 2**-126 are 0; pairs can do with roots and quotients to two last bits
+SOURCES = {
+    "csrc/gpu/pairwise.cu": ["-prec-div=false", "-prec-sqrt=false"],
+    "csrc/gpu/primal_dual.cu": [],
+}
 OBJECTS = Path("build", "objects", f"{sysconfig.get_platform()}-cuda")
 FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Icsrc"]
-FLAGS += ["-ftz=true", "-prec-div=false", "-prec-sqrt=false"]  # 2**x is then one instruction; not -use_fast_math
+FLAGS += ["-ftz=true"]  # not -use_fast_math
 TYPES = ("FLOAT", "DOUBLE")  # one object each, compiled side by side
 
 
@@ -34,7 +38,9 @@ def architectures() -> list[str]:
 
 def extension() -> Extension:
     """The extension; its CUDA objects are made by ``compile_objects``."""
-    return Extension("gwf_fast._cuda", ["csrc/gpu/module.cpp"], depends=[SOURCE, *map(str, Path("csrc").rglob("*.h"))])
+    return Extension(
+        "gwf_fast._cuda", ["csrc/gpu/module.cpp"], depends=[*SOURCES, *map(str, Path("csrc").rglob("*.h"))]
+    )
 
 
 def nvcc() -> str:
@@ -54,19 +60,20 @@ def commands(folder: Path) -> dict[Path, list[str]]:
     targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures()]
     newest = architectures()[-1]
     targets.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")  # for GPUs that come later
-    return {
-        folder / f"pairwise_{name.lower()}.o": [
-            nvcc(), *FLAGS, *targets, "-t", "0", f"-DGWF_ONLY_{name}", "-c", SOURCE,
-            "-o", str(folder / f"pairwise_{name.lower()}.o"),
-        ]
-        for name in TYPES
-    }  # fmt: skip
+    todo = {}
+    for source, extra in SOURCES.items():
+        for name in TYPES:
+            target = folder / f"{Path(source).stem}_{name.lower()}.o"
+            todo[target] = [
+                nvcc(), *FLAGS, *extra, *targets, "-t", "0", f"-DGWF_ONLY_{name}", "-c", source, "-o", str(target),
+            ]  # fmt: skip
+    return todo
 
 
 def compile_objects(folder: Path, spawn) -> list[str]:
     """Compiles the CUDA objects with ``spawn`` (setuptools' runner of commands); those that are newer stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    sources = [SOURCE, "csrc/profiles_generated.h", *Path("csrc/gpu").glob("*.h")]
+    sources = [*SOURCES, *Path("csrc").glob("*.h"), *Path("csrc/gpu").glob("*.h"), *Path("csrc/random").glob("*.h")]
     newest = max(os.path.getmtime(path) for path in sources)
     todo = commands(folder)
     stale = [command for path, command in todo.items() if not path.exists() or path.stat().st_mtime < newest]
@@ -83,7 +90,7 @@ def build(ext: Extension, compiler, target: str) -> None:
     module = OBJECTS / "module.o"
     includes = [f"-I{path}" for path in ("csrc", pybind11.get_include(), sysconfig.get_path("include"))]
     cxx = getattr(compiler, "compiler_so_cxx", None) or compiler.compiler_so
-    options = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", *includes]
+    options = ["-std=c++20", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", *includes]
     compiler.spawn([*cxx, *options, "-c", ext.sources[0], "-o", str(module)])
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     host = [f"-ccbin={os.environ['CXX']}"] if "CXX" in os.environ else []

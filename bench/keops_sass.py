@@ -58,7 +58,7 @@ def keops_source(dim: int) -> str:
 def cuda_cubin(arch: str) -> bytes:
     """The float kernels of our CUDA module, out of the object that build_cuda.py makes (minutes, the first time)."""
     objects = build_cuda.compile_objects(build_cuda.OBJECTS, lambda command: subprocess.run(command, check=True))
-    (path,) = (Path(name).resolve() for name in objects if name.endswith("float.o"))
+    (path,) = (Path(name).resolve() for name in objects if name.endswith("pairwise_float.o"))
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sass.tool("cuobjdump"), "-xelf", "all", str(path)], cwd=folder, check=True, capture_output=True)
         (found,) = (file for file in Path(folder).iterdir() if f"sm_{arch}" in file.name)

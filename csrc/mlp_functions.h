@@ -1,54 +1,15 @@
 // The elementwise functions of mlp.h with two derivatives. Unused parts are dropped by the compiler.
 #pragma once
 #include "mlp.h"
+#if !defined(GWF_DEVICE)  // gpu/device_math.h has the same on one number
 #include "simd/math.h"
+#endif
 
 namespace gwf::GWF_ISA {
 
 template <class V> struct Jet {
     V value, first, second;
 };
-
-// ---- e^x and its kin
-// -------------------------------------------------------------------------------------------------
-
-// e^x = scale (1 + rest) with scale a power of two and rest of full relative accuracy near x = 0
-template <class V> struct Exponential {
-    V scale, rest;
-    GWF_INLINE V value() const { return scale + scale * rest; }
-    GWF_INLINE V minus_one() const { return (scale - scalar_t<V>(1)) + scale * rest; }
-};
-
-template <class V> GWF_INLINE Exponential<V> exponential(V x) {
-    using T = scalar_t<V>;
-    constexpr bool single = sizeof(T) == 4;
-    constexpr T bound = single ? T(104) : T(746);  // e^-bound is 0, and e^bound overflows
-    constexpr T log2e = T(1.4426950408889634), magic = exp2_constants<T>::magic;
-    constexpr T ln2_high = single ? T(0.693359375) : T(0.69314718055966295651160180568695068359375);
-    constexpr T ln2_low = single ? T(-2.12194440e-4) : T(2.8235290563031577122588448175013436025525412068e-13);
-    const V bounded = larger(splat(-bound), smaller(splat(bound), x));
-    const V n = (bounded * log2e + magic) - magic;
-    const V r = (bounded - n * ln2_high) - n * ln2_low;
-    // exp2_constants<float> trade the last bit for one term less; a network's sums would show it
-    constexpr T cephes[] = {T(1.9875691500e-4), T(1.3981999507e-3), T(8.3334519073e-3),
-                            T(4.1665795894e-2), T(1.6666665459e-1), T(5.0000001201e-1)};
-    V rest;
-    if constexpr (single) {
-        rest = splat(cephes[0]);
-#pragma GCC unroll 16
-        for (int i = 1; i < 6; i++) rest = rest * r + cephes[i];
-        rest = rest * (r * r) + r;
-    } else {
-        const V f = r * log2e;
-        constexpr auto& c = exp2_constants<T>::c;
-        constexpr int terms = int(sizeof(c) / sizeof(T));
-        rest = splat(c[terms - 1]);
-#pragma GCC unroll 16
-        for (int i = terms - 2; i >= 0; i--) rest = rest * f + c[i];
-        rest *= f;
-    }
-    return {scale_by_exp2(splat(T(1)), n), rest};
-}
 
 template <class V> GWF_INLINE V magnitude(V x) { return larger(V(-x), x); }
 

@@ -5,6 +5,7 @@
 #include "mlp_gemm.h"
 #include "mlp_network.h"
 #include "primal_dual.h"
+#include "primal_dual_adam.h"
 
 namespace gwf::GWF_ISA {
 
@@ -110,24 +111,17 @@ template <class T> class TrainedNetwork {
         for (size_t c = 1; c < sums.size(); c++)
             for (int64_t i = 0; i < size; i += lanes<T>) store(g + i, vec<T>(load(g + i) + load(sums[c] + i)));
         each([&](size_t l, GradientSums<T> at) { tidy(layers[l], at); }, g);
-        T scale = 1;
-        if (adam.clip > 0) {
-            const double norm = std::sqrt(squared_norm(g));
-            scale = T(std::min(1.0, adam.clip / (norm + 1e-6)));  // as torch.nn.utils.clip_grad_norm_
-        }
+        const T scale = adam.clip > 0 ? T(clip_factor(adam.clip, std::sqrt(squared_norm(g)))) : T(1);
         steps_++;
-        const double correction1 = 1 - std::pow(adam.beta1, double(steps_));
-        const double correction2 = 1 - std::pow(adam.beta2, double(steps_));
-        const T keep1 = T(adam.beta1), keep2 = T(adam.beta2), add1 = T(1 - adam.beta1), add2 = T(1 - adam.beta2);
-        const T step = T(rate / correction1), root = T(1 / std::sqrt(correction2)), epsilon = T(adam.epsilon);
-        const T decay = T(1 - rate * adam.weight_decay);
+        const AdamStep<T> adam_step(adam, rate, std::pow(adam.beta1, double(steps_)),
+                                    std::pow(adam.beta2, double(steps_)));
         T *p = values_.data(), *m = first_.data(), *v = second_.data();
         for (int64_t i = 0; i < size; i += lanes<T>) {
-            const vec<T> d = load(g + i) * scale;
-            const vec<T> m1 = load(m + i) * keep1 + d * add1, v1 = load(v + i) * keep2 + d * d * add2;
+            vec<T> m1 = load(m + i), v1 = load(v + i), p1 = load(p + i);
+            adam_step.update(vec<T>(load(g + i) * scale), m1, v1, p1);
             store(m + i, m1);
             store(v + i, v1);
-            store(p + i, vec<T>(load(p + i) * decay - step * (m1 / (square_root(v1) * root + epsilon))));
+            store(p + i, p1);
         }
         if (adam.average > 0)
             for (int64_t i = 0; i < size; i++) average_.data()[i] += T(1 - adam.average) * (p[i] - average_.data()[i]);

@@ -1,7 +1,8 @@
-"""The engine "fused": the whole inner loop of a JKO step in compiled code, for the networks of this package on the CPU.
+"""The engine "fused": the whole inner loop of a JKO step in compiled code, for the networks of this package.
 
-Minibatches are those of the engine "torch", and so are the results, to rounding: tiles and the order of sums are fixed,
-so that they don't depend on the number of threads either.
+On the CPU that is a C++ loop, on CUDA devices one persistent kernel. Minibatches are those of the engine "torch", and
+so are the results, to rounding: tiles and the order of sums are fixed, so that they don't depend on the number of
+threads either.
 """
 
 from __future__ import annotations
@@ -20,19 +21,23 @@ from gwf_fast.adversarial import IPM
 from gwf_fast.draws import Draws
 from gwf_fast.engine import ENGINES, Engine, StepProblem, Watch
 from gwf_fast.functional import Functional, terms_of
-from gwf_fast.fused_forms import FusedForm, refuses_functional, single_critic
+from gwf_fast.fused_forms import FusedForm, refuses_functional, refuses_on_device, single_critic
 from gwf_fast.nn import MLP
+from gwf_fast.ops.dispatch import BACKENDS
 from gwf_fast.ops.mlp import WIDEST_FUSED
 from gwf_fast.thread_choice import ThreadChoice
 from gwf_fast.training import CHECK_EVERY, Training
 
 _DTYPES = (torch.float32, torch.float64)
+_LOOPS = {"cpu": "primal_dual_cpp", "cuda": "primal_dual_cuda"}
+"""Modules of the compiled loop by device."""
+_WIDEST_ON_DEVICE = 128
 
 
 @functools.cache
-def _kernels() -> ModuleType:
+def _kernels(device: str = "cpu") -> ModuleType:
     """The compiled loop, loaded on first use: importing this package must not need it."""
-    return importlib.import_module("gwf_fast.kernels.primal_dual_cpp")
+    return importlib.import_module(f"gwf_fast.kernels.{_LOOPS[device]}")
 
 
 class FusedEngine(Engine):
@@ -52,6 +57,10 @@ class FusedEngine(Engine):
             reason = None if module is None else _refuses_network(module)
             if reason is not None:
                 return f"the {name} {reason}"
+        if next(map.parameters()).device.type == "cuda":
+            reason = _refuses_on_device(functional, map, critic, training)
+            if reason is not None:
+                return reason
         if critic is None:
             return None
         assert isinstance(map, MLP)
@@ -67,7 +76,7 @@ class FusedEngine(Engine):
     @override
     def solve(self, problem: StepProblem) -> None:
         with torch.no_grad():
-            loop = _kernels().PrimalDual(compiled_problem(problem))
+            loop = _kernels(problem.anchors.device.type).PrimalDual(compiled_problem(problem))
         training, watch, threads = problem.training, Watch(problem), ThreadChoice()
         done = 0
         while done < training.iterations:
@@ -97,10 +106,28 @@ def _refuses_network(module: nn.Module | None) -> str | None:
     if max(module.spec.sizes) > WIDEST_FUSED:
         return f"is wider than {WIDEST_FUSED}: {list(module.spec.sizes)}"
     for parameter in module.parameters():
-        if parameter.device.type != "cpu" or parameter.dtype not in _DTYPES:
-            return f"is {parameter.dtype} on {parameter.device}, not float32 or float64 on the CPU"
+        if parameter.device.type not in _LOOPS or parameter.dtype not in _DTYPES:
+            return f"is {parameter.dtype} on {parameter.device}, not float32 or float64 on the CPU or a CUDA device"
         if not parameter.requires_grad or not parameter.is_contiguous():
             return "has frozen or non-contiguous parameters"
+    return None
+
+
+def _refuses_on_device(
+    functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
+) -> str | None:
+    absence = BACKENDS["cuda"].absence()
+    if absence is not None:
+        return f"on CUDA it {absence}"
+    reason = refuses_on_device(functional)
+    if reason is not None:
+        return reason
+    for name, module in (("map", map), ("critic", critic)):
+        assert isinstance(module, MLP)
+        if max(module.spec.sizes) > _WIDEST_ON_DEVICE:
+            return f"on CUDA the {name} may be {_WIDEST_ON_DEVICE} wide, not {max(module.spec.sizes)}"
+    if any(training.dropouts):
+        return "on CUDA it has no dropout"
     return None
 
 
@@ -138,15 +165,14 @@ def _trained(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Any:
     assert optimizer is not None  # a critic comes with its optimiser
     parameters = [parameter.detach() for parameter in module.parameter_list()]
     moments: list[list[Tensor]] = [[], []]
-    steps = 0
     for parameter in module.parameter_list():
         state = optimizer.state[parameter]
         if not state:  # as torch.optim.AdamW(fused=True) begins
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        steps = int(state["step"])
         moments[0].append(state["exp_avg"])
         moments[1].append(state["exp_avg_sq"])
+    steps = int(optimizer.state[module.parameter_list()[-1]]["step"])  # the same for all; one wait for a device
     return _kernels().Trained(module.spec, parameters, *moments, steps, _rate(optimizer))
 
 

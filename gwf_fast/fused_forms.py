@@ -38,12 +38,24 @@ def refuses_functional(functional: Functional) -> str | None:
         return f"of functionals with a critic it takes {names}, not {type(term).__name__}"
     if isinstance(term, IPM) and term.constraint != "gradient_penalty":
         return f"of IPMs it takes those with a gradient penalty, not {term.constraint}"
-    target = getattr(term, "target", None)
-    if isinstance(target, Tensor) and target.device.type != "cpu":
-        return f"the target is on {target.device}, not the CPU"
     for other in terms:
         if len(terms) > 1 and _streams(other) is None:
             return f"it doesn't know what {type(other).__name__} draws"
+    return None
+
+
+def refuses_on_device(functional: Functional) -> str | None:
+    """Why the loop of a CUDA device, which calls nothing back, can't take a functional that the CPU's takes."""
+    terms = [term for _, term in terms_of(functional)]
+    if len(terms) > 1 or not terms[0].needs_critic:
+        return "on CUDA it takes functionals of one term, with a critic"
+    (term,) = terms
+    if isinstance(term, KL) and type(term.density) not in (potentials.Gaussian, potentials.GaussianMixture):
+        return "on CUDA the density of KL must be a potentials.Gaussian or a potentials.GaussianMixture"
+    if isinstance(term, GeneralizedEntropy | IPM):
+        return f"on CUDA it does not take {type(term).__name__}"
+    if not isinstance(getattr(term, "target", None), Tensor | None):
+        return "on CUDA the target must be a tensor of samples"
     return None
 
 
@@ -103,7 +115,6 @@ class FusedForm:
     def _critic_fields(
         self, c: float, term: Functional, reference: Any, density_type: Callable[..., Any]
     ) -> dict[str, Any]:
-        dtype = self._anchors.dtype
         if isinstance(term, KL):
             assert isinstance(reference, potentials.Gaussian)
             density = _density(term, self._anchors, density_type)
@@ -114,7 +125,7 @@ class FusedForm:
                 "target_batch": self._size,
                 "density": density or density_type(),
                 "of_target": ("exp_tamed", TAME),
-                "whitening": (*_tensors(dtype, reference.mean, reference._inverse), reference._log_norm),
+                "whitening": (*_tensors(self._anchors, reference.mean, reference._inverse), reference._log_norm),
             }
         if isinstance(term, GeneralizedEntropy):
             return self._entropy_fields(c, term, reference)
@@ -133,7 +144,7 @@ class FusedForm:
         fields: dict[str, Any] = {"target_kind": "callback", "target_batch": self._size}
         gaussian = reference if term.m == 1 else reference.gaussian
         scale = 1.0 if term.m == 1 else math.sqrt(self._anchors.shape[1]) / reference.radius
-        mean, matrix = _tensors(self._anchors.dtype, gaussian.mean, gaussian._inverse * scale)
+        mean, matrix = _tensors(self._anchors, gaussian.mean, gaussian._inverse * scale)
         if term.m == 1:
             return {**fields, "of_target": ("exp_tamed", TAME), "whitening": (mean, matrix, gaussian._log_norm)}
         power = term.m / (term.m - 1)
@@ -146,7 +157,7 @@ class FusedForm:
         if not isinstance(term.target, Tensor):
             return {"target_kind": "callback", "target_batch": self._size}
         kind = "whole" if self._size >= len(term.target) else "samples"
-        (samples,) = _tensors(self._anchors.dtype, matched(term.target, self._anchors))
+        (samples,) = _tensors(self._anchors, matched(term.target, self._anchors))
         return {"target_kind": kind, "target": samples, "target_batch": min(self._size, len(samples))}
 
     def _begin(self, iteration: int) -> Tensor | None:
@@ -199,20 +210,20 @@ def _times(factor: float, value: Tensor) -> Tensor:
     return value if factor == 1 else factor * value
 
 
-def _tensors(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    return [tensor.detach().to("cpu", dtype).contiguous() for tensor in tensors]
+def _tensors(like: Tensor, *tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().to(like).contiguous() for tensor in tensors]
 
 
 def _density(functional: KL, particles: Tensor, make: Callable[..., Any]) -> Any:
     """log Q in its fused form; None where it has none."""
-    given, dtype = functional.density, particles.dtype
+    given = functional.density
     if type(given) is potentials.Gaussian:
-        mean, inverse = _tensors(dtype, given.mean, given._inverse)
+        mean, inverse = _tensors(particles, given.mean, given._inverse)
         return make("gaussian", points=mean, matrix=inverse, rate=given._log_norm)
     if type(given) is potentials.GaussianMixture:
-        means, precision, log_weights = _tensors(dtype, given.means, given._s**-2, given._log_w)
+        means, precision, log_weights = _tensors(particles, given.means, given._s**-2, given._log_w)
         return make("mixture", points=means, precision=precision, log_weights=log_weights)
     if type(given) is potentials.BayesianLogisticRegression:
-        (signed,) = _tensors(dtype, given._signed)
+        (signed,) = _tensors(particles, given._signed)
         return make("logistic", points=signed, rate=given.rate)
     return None

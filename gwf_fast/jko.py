@@ -58,8 +58,9 @@ class JKOFlow:
         critic: The same for the critic [M, D] -> [M, 1]; its raw output, see ``gwf_fast.functional``.
         training: Hyperparameters of the inner problem.
         seed: Seed of everything random in the flow; torch's global generator is left as it was.
-        engine: What solves a step: "fused", a compiled loop for ``gwf_fast.nn.MLP`` networks on the CPU and nearly all
-            functionals; "torch", which takes everything; None for the first that can. Both draw the same minibatches.
+        engine: What solves a step: "fused", a compiled loop for ``gwf_fast.nn.MLP`` networks and nearly all functionals
+            on the CPU, those of f-divergences on CUDA; "torch", which takes everything; None for the first that can.
+            Both draw the same minibatches.
         latent_dim: Dimension of a generator's noise; None for D.
 
     Raises:

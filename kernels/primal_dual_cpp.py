@@ -173,6 +173,46 @@ class Problem:
     penalty: float
 
 
+def compiled_problem(p: Problem) -> dict[str, Any]:
+    """A problem as the compiled modules take it, without its callbacks. Its tensors must outlive the loop."""
+    mean, whitening, log_norm = p.whitening or (None, None, None)
+    return {
+        "input_dim": p.inputs.shape[1],
+        "dim": p.anchors.shape[1],
+        "batch": p.batch_size,
+        "critic_steps": p.critic_steps,
+        "map_steps": p.map_steps,
+        "step_size": p.step_size,
+        "inputs": p.inputs.data_ptr(),
+        "anchors": 0 if p.anchors is p.inputs else p.anchors.data_ptr(),
+        "pool_size": len(p.inputs),
+        "whole_pool": p.batch_size == len(p.inputs),
+        "target_kind": TARGET_KINDS.index(p.target_kind),
+        "target": _address(p.target),
+        "target_size": 0 if p.target is None else len(p.target),
+        "target_batch": p.target_batch,
+        "coefficient": p.coefficient,
+        "map_coefficient": p.map_coefficient,
+        "of_model": (_function(p.of_model[0]), p.of_model[1]),
+        "of_target": (_function(p.of_target[0]), p.of_target[1]),
+        "log_mean": p.log_mean,
+        "penalty": p.penalty,
+        "mean": _address(mean),
+        "whitening": _address(whitening),
+        "with_log_mu": log_norm is not None,
+        "log_norm": log_norm or 0.0,
+        "density": p.density.problem(),
+        "map": p.map.problem(),
+        "critic": None if p.critic is None else p.critic.problem(),
+        "dropout": p.dropout,
+        "adam": p.adam,
+        "schedule": p.schedule.data_ptr(),
+        "seed": p.seed,
+        "target_stream": p.target_stream,
+        "penalty_stream": p.penalty_stream,
+    }
+
+
 class PrimalDual:
     """The loop.
 
@@ -182,47 +222,11 @@ class PrimalDual:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = p = problem  # kept: the loop has addresses only
-        mean, whitening, log_norm = p.whitening or (None, None, None)
-        self._loop = _cpu.PrimalDual(
-            p.inputs.dtype is torch.float64,
-            {
-                "input_dim": p.inputs.shape[1],
-                "dim": p.anchors.shape[1],
-                "batch": p.batch_size,
-                "critic_steps": p.critic_steps,
-                "map_steps": p.map_steps,
-                "step_size": p.step_size,
-                "inputs": p.inputs.data_ptr(),
-                "anchors": 0 if p.anchors is p.inputs else p.anchors.data_ptr(),
-                "pool_size": len(p.inputs),
-                "whole_pool": p.batch_size == len(p.inputs),
-                "target_kind": TARGET_KINDS.index(p.target_kind),
-                "target": _address(p.target),
-                "target_size": 0 if p.target is None else len(p.target),
-                "target_batch": p.target_batch,
-                "coefficient": p.coefficient,
-                "map_coefficient": p.map_coefficient,
-                "of_model": (_function(p.of_model[0]), p.of_model[1]),
-                "of_target": (_function(p.of_target[0]), p.of_target[1]),
-                "log_mean": p.log_mean,
-                "penalty": p.penalty,
-                "mean": _address(mean),
-                "whitening": _address(whitening),
-                "with_log_mu": log_norm is not None,
-                "log_norm": log_norm or 0.0,
-                "density": p.density.problem(),
-                "map": p.map.problem(),
-                "critic": None if p.critic is None else p.critic.problem(),
-                "dropout": p.dropout,
-                "adam": p.adam,
-                "schedule": p.schedule.data_ptr(),
-                "seed": p.seed,
-                "target_stream": p.target_stream,
-                "penalty_stream": p.penalty_stream,
-                "begin": None if p.begin is None else functools.partial(_begin, p),
-                "rest": None if p.rest is None else functools.partial(_rest, p),
-            },
-        )
+        callbacks = {
+            "begin": None if p.begin is None else functools.partial(_begin, p),
+            "rest": None if p.rest is None else functools.partial(_rest, p),
+        }
+        self._loop = _cpu.PrimalDual(p.inputs.dtype is torch.float64, compiled_problem(p) | callbacks)
 
     def run(self, first: int, count: int, threads: int) -> dict[str, float]:
         """Iterations first .. first + count - 1; fewer where a loss is not finite.

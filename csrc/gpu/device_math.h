@@ -48,6 +48,23 @@ template <class V> GWF_DEVICE V pow0(V t, V e) {
     return exp2_of(e * log2_of(t));
 }
 
+// What the networks and the draws are written in (mlp_functions.h, random/counters.h).
+template <class T> GWF_DEVICE T splat(T value) { return value; }
+template <class V> GWF_DEVICE V smaller(V a, V b) { return a < b ? a : b; }  // b where either is NaN
+template <class V> GWF_DEVICE V larger(V a, V b) { return a > b ? a : b; }
+template <class V> GWF_DEVICE V square_root(V a) { return root(a); }
+GWF_DEVICE float exp_of(float x) { return expf(x); }
+GWF_DEVICE double exp_of(double x) { return exp(x); }
+GWF_DEVICE float expm1_of(float x) { return expm1f(x); }
+GWF_DEVICE double expm1_of(double x) { return expm1(x); }
+
+template <class V> struct Exponential {
+    V x;
+    GWF_DEVICE V value() const { return exp_of(x); }
+    GWF_DEVICE V minus_one() const { return expm1_of(x); }
+};
+template <class V> GWF_DEVICE Exponential<V> exponential(V x) { return {x}; }
+
 #include "../profiles_generated.h"
 
 #define GWF_ONE(id, P) +1

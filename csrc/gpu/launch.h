@@ -1,6 +1,7 @@
 // The one header that knows a GPU runtime. Only what CUDA and HIP share: kernels, shared memory, launches, errors.
 #pragma once
 #include <cstdint>
+#include <utility>
 
 #if defined(__HIP_PLATFORM_AMD__)
 #include <hip/hip_runtime.h>
@@ -25,6 +26,43 @@ template <class Kernel, class Argument>
 int launch(Kernel kernel, std::int64_t blocks, int threads, Stream stream, const Argument& argument) {
     kernel<<<dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), 0, stream>>>(argument);
     return last_error();
+}
+
+// What one block of the current device may have.
+inline int device_limits(int& multiprocessors, int& shared_bytes, bool& clusters) {
+    int device = 0, major = 0;
+    int code = int(cudaGetDevice(&device));
+    for (const auto& [attribute, to] : {std::pair{cudaDevAttrMultiProcessorCount, &multiprocessors},
+                                        {cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared_bytes},
+                                        {cudaDevAttrComputeCapabilityMajor, &major}})
+        if (code == 0) code = int(cudaDeviceGetAttribute(to, attribute, device));
+    clusters = major >= 9;
+    return code;
+}
+
+// Starts blocks that wait for each other: a launch that the device can't hold all at once is refused.
+template <class Kernel, class Argument>
+int launch_together(Kernel kernel, int blocks, int threads, int shared_bytes, bool cluster, Stream stream,
+                    const Argument& argument) {
+    int code = int(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    if (code != 0) return code;
+    cudaLaunchAttribute attribute{};
+    if (cluster) {
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    } else {
+        attribute.id = cudaLaunchAttributeCooperative;
+        attribute.val.cooperative = 1;
+    }
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    code = int(cudaLaunchKernelEx(&config, kernel, argument));
+    return code != 0 ? code : last_error();
 }
 
 }  // namespace gwf::gpu

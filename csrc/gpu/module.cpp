@@ -9,6 +9,7 @@
 
 #include "grid.h"
 #include "pairwise.h"
+#include "primal_dual_module.h"
 
 namespace py = pybind11;
 using Pointer = std::uintptr_t;
@@ -48,7 +49,7 @@ void rows(bool is_double, Pointer x, Pointer sources, Pointer base, Pointer out,
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
-    module.doc() = "Sums over sources on a GPU; see csrc/gpu/pairwise.h.";
+    module.doc() = "Sums over sources, and the inner loop of a JKO step, on a GPU; see csrc/gpu.";
     module.attr("tile") = gwf::gpu::tile;
     module.attr("max_terms") = gwf::gpu::max_terms;
     module.def(
@@ -59,4 +60,5 @@ PYBIND11_MODULE(_cuda, module) {
         "Rows that one block sums.");
     module.def("packed_width", &gwf::gpu::packed_width);
     module.def("rows", &rows, py::call_guard<py::gil_scoped_release>());
+    gwf::gpu::bind_primal_dual(module);
 }

@@ -64,6 +64,7 @@ import importlib.util, sys
 spec = importlib.util.spec_from_file_location("gwf_fast._cuda", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
+assert callable(module.PrimalDual)
 assert (module.tile, module.packed_width(3), module.rows_per_block(False, 1)) == (128, 4, 1024)
 
 def says(dim=2, m=128, terms=((0, 1.0, 1.0, 0.0),), splits=1, n=10):

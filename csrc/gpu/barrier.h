@@ -1,0 +1,54 @@
+// A barrier of all blocks of a launch that are known to be on the device together: a cooperative launch, or a cluster.
+// Who waits in vain gives up, and says so to the others: a bug must not hold a device.
+#pragma once
+#include <cstdint>
+
+namespace gwf::gpu {
+
+constexpr std::uint32_t patience = 1u << 23;  // looks at the counter, each of half a microsecond at least
+
+struct GridBarrier {
+    unsigned long long* arrivals;
+    int* failure;
+    unsigned long long expected;  // arrivals until the next barrier opens
+    bool cluster;
+
+    __device__ GridBarrier(unsigned long long* arrivals, int* failure, bool cluster)
+        : arrivals(arrivals), failure(failure), expected(0), cluster(cluster) {}
+
+    // What any thread of any block wrote before is seen by all after it. False: given up; the same for a whole block.
+    // `flag` is in shared memory.
+    __device__ bool wait(int* flag) {
+        if (gridDim.x == 1) {
+            __syncthreads();
+            return true;
+        }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+        if (cluster) {  // in hardware
+            __threadfence();
+            asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+                             : "memory");
+            return true;
+        }
+#endif
+        expected += gridDim.x;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            atomicAdd(arrivals, 1ull);
+            bool open = false;
+            for (std::uint32_t look = 0; look < patience; look++) {
+                open = *(volatile unsigned long long*)arrivals >= expected;
+                if (open || *(volatile int*)failure != 0) break;
+                __nanosleep(32);
+            }
+            __threadfence();
+            if (!open) *(volatile int*)failure = 1;
+            *flag = open;
+        }
+        __syncthreads();
+        return *flag != 0;
+    }
+};
+
+}  // namespace gwf::gpu

@@ -1,0 +1,257 @@
+// The inner loop of a JKO step in one persistent kernel, as the rest of the library sees it: sizes, where everything
+// lies, pointers. Plain C++, tested on the CPU.
+//
+// The loop is that of csrc/primal_dual.h with a critic and without callbacks. Blocks share the batch: block b has rows
+// b chunk, ..., (b + 1) chunk - 1 of particles and of samples of Gamma, through tiles that stay in shared memory. An
+// update is: gradient sums of each block; barrier; sums of a slice over the blocks, in their order, and Adam on it;
+// barrier; weights to shared memory. With one block a barrier is __syncthreads().
+//
+// A layer's parameters are rows [w_o0, ..., w_o(in-1), b_o, 0 ...] of padded(in) numbers, one an output and padded to
+// fours with zeros; activations are rows [a_0, ..., a_(in-1), 1, 0 ...] of as many. So a bias is a weight, and its
+// gradient comes with theirs. The slopes of a network's layers follow after all weights.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../primal_dual.h"
+
+namespace gwf::gpu {
+
+constexpr int loop_threads = 512;
+constexpr int most_layers = 12;
+constexpr int widest = 128;
+constexpr int largest_cluster = 8;  // that every card with clusters has
+
+constexpr int in_fours(int n) { return (n + 3) / 4 * 4; }
+constexpr int padded(int n) { return in_fours(n + 1); }
+
+struct LoopLayer {
+    int in, out, in_stride, out_stride;
+    int weight, slope;  // in a flat array; slope -1: not learned
+    int a, z;           // in the network's part of shared memory: inputs [rows][in_stride], products [rows][out_stride]
+    Function function;
+    double constant;
+    constexpr int weights() const { return in_fours(out) * in_stride; }
+};
+
+struct LoopNetwork {
+    LoopLayer layer[most_layers];
+    int depth, output;  // output [rows][stride of the last layer]: f of the last product
+    bool residual;
+    int used, size;                               // of a flat array; in fours
+    int rows;                                     // of a tile
+    int shared, resident;                         // numbers in shared memory: activations; weights, -1 = not there
+    std::int64_t values, first, second, average;  // flat arrays in the workspace
+};
+
+// x to matrix x + shift, as a layer's weights [in_fours(D)][padded(D)].
+struct LoopAffine {
+    std::int64_t at;  // in the workspace; -1: none
+    int resident;     // in shared memory; -1: not there
+};
+
+struct LoopSizes {
+    int input_dim, dim;
+    std::int64_t batch, target_batch;
+    bool penalty, whitening, log_mean, normal_targets, averages;
+    DensityKind density;
+    std::vector<MlpLayer> map, critic;
+    std::vector<bool> map_learned, critic_learned;
+    bool map_residual;
+};
+
+struct LoopDevice {
+    int multiprocessors, shared_bytes;  // that a block may have
+    bool clusters;
+    int blocks = 0;  // 0: choose
+};
+
+// Where everything lies; offsets are in numbers of the loop's precision. -1: not there.
+struct LoopLayout {
+    int blocks, chunk;
+    bool cluster;  // the blocks are a cluster
+    LoopNetwork map, critic;
+    LoopAffine whitening, density;
+    int cotangents, spare, staging, constants, slots, folding;     // in shared memory
+    int reduction;                                                 // in shared memory, in bytes
+    std::int64_t partial, partial_size, points, targets, outputs;  // in the workspace
+};
+
+struct LoopPlan {
+    LoopLayout layout;
+    int shared_bytes;
+    std::int64_t numbers;  // of the workspace
+    std::string refusal;   // why there is no plan; else empty
+};
+
+namespace planning {
+
+inline LoopNetwork network(const std::vector<MlpLayer>& layers, const std::vector<bool>& learned, bool residual) {
+    LoopNetwork net{};
+    net.depth = int(layers.size());
+    net.residual = residual;
+    for (int l = 0; l < net.depth; l++) {
+        const auto& from = layers[size_t(l)];
+        const int in = int(from.in), out = int(from.out);
+        net.layer[l] = {in, out, padded(in), padded(out), net.size, -1, 0, 0, from.function, from.constant};
+        net.size += net.layer[l].weights();
+    }
+    for (int l = 0; l < net.depth; l++)
+        if (learned[size_t(l)]) net.layer[l].slope = net.size++;
+    net.used = net.size;
+    net.size = in_fours(net.size);
+    return net;
+}
+
+// Lays out the activations of a tile; returns their count.
+inline int place_rows(LoopNetwork& net, int rows) {
+    net.rows = rows;
+    int next = 0;
+    for (int l = 0; l < net.depth; l++) {
+        auto& layer = net.layer[l];
+        layer.a = next;
+        layer.z = next + rows * layer.in_stride;
+        next = layer.z + rows * layer.out_stride;
+    }
+    net.output = next;
+    return next + rows * net.layer[net.depth - 1].out_stride;
+}
+
+inline int largest_layer(const LoopNetwork& net) {
+    int most = 0;
+    for (int l = 0; l < net.depth; l++) most = std::max(most, net.layer[l].weights());
+    return most;
+}
+
+}  // namespace planning
+
+// How many blocks pay: one where an update is a few microseconds, since a barrier of many costs as much.
+inline int choose_blocks(const LoopSizes& sizes, std::int64_t parameters, const LoopDevice& device) {
+    const std::int64_t rows = std::max(sizes.batch, sizes.target_batch);
+    if (device.blocks > 0) return int(std::min<std::int64_t>(device.blocks, rows));
+    constexpr std::int64_t alone = 1 << 20;  // products of rows and parameters
+    if (rows * parameters <= alone) return 1;
+    return int(std::min<std::int64_t>(device.multiprocessors, (rows + 3) / 4));
+}
+
+inline LoopPlan plan_loop(const LoopSizes& sizes, int number_bytes, const LoopDevice& device) {
+    LoopPlan plan{};
+    LoopLayout& at = plan.layout;
+    for (const auto* layers : {&sizes.map, &sizes.critic}) {
+        if (layers->empty() || layers->size() > size_t(most_layers)) {
+            plan.refusal = "networks have 1 to " + std::to_string(most_layers) + " layers";
+            return plan;
+        }
+        for (const auto& layer : *layers)
+            if (layer.in > widest || layer.out > widest) {
+                plan.refusal = "networks are at most " + std::to_string(widest) + " wide";
+                return plan;
+            }
+    }
+    at.map = planning::network(sizes.map, sizes.map_learned, sizes.map_residual);
+    at.critic = planning::network(sizes.critic, sizes.critic_learned, false);
+    const std::int64_t most_rows = std::max(sizes.batch, sizes.target_batch);
+    const int wanted = choose_blocks(sizes, std::max(at.map.size, at.critic.size), device);
+    at.chunk = int((most_rows + wanted - 1) / wanted);
+    at.blocks = int((most_rows + at.chunk - 1) / at.chunk);
+    at.cluster = device.clusters && at.blocks > 1 && at.blocks <= largest_cluster;
+
+    const int stride = padded(sizes.dim), matrix = in_fours(sizes.dim) * stride;
+    const bool has_matrix = sizes.density == DensityKind::gaussian;
+    const int limit = (device.shared_bytes - 512) / number_bytes;
+    const int warps = loop_threads / 32;
+    // weights stay in shared memory where they fit beside a tile of a useful size; else a layer at a time does
+    const int chunk = in_fours(at.chunk);
+    auto fits = [&](int map_rows, int critic_rows, bool resident) {
+        int next = 0;
+        auto take = [&](int count) { return std::exchange(next, next + in_fours(count)); };
+        at.map.shared = take(planning::place_rows(at.map, map_rows));
+        at.critic.shared = take(planning::place_rows(at.critic, critic_rows));
+        const int points = std::max(map_rows, sizes.penalty ? critic_rows : 0);
+        at.cotangents = take(points * stride);
+        at.spare = take(points * stride);
+        at.constants = take(2 * most_layers);
+        at.slots = take(most_layers * warps);
+        at.folding = take(loop_threads);
+        at.map.resident = resident ? take(at.map.size) : -1;
+        at.critic.resident = resident ? take(at.critic.size) : -1;
+        at.whitening.resident = resident && sizes.whitening ? take(matrix) : -1;
+        at.density.resident = resident && has_matrix ? take(matrix) : -1;
+        const int layer = std::max({planning::largest_layer(at.map), planning::largest_layer(at.critic), matrix});
+        at.staging = resident ? -1 : take(layer);
+        at.reduction = next * number_bytes;  // in bytes: doubles
+        plan.shared_bytes = at.reduction + 512;
+        return next <= limit;
+    };
+    bool found = false;
+    for (const bool resident : {true, false}) {
+        for (int parts = 1; !found; parts++) {
+            const int map_rows = in_fours((chunk + parts - 1) / parts);
+            const int critic_rows = parts == 1 ? 2 * chunk : map_rows;
+            found = fits(map_rows, critic_rows, resident);
+            if (!found && parts == 1) found = fits(map_rows, map_rows, resident);
+            if (map_rows <= (resident ? 8 : 4)) break;
+        }
+        if (found) break;
+    }
+    if (!found) {
+        plan.refusal = "the networks need more shared memory than the " + std::to_string(device.shared_bytes) +
+                       " bytes that a block has on this device";
+        return plan;
+    }
+    std::int64_t next = 0;
+    auto take = [&](std::int64_t count) { return std::exchange(next, next + (count + 3) / 4 * 4); };
+    for (auto* net : {&at.map, &at.critic}) {
+        net->values = take(net->size);
+        net->first = take(net->size);
+        net->second = take(net->size);
+        net->average = net == &at.map && sizes.averages ? take(net->size) : -1;
+    }
+    at.whitening.at = sizes.whitening ? take(matrix) : -1;
+    at.density.at = has_matrix ? take(matrix) : -1;
+    at.partial_size = std::max(at.map.size, at.critic.size);
+    at.partial = take(at.blocks * at.partial_size);
+    at.points = take(sizes.batch * sizes.dim);
+    at.targets = sizes.normal_targets ? take(sizes.target_batch * sizes.dim) : -1;
+    at.outputs = sizes.log_mean ? take(sizes.target_batch) : -1;
+    plan.numbers = next;
+    return plan;
+}
+
+// One launch: iterations first, ..., first + count - 1.
+template <class T> struct LoopArguments {
+    LoopLayout layout;
+    int input_dim, dim;
+    std::int64_t batch, target_batch, pool_size, target_size, between;
+    int critic_steps, map_steps;
+    double step_size, coefficient, map_coefficient, penalty, log_norm;
+    bool whole_pool, with_log_mu, log_mean;
+    TargetKind target_kind;
+    Elementwise of_model, of_target;
+    Density<T> density;
+    const T *inputs, *anchors, *target;
+    AdamSettings adam;
+    double map_rate, critic_rate;
+    double map_powers[2], critic_powers[2];  // beta^t before the first update
+    std::uint64_t seed;
+    std::uint32_t target_stream, penalty_stream;
+    std::int64_t first, count;
+
+    T* numbers;                    // the workspace
+    std::int64_t* rows;            // [batch], then [target_batch]: which rows of the pools
+    double* losses;                // [count][blocks][2]: of the map, of the critic
+    double* norms;                 // [blocks]
+    const double* schedule;        // [first + count]
+    unsigned long long* arrivals;  // at barriers; 0 at the start
+    int* failure;                  // 0; 1: a barrier was given up
+};
+
+// 0, or a code of the runtime.
+int loop_device(LoopDevice& device);  // the current one
+int run_loop_float(const LoopArguments<float>& arguments, int shared_bytes, void* stream);
+int run_loop_double(const LoopArguments<double>& arguments, int shared_bytes, void* stream);
+
+}  // namespace gwf::gpu

@@ -1,0 +1,230 @@
+"""The persistent kernel of the JKO loop, its threads emulated on the CPU, against the CPU's loop."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gwf_fast import IPM, KL, GeneralizedEntropy, Interaction, JensenShannon, Training, potentials
+from gwf_fast import Gaussian as GaussianKernel
+from gwf_fast.adversarial import DonskerVaradhan
+from gwf_fast.engine import ENGINES
+from gwf_fast.fused_engine import _refuses_on_device
+from gwf_fast.kernels import primal_dual_cuda
+from gwf_fast.kernels.primal_dual_cpp import philox_indices, philox_normals, philox_uniforms
+from gwf_fast.nn import MLP
+from gwf_fast.ops.dispatch import BACKENDS
+from tests.gpu.loops import difference, divergence, gaussian, inner_problem, mixture, samples, solved
+
+ROOT = Path(__file__).resolve().parents[2]
+CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+BYTES = 227 * 1024  # of shared memory: an H100's
+
+pytestmark = pytest.mark.skipif(
+    CXX is None or importlib.util.find_spec("pybind11") is None or not (ROOT / "csrc" / "gpu").is_dir(),
+    reason="needs a C++ compiler, pybind11 and the source tree",
+)
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    """gwf_fast._cuda's PrimalDual with an emulated kernel."""
+    import pybind11
+
+    target = tmp_path_factory.mktemp("host") / f"host_primal_dual{sysconfig.get_config_var('EXT_SUFFIX')}"
+    includes = [f"-I{path}" for path in (ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include"))]
+    options = ["-std=c++20", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
+    source = ROOT / "tests" / "gpu" / "host_primal_dual.cpp"
+    subprocess.run([CXX, *options, *includes, str(source), "-o", str(target)], check=True)
+    spec = importlib.util.spec_from_file_location("host_primal_dual", target)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.fixture
+def emulated(module, monkeypatch):
+    """Makes loops of so many blocks, threads and bytes of shared memory; ``order`` seeds which thread runs next."""
+    monkeypatch.setattr(primal_dual_cuda, "_module", lambda: module)
+
+    def choose(blocks=0, *, threads=64, shared=BYTES, order=0, layouts=None):
+        module.emulate(4, shared, threads, order)
+
+        def loop(problem):
+            made = primal_dual_cuda.PrimalDual(problem, blocks)
+            if layouts is not None:
+                layouts.append(made.layout)
+            return made
+
+        return loop
+
+    return choose
+
+
+def training(**changed):
+    return Training(**{"batch_size": 64, "iterations": 6, "critic_steps": 2, "map_steps": 2} | changed)
+
+
+def test_threads_draw_what_the_cpu_draws(module):
+    seed, iteration, stream, bound = 2**61 + 12345, 77, 3, 1_000_003
+    drawn = [module.draw(seed, iteration, stream, i, bound) for i in range(200)]
+    indices, uniforms, normals, singles = (torch.tensor(part, dtype=torch.float64) for part in zip(*drawn, strict=True))
+    assert torch.equal(indices.long(), philox_indices(seed, iteration, stream, 200, bound))
+    assert torch.equal(uniforms, philox_uniforms(seed, iteration, stream, 200))
+    for found, dtype, bound in ((normals, torch.float64, 1e-14), (singles, torch.float32, 1e-6)):
+        expected = philox_normals(seed, iteration, stream, 200, 1, dtype).flatten().double()
+        torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("make", [mixture, divergence()], ids=["density", "samples"])
+def test_the_paper_s_networks_for_200_iterations(emulated, make):
+    options = {"dim": 2, "widths": (16,) * 4, "training": training(batch_size=100, iterations=200, critic_steps=3)}
+    assert difference(emulated(threads=32), make, **options) < 1e-9
+
+
+DIVERGENCES = [
+    ("kl", None), ("reverse_kl", None), ("js", None), ("pearson", None), ("neyman", None), ("squared_hellinger", None),
+    ("total_variation", None), ("alpha", 1.5), ("alpha", 0.5), ("generalized_entropy", 2.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "parameter"), DIVERGENCES)
+def test_every_divergence(emulated, name, parameter):
+    options = {"dim": 2, "widths": (8, 5), "training": training()}
+    assert difference(emulated(threads=32), divergence(name, parameter), **options) < 1e-11
+
+
+@pytest.mark.parametrize("make", [gaussian, mixture])
+@pytest.mark.parametrize("dim", [1, 3, 4, 17])
+def test_every_density(emulated, make, dim):
+    assert difference(emulated(2), make, dim=dim, widths=(8, 5), training=training(iterations=3)) < 1e-11
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "silu", "softplus", "tanh", "sigmoid"])
+def test_every_activation(emulated, activation):
+    options = {"dim": 2, "widths": (8, 5), "activation": activation, "training": training(), "output": "tanh"}
+    assert difference(emulated(threads=32), divergence(), **options) < 1e-11
+
+
+OPTIONS = {
+    "rates": {"critic_lr": 5e-3, "lr_schedule": "cosine", "betas": (0.5, 0.9)},
+    "clip": {"gradient_clip": 0.1},
+    "decay": {"weight_decay": 0.3},
+    "average": {"ema": 0.8},
+    "steps": {"critic_steps": 1, "map_steps": 3},
+    "whole": {"batch_size": 500},
+    "samples": {"batch_size": 400},  # more than the target has
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option(emulated, option):
+    assert difference(emulated(3), divergence(), training=training(**OPTIONS[option]), chunks=(1, 2)) < 1e-11
+
+
+def test_donsker_varadhan(emulated):
+    # the output's bias has a gradient of zero, of which Adam makes a step of rounding errors over epsilon
+    assert difference(emulated(2), lambda dim: DonskerVaradhan(samples(dim)), training=training()) < 1e-9
+
+
+def test_a_generator_from_latent_noise(emulated):
+    assert difference(emulated(2), divergence("kl"), latent=4, training=training()) < 1e-11
+
+
+@pytest.mark.parametrize(("dim", "widths"), [(1, ()), (1, (3,)), (17, (64, 33)), (64, (128,))])
+def test_shapes(emulated, dim, widths):
+    options = {"dim": dim, "widths": widths, "training": training(batch_size=37, iterations=2)}
+    assert difference(emulated(3), gaussian, **options) < 1e-11
+
+
+PLACES = {
+    "one block, many threads": ({"blocks": 1, "threads": 512}, True),
+    "a tile a side": ({"blocks": 1, "shared": 110 * 1024}, True),
+    "many tiles": ({"blocks": 2, "shared": 50 * 1024}, True),
+    "a layer at a time": ({"blocks": 3, "shared": 32 * 1024}, False),
+    "blocks without samples": ({"blocks": 7}, True),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_where_a_block_keeps_its_rows(emulated, place):
+    keywords, resident = PLACES[place]
+    layouts = []
+    options = {"widths": (33, 20), "training": training(batch_size=101, iterations=2)}
+    assert difference(emulated(**keywords, layouts=layouts), mixture, **options) < 1e-11
+    assert layouts[0]["resident"] == resident
+    assert layouts[0]["blocks"] == keywords["blocks"]
+    assert layouts[0]["shared_bytes"] <= keywords.get("shared", BYTES)
+
+
+def test_the_order_of_threads_does_not_matter(emulated):
+    """Bit for bit: else threads would meet too seldom."""
+
+    def parameters(order):
+        options = training(iterations=2, gradient_clip=0.1, ema=0.9)
+        problem = inner_problem(gaussian(3), widths=(9, 8), training=options)
+        solved(emulated(3, order=order, shared=32 * 1024), problem)
+        return torch.cat([p.detach().flatten() for net in (problem.map, problem.critic) for p in net.parameters()])
+
+    first = parameters(0)
+    assert all(torch.equal(parameters(order), first) for order in range(1, 6))
+
+
+def test_float32(emulated):
+    options = {"dim": 2, "widths": (16,) * 4, "activation": "silu", "dtype": torch.float32}
+    assert difference(emulated(2), mixture, **options) < 1e-5
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(emulated):
+    problem = inner_problem(divergence()(3), training=training(iterations=5))
+    problem.anchors[::2] = float("nan")
+    assert solved(emulated(), problem)["iterations"] == 1
+
+
+def test_networks_that_do_not_fit(emulated):
+    problem = inner_problem(divergence()(3), widths=(128, 128), training=training())
+    with pytest.raises(RuntimeError, match="more shared memory than the 40960 bytes"):
+        solved(emulated(shared=40 * 1024), problem)
+
+
+class TestRefusals:
+    def reason(self, functional, monkeypatch, sizes=(3, 16, 3), **options):
+        monkeypatch.setattr(type(BACKENDS["cuda"]), "absence", lambda self: None)
+        critic = MLP([3, 16, 1])
+        return _refuses_on_device(functional, MLP(sizes), critic, Training(**options))
+
+    def test_of_functionals(self, monkeypatch):
+        z = samples(3)
+        for functional, words in (
+            (Interaction(GaussianKernel(1.0)), "one term, with a critic"),
+            (JensenShannon(z) + Interaction(GaussianKernel(1.0)), "one term, with a critic"),
+            (KL(lambda x: -x.square().sum(-1)), "must be a potentials.Gaussian or"),
+            (IPM(z), "does not take IPM"),
+            (GeneralizedEntropy(2), "does not take GeneralizedEntropy"),
+            (JensenShannon(lambda n: z[:n]), "must be a tensor of samples"),
+        ):
+            assert words in self.reason(functional, monkeypatch)
+        assert self.reason(JensenShannon(z), monkeypatch) is None
+        assert self.reason(KL(potentials.Gaussian(torch.zeros(3), torch.eye(3))), monkeypatch) is None
+
+    def test_of_networks(self, monkeypatch):
+        assert "may be 128 wide, not 129" in self.reason(JensenShannon(samples(3)), monkeypatch, (3, 129, 3))
+        assert "no dropout" in self.reason(JensenShannon(samples(3)), monkeypatch, dropout=0.1)
+
+    def test_without_the_module(self):
+        if BACKENDS["cuda"].absence() is None:
+            pytest.skip("the module is there")
+        reason = _refuses_on_device(JensenShannon(samples(3)), MLP([3, 3]), MLP([3, 1]), Training())
+        assert "GWF_FAST_CUDA=1" in reason
+
+    def test_other_devices(self):
+        map, critic = (MLP(sizes).to("meta") for sizes in ([3, 3], [3, 1]))
+        reason = ENGINES["fused"].refuses(JensenShannon(samples(3)), map, critic, Training())
+        assert "float32 or float64 on the CPU or a CUDA device" in reason
+        assert isinstance(map, nn.Module)
