@@ -73,12 +73,22 @@ def commands(folder: Path) -> dict[Path, list[str]]:
 def compile_objects(folder: Path, spawn) -> list[str]:
     """Compiles the CUDA objects with ``spawn`` (setuptools' runner of commands); those that are newer stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    sources = [*SOURCES, *Path("csrc").glob("*.h"), *Path("csrc/gpu").glob("*.h"), *Path("csrc/random").glob("*.h")]
+    headers = ("profiles_generated.h", "mlp*.h", "primal_dual*.h", "gpu/*.h", "random/*.h")
+    sources = [*SOURCES, *(path for pattern in headers for path in Path("csrc").glob(pattern))]
     newest = max(os.path.getmtime(path) for path in sources)
     todo = commands(folder)
-    stale = [command for path, command in todo.items() if not path.exists() or path.stat().st_mtime < newest]
+
+    def is_current(path: Path) -> bool:
+        stamp = path.with_suffix(".command")  # other architectures are another object
+        made_so = stamp.exists() and stamp.read_text() == " ".join(todo[path])
+        return made_so and path.exists() and path.stat().st_mtime >= newest
+
+    def compile_one(path: Path) -> None:
+        spawn(todo[path])
+        path.with_suffix(".command").write_text(" ".join(todo[path]))
+
     with ThreadPoolExecutor(len(TYPES)) as pool:
-        list(pool.map(spawn, stale))
+        list(pool.map(compile_one, [path for path in todo if not is_current(path)]))
     return [str(path) for path in todo]
 
 

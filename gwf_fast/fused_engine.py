@@ -126,6 +126,9 @@ def _refuses_on_device(
         assert isinstance(module, MLP)
         if max(module.spec.sizes) > _WIDEST_ON_DEVICE:
             return f"on CUDA the {name} may be {_WIDEST_ON_DEVICE} wide, not {max(module.spec.sizes)}"
+    assert isinstance(critic, MLP)
+    if any(isinstance(term, IPM) for _, term in terms_of(functional)) and set(critic.spec.functions[:-1]) - {"leaky"}:
+        return "on CUDA the critic of a gradient penalty must have leaky units: prelu, leaky_relu or relu"
     if any(training.dropouts):
         return "on CUDA it has no dropout"
     return None

@@ -52,7 +52,7 @@ def refuses_on_device(functional: Functional) -> str | None:
     (term,) = terms
     if isinstance(term, KL) and type(term.density) not in (potentials.Gaussian, potentials.GaussianMixture):
         return "on CUDA the density of KL must be a potentials.Gaussian or a potentials.GaussianMixture"
-    if isinstance(term, GeneralizedEntropy | IPM):
+    if isinstance(term, GeneralizedEntropy):
         return f"on CUDA it does not take {type(term).__name__}"
     if not isinstance(getattr(term, "target", None), Tensor | None):
         return "on CUDA the target must be a tensor of samples"

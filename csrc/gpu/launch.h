@@ -28,6 +28,8 @@ int launch(Kernel kernel, std::int64_t blocks, int threads, Stream stream, const
     return last_error();
 }
 
+#if !defined(__HIP_PLATFORM_AMD__)  // clusters are CUDA's
+
 // What one block of the current device may have.
 inline int device_limits(int& multiprocessors, int& shared_bytes, bool& clusters) {
     int device = 0, major = 0;
@@ -64,5 +66,7 @@ int launch_together(Kernel kernel, int blocks, int threads, int shared_bytes, bo
     code = int(cudaLaunchKernelEx(&config, kernel, argument));
     return code != 0 ? code : last_error();
 }
+
+#endif
 
 }  // namespace gwf::gpu

@@ -32,6 +32,7 @@ struct LoopLayer {
     int in, out, in_stride, out_stride;
     int weight, slope;  // in a flat array; slope -1: not learned
     int a, z;           // in the network's part of shared memory: inputs [rows][in_stride], products [rows][out_stride]
+    int d, tangent;     // of the product and of its function, likewise; only where there is a penalty
     Function function;
     double constant;
     constexpr int weights() const { return in_fours(out) * in_stride; }
@@ -96,7 +97,7 @@ inline LoopNetwork network(const std::vector<MlpLayer>& layers, const std::vecto
     for (int l = 0; l < net.depth; l++) {
         const auto& from = layers[size_t(l)];
         const int in = int(from.in), out = int(from.out);
-        net.layer[l] = {in, out, padded(in), padded(out), net.size, -1, 0, 0, from.function, from.constant};
+        net.layer[l] = {in, out, padded(in), padded(out), net.size, -1, 0, 0, 0, 0, from.function, from.constant};
         net.size += net.layer[l].weights();
     }
     for (int l = 0; l < net.depth; l++)
@@ -107,7 +108,7 @@ inline LoopNetwork network(const std::vector<MlpLayer>& layers, const std::vecto
 }
 
 // Lays out the activations of a tile; returns their count.
-inline int place_rows(LoopNetwork& net, int rows) {
+inline int place_rows(LoopNetwork& net, int rows, bool penalty) {
     net.rows = rows;
     int next = 0;
     for (int l = 0; l < net.depth; l++) {
@@ -115,6 +116,10 @@ inline int place_rows(LoopNetwork& net, int rows) {
         layer.a = next;
         layer.z = next + rows * layer.in_stride;
         next = layer.z + rows * layer.out_stride;
+        if (!penalty) continue;
+        layer.d = next;
+        layer.tangent = next + rows * layer.out_stride;
+        next += 2 * rows * layer.out_stride;
     }
     net.output = next;
     return next + rows * net.layer[net.depth - 1].out_stride;
@@ -168,8 +173,8 @@ inline LoopPlan plan_loop(const LoopSizes& sizes, int number_bytes, const LoopDe
     auto fits = [&](int map_rows, int critic_rows, bool resident) {
         int next = 0;
         auto take = [&](int count) { return std::exchange(next, next + in_fours(count)); };
-        at.map.shared = take(planning::place_rows(at.map, map_rows));
-        at.critic.shared = take(planning::place_rows(at.critic, critic_rows));
+        at.map.shared = take(planning::place_rows(at.map, map_rows, false));
+        at.critic.shared = take(planning::place_rows(at.critic, critic_rows, sizes.penalty));
         const int points = std::max(map_rows, sizes.penalty ? critic_rows : 0);
         at.cotangents = take(points * stride);
         at.spare = take(points * stride);
@@ -225,7 +230,7 @@ inline LoopPlan plan_loop(const LoopSizes& sizes, int number_bytes, const LoopDe
 template <class T> struct LoopArguments {
     LoopLayout layout;
     int input_dim, dim;
-    std::int64_t batch, target_batch, pool_size, target_size, between;
+    std::int64_t batch, target_batch, pool_size, target_size;
     int critic_steps, map_steps;
     double step_size, coefficient, map_coefficient, penalty, log_norm;
     bool whole_pool, with_log_mu, log_mean;

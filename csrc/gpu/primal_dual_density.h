@@ -19,7 +19,7 @@ __device__ void pull_back_affine(const Block<T>& block, const LoopAffine& affine
                                  Store store) {
     const int dim = block.a.dim, stride = padded(dim);
     multiply_backward(u, stride, block.weights(affine.resident, affine.at, in_fours(dim) * stride), stride, dim,
-                      StoreBackward<T>{to, stride, rows, dim, store, Function::identity, T(0), T(0)});
+                      StoreBackward<T>{to, nullptr, stride, rows, dim, store, Function::identity, T(0), T(0)});
     __syncthreads();
 }
 

@@ -16,7 +16,8 @@ template <class T> class BlockLoop {
           stride_(padded(a.dim)),
           first_(std::int64_t(blockIdx.x) * a.layout.chunk),
           models_(rows_of(a.batch)),
-          targets_(rows_of(a.target_batch)) {
+          targets_(rows_of(a.target_batch)),
+          between_(rows_of(a.penalty > 0 ? (a.batch < a.target_batch ? a.batch : a.target_batch) : 0)) {
         block_.flag = reinterpret_cast<int*>(block_.doubles() + 32);
     }
 
@@ -31,7 +32,7 @@ template <class T> class BlockLoop {
             for (int i = 0; i < a_.critic_steps; i++) {
                 double logarithm = 0;
                 if (a_.log_mean && !log_mean_exp(logarithm)) return;
-                report(critic_gradient(logarithm), losses + 1);
+                report(critic_gradient(logarithm, std::uint32_t(i)), losses + 1);
                 if (!critic_.update(a_.critic_rate * rate, false)) return;
             }
             for (int i = 0; i < a_.map_steps; i++) {
@@ -157,7 +158,7 @@ template <class T> class BlockLoop {
     }
 
     // This thread's part of minus the critic's objective; its gradient goes to the block's sums.
-    __device__ double critic_gradient(double logarithm) {
+    __device__ double critic_gradient(double logarithm, std::uint32_t step) {
         const double of_models = -a_.coefficient / double(a_.batch);
         const double of_targets = a_.coefficient / double(a_.target_batch);
         const Elementwise tamed =
@@ -166,7 +167,7 @@ template <class T> class BlockLoop {
         double total = 0;
         for (int begin = 0; begin < all; begin += critic_.net.rows) {
             const int rows = tile(begin, all, critic_.net.rows);
-            load_sides(begin, rows);
+            if (step == 0 || alters_input() || all > rows) load_sides(begin, rows);  // else they are still there
             critic_.forward(rows);
             for (int r = int(threadIdx.x); r < rows; r += int(blockDim.x)) {
                 const bool is_model = begin + r < models_;
@@ -180,7 +181,41 @@ template <class T> class BlockLoop {
             __syncthreads();
             critic_.backward(rows, true, begin > 0, nullptr);
         }
+        for (int begin = 0; begin < between_; begin += critic_.net.rows)
+            total += penalty_tile(begin, tile(begin, between_, critic_.net.rows), step);
         return blockIdx.x == 0 && threadIdx.x == 0 ? total + a_.coefficient * logarithm : total;
+    }
+
+    // Whether an ascent brings other rows than those of the two sides to the critic.
+    __device__ bool alters_input() const { return a_.log_mean || a_.penalty > 0; }
+
+    // lambda E (|grad h| - 1)^2 between the sides: with g = grad h and t the penalty's gradient in g, the gradient in
+    // the parameters is that of <t, g> with t fixed.
+    __device__ double penalty_tile(int begin, int rows, std::uint32_t step) {
+        const Draw mixing{a_.seed, iteration_, a_.penalty_stream + step};
+        for (int i = int(threadIdx.x); i < rows * a_.dim; i += int(blockDim.x)) {
+            const int r = i / a_.dim, c = i % a_.dim;
+            const T e = T(mixing.uniform(first_ + begin + r)), z = target(begin + r)[c];
+            critic_.input()[r * stride_ + c] = z + (point(begin + r)[c] - z) * e;
+        }
+        __syncthreads();
+        critic_.forward(rows);
+        critic_.gradient(rows, spare_);
+        const double all = double(a_.batch < a_.target_batch ? a_.batch : a_.target_batch);
+        const double weight = a_.coefficient * a_.penalty / all;
+        const int lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32;
+        double total = 0;
+        for (int r = int(threadIdx.x) / 32; r < rows; r += warps) {  // a row is a warp
+            T squares = 0;
+            for (int d = lane; d < a_.dim; d += 32) squares += spare_[r * stride_ + d] * spare_[r * stride_ + d];
+            const double norm = sqrt(double(warp_sum(squares))), excess = norm - 1;
+            const T scale = norm > 0 ? T(2 * weight * excess / norm) : T(0);
+            if (lane == 0) total += weight * excess * excess;
+            for (int d = lane; d < a_.dim; d += 32) spare_[r * stride_ + d] *= scale;
+        }
+        __syncthreads();
+        critic_.add_gradient_along(spare_, rows);
+        return total;
     }
 
     // This thread's part of the map's loss.
@@ -267,7 +302,7 @@ template <class T> class BlockLoop {
     T *g_, *spare_;
     int stride_;
     std::int64_t first_;
-    int models_, targets_;  // rows of this block
+    int models_, targets_, between_;  // rows of this block
     std::uint32_t iteration_ = 0;
 };
 

@@ -61,14 +61,16 @@ template <class T> struct StoreForward {
 // bias: whether the rows of w end in one that isn't among the terms.
 template <class T>
 __device__ __noinline__ void multiply_forward(const T* a, int stride, const T* w, int in, StoreForward<T> finish) {
+    GWF_SHARED(finish.to);
     multiply<true>(a, stride, w, stride, in_fours(in), finish.rows, finish.columns, in % 4 ? -1 : in, finish);
 }
 
 enum class Store { product, sum, derivative };
 
-// With v what stood there: the product, v + the product, or f'(v) times it.
+// The product; the product added to what stood there; or f'(v) times it.
 template <class T> struct StoreBackward {
     T* to;
+    const T* v;
     int stride, rows, columns;
     Store store;
     Function function;
@@ -77,13 +79,13 @@ template <class T> struct StoreBackward {
 
     __device__ void operator()(int r, int c, T u) {
         if (r >= rows || c >= columns) return;
-        T& at = to[r * stride + c];
+        const int at = r * stride + c;
         if (store == Store::derivative) {
-            const T v = at;
-            if (!(v > T(0))) slope_sum += u * v;
-            at = u * hidden_jet(function, v, constant).first;
+            const T z = v[at];
+            if (!(z > T(0))) slope_sum += u * z;
+            to[at] = u * hidden_jet(function, z, constant).first;
         } else {
-            at = store == Store::sum ? at + u : u;
+            to[at] = store == Store::sum ? to[at] + u : u;
         }
     }
 };
@@ -92,8 +94,31 @@ template <class T> struct StoreBackward {
 template <class T>
 __device__ __noinline__ T multiply_backward(const T* d, int stride, const T* w, int width, int out,
                                             StoreBackward<T> finish) {
+    GWF_SHARED(finish.to);
     multiply<false>(d, stride, w, width, in_fours(out), finish.rows, finish.columns, -1, finish);
     return finish.slope_sum;
+}
+
+// The tangent of a leaky unit's value, the product that of its input; sums the slope's part, up to what `u` lacks.
+template <class T> struct StoreTangent {
+    T* to;
+    const T *z, *u;
+    int stride, rows, columns;
+    T slope, slope_sum;
+
+    __device__ void operator()(int r, int c, T value) {
+        if (r >= rows || c >= columns) return;
+        const int at = r * stride + c;
+        const bool above = z[at] > T(0);
+        if (!above) slope_sum += value * u[at];
+        to[at] = above ? value : value * slope;
+    }
+};
+
+// Without the bias.
+template <class T>
+__device__ __noinline__ void multiply_tangent(const T* a, int stride, const T* w, int in, StoreTangent<T>& finish) {
+    multiply<true>(a, stride, w, stride, in_fours(in), finish.rows, finish.columns, -1, finish);
 }
 
 // ---- the network ---------------------------------------------------------------------------------------------------
@@ -133,6 +158,9 @@ template <class T> struct BlockNetwork {
             const LoopLayer& layer = net.layer[l];
             fill_rows(activations + layer.a, layer.in, layer.in_stride);
             fill_rows(activations + layer.z, -1, layer.out_stride);
+            if (!layer.d) continue;
+            fill_rows(activations + layer.d, -1, layer.out_stride);
+            fill_rows(activations + layer.tangent, -1, layer.out_stride);
         }
         fill_rows(output(), net.layer[net.depth - 1].out, output_stride());
         for (int i = int(threadIdx.x); i < most_layers * int(blockDim.x) / 32; i += int(blockDim.x)) slots[i] = T(0);
@@ -176,23 +204,53 @@ template <class T> struct BlockNetwork {
             if (gradients)
                 multiply_rows(d, layer.out_stride, activations + layer.a, layer.in_stride, rows, in_fours(layer.out),
                               partial() + layer.weight, add);
-            StoreBackward<T> finish{of_input,       layer.in_stride,    rows, layer.in,
-                                    Store::product, Function::identity, T(0), T(0)};
-            if (l > 0) {
-                const LoopLayer& below = net.layer[l - 1];
-                finish.to = product(l - 1);
-                finish.store = Store::derivative;
-                finish.function = below.function;
-                finish.constant = constants[l - 1];
-            }
+            StoreBackward<T> finish = through(l, rows, l ? product(l - 1) : of_input);
             if (finish.to) {
-                T sum = multiply_backward(d, layer.out_stride, weights(layer), layer.in_stride, layer.out, finish);
-                if (gradients && l > 0 && net.layer[l - 1].slope >= 0) {
-                    sum = warp_sum(sum);
-                    if (threadIdx.x % 32 == 0) slots[(l - 1) * (int(blockDim.x) / 32) + threadIdx.x / 32] += sum;
-                }
+                const T sum =
+                    multiply_backward(d, layer.out_stride, weights(layer), layer.in_stride, layer.out, finish);
+                if (gradients && l > 0 && net.layer[l - 1].slope >= 0) add_slope(l - 1, sum);
             }
             __syncthreads();
+        }
+    }
+
+    // grad h of a network of leaky units with one output, after forward(rows); the cotangents of the products stay.
+    __device__ void gradient(int rows, T* to) const {
+        for (int r = int(threadIdx.x); r < rows; r += int(blockDim.x)) last_product()[r * output_stride()] = T(1);
+        __syncthreads();
+        for (int l = net.depth - 1; l >= 0; l--) {
+            const LoopLayer& layer = net.layer[l];
+            multiply_backward(cotangent(l), layer.out_stride, weights(layer), layer.in_stride, layer.out,
+                              through(l, rows, l ? cotangent(l - 1) : to));
+            __syncthreads();
+        }
+    }
+
+    // After gradient(): adds the gradient of <t, grad h> in the parameters to the block's sums, t fixed. The second
+    // derivatives of leaky units are 0: the tangents of the products alone carry it (csrc/primal_dual_penalty.h).
+    __device__ void add_gradient_along(const T* t, int rows) const {
+        for (int l = 0; l < net.depth; l++) {
+            const LoopLayer& layer = net.layer[l];
+            const T* d = cotangent(l);
+            multiply_rows(d, layer.out_stride, t, layer.in_stride, rows, in_fours(layer.out), partial() + layer.weight,
+                          true);
+            if (l + 1 == net.depth) break;
+            T* tangent = activations + layer.tangent;
+            // a slope's derivative takes u in d = slope u
+            const bool divides = constants[l] != T(0);
+            if (!divides && layer.slope >= 0) {
+                const LoopLayer& above = net.layer[l + 1];
+                multiply_backward(cotangent(l + 1), above.out_stride, weights(above), above.in_stride, above.out,
+                                  StoreBackward<T>{tangent, nullptr, above.in_stride, rows, above.in, Store::product,
+                                                   Function::identity, T(0), T(0)});
+                __syncthreads();
+            }
+            StoreTangent<T> finish{tangent, product(l), divides ? d : tangent, layer.out_stride,
+                                   rows,    layer.out,  constants[l],          T(0)};
+            multiply_tangent(t, layer.in_stride, weights(layer), layer.in, finish);
+            if (layer.slope >= 0) add_slope(l, divides ? finish.slope_sum / constants[l] : finish.slope_sum);
+            __syncthreads();
+            t = tangent;
         }
     }
 
@@ -235,6 +293,23 @@ template <class T> struct BlockNetwork {
     }
 
   private:
+    __device__ T* cotangent(int l) const { return l + 1 < net.depth ? activations + net.layer[l].d : last_product(); }
+
+    // What becomes of the cotangent of layer l's input: that of the product below, or itself at the first.
+    __device__ StoreBackward<T> through(int l, int rows, T* to) const {
+        const LoopLayer& layer = net.layer[l];
+        if (l == 0)
+            return {to, nullptr, layer.in_stride, rows, layer.in, Store::product, Function::identity, T(0), T(0)};
+        return {to,       product(l - 1),    layer.in_stride,           rows,
+                layer.in, Store::derivative, net.layer[l - 1].function, constants[l - 1],
+                T(0)};
+    }
+
+    __device__ void add_slope(int l, T part) const {
+        const T sum = warp_sum(part);
+        if (threadIdx.x % 32 == 0) slots[l * (int(blockDim.x) / 32) + threadIdx.x / 32] += sum;
+    }
+
     __device__ void gather_slopes() const {
         const int warps = int(blockDim.x) / 32;
         if (const int i = net.used + int(threadIdx.x); i < net.size) partial()[i] = T(0);  // another network's sums

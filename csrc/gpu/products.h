@@ -11,6 +11,15 @@ template <class T> struct alignas(16) Four {
 };
 template <class T> __device__ __forceinline__ Four<T> four(const T* p) { return *reinterpret_cast<const Four<T>*>(p); }
 
+// What the compiler can't see across a call: that a pointer is to shared memory, or to global.
+#if defined(__CUDA_ARCH__)
+#define GWF_SHARED(p) __builtin_assume(__isShared(p))
+#define GWF_GLOBAL(p) __builtin_assume(__isGlobal(p))
+#else
+#define GWF_SHARED(p)
+#define GWF_GLOBAL(p)
+#endif
+
 __device__ __forceinline__ float exchanged(float v, int with) { return __shfl_xor_sync(0xffffffffu, v, with); }
 __device__ __forceinline__ double exchanged(double v, int with) { return __shfl_xor_sync(0xffffffffu, v, with); }
 
@@ -89,6 +98,8 @@ __device__ __forceinline__ void multiply_tiles(const T* a, int stride, const T* 
 template <bool across, class T, class Finish>
 __device__ __forceinline__ void multiply(const T* a, int stride, const T* w, int width, int depth, int rows,
                                          int columns, int bias, Finish& finish) {
+    GWF_SHARED(a);
+    GWF_SHARED(w);
     const int column_tiles = (columns + 3) / 4, terms = depth / 4, most = terms < 8 ? terms : 8;
     const int half = int(blockDim.x) / 2;
     auto tiles = [&](int R) { return (rows + R - 1) / R * column_tiles; };
@@ -105,6 +116,9 @@ __device__ __forceinline__ void multiply(const T* a, int stride, const T* w, int
 template <class T>
 __device__ __noinline__ void multiply_rows(const T* d, int d_stride, const T* a, int a_stride, int rows, int outs,
                                            T* sums, bool add) {
+    GWF_SHARED(d);
+    GWF_SHARED(a);
+    GWF_GLOBAL(sums);
     const int columns = a_stride / 4, tiles = outs / 4 * columns, split = split_of(tiles, rows < 16 ? rows : 16);
     const int share = int(threadIdx.x) & (split - 1), step = int(blockDim.x) / split;
     for (int start = 0; start < tiles; start += step) {

@@ -41,7 +41,7 @@ def divergence(name="js", parameter=None):
 
 
 def inner_problem(functional, dim=3, *, dtype=torch.float64, training=None, activation="prelu", widths=(16, 16),
-                  pool=500, latent=None, step_size=0.5, seed=0, device="cpu", output=None):  # fmt: skip
+                  pool=500, latent=None, step_size=0.5, seed=0, device="cpu", output=None, slope=None):  # fmt: skip
     """A StepProblem with networks away from their start."""
     training = training or Training(batch_size=64, iterations=20, critic_steps=3, map_steps=2)
     torch.manual_seed(seed)
@@ -50,6 +50,9 @@ def inner_problem(functional, dim=3, *, dtype=torch.float64, training=None, acti
     with torch.no_grad():
         for p in transport.parameters():
             p.add_(0.05 * torch.randn_like(p))
+        for unit in (m for net in (transport, critic) for m in net.modules() if isinstance(m, nn.PReLU)):
+            if slope is not None:
+                unit.weight.fill_(slope)
     transport, critic = (net.to(device, dtype) for net in (transport, critic))
     inputs = normals(0, pool, latent or dim).to(dtype)
     anchors = (1.5 * inputs[:, :dim] + 0.3).contiguous().to(device)

@@ -94,6 +94,13 @@ def test_donsker_varadhan():
         assert difference(loop_of(blocks), make, training=training(), **PAPER) < 1e-8
 
 
+@pytest.mark.parametrize("activation", ["prelu", "relu"])
+@pytest.mark.parametrize("blocks", [1, 8, 25])
+def test_gradient_penalty(activation, blocks):
+    options = PAPER | {"activation": activation, "training": training()}
+    assert difference(loop_of(blocks), lambda dim: gwf.IPM(samples(dim)), **options) < 1e-9
+
+
 def test_a_generator():
     assert difference(loop_of(), divergence("kl"), dim=3, latent=4, training=training(), device="cuda") < 1e-10
 

@@ -133,6 +133,22 @@ def test_donsker_varadhan(emulated):
     assert difference(emulated(2), lambda dim: DonskerVaradhan(samples(dim)), training=training()) < 1e-9
 
 
+@pytest.mark.parametrize("activation", ["prelu", "relu", "leaky_relu"])
+@pytest.mark.parametrize(("widths", "keywords"), [((16, 16), {}), ((9, 6, 5), {"shared": 16 * 1024}), ((), {})])
+def test_gradient_penalty(emulated, activation, widths, keywords):
+    options = {"dim": 3, "widths": widths, "activation": activation, "training": training(batch_size=40)}
+    layouts = []
+    # as above: the bias of the output
+    assert difference(emulated(3, **keywords, layouts=layouts), lambda dim: IPM(samples(dim)), **options) < 1e-9
+    assert layouts[0]["resident"] == (not keywords)
+
+
+@pytest.mark.parametrize("slope", [0.0, -0.3])
+def test_gradient_penalty_with_slopes_that_do_not_tell_the_sign(emulated, slope):
+    options = {"widths": (9, 6), "slope": slope, "training": training(batch_size=40, iterations=3)}
+    assert difference(emulated(2), lambda dim: IPM(samples(dim)), **options) < 1e-11
+
+
 def test_a_generator_from_latent_noise(emulated):
     assert difference(emulated(2), divergence("kl"), latent=4, training=training()) < 1e-11
 
@@ -194,9 +210,9 @@ def test_networks_that_do_not_fit(emulated):
 
 
 class TestRefusals:
-    def reason(self, functional, monkeypatch, sizes=(3, 16, 3), **options):
+    def reason(self, functional, monkeypatch, sizes=(3, 16, 3), activation="prelu", **options):
         monkeypatch.setattr(type(BACKENDS["cuda"]), "absence", lambda self: None)
-        critic = MLP([3, 16, 1])
+        critic = MLP([3, 16, 1], activation)
         return _refuses_on_device(functional, MLP(sizes), critic, Training(**options))
 
     def test_of_functionals(self, monkeypatch):
@@ -205,7 +221,6 @@ class TestRefusals:
             (Interaction(GaussianKernel(1.0)), "one term, with a critic"),
             (JensenShannon(z) + Interaction(GaussianKernel(1.0)), "one term, with a critic"),
             (KL(lambda x: -x.square().sum(-1)), "must be a potentials.Gaussian or"),
-            (IPM(z), "does not take IPM"),
             (GeneralizedEntropy(2), "does not take GeneralizedEntropy"),
             (JensenShannon(lambda n: z[:n]), "must be a tensor of samples"),
         ):
@@ -215,6 +230,9 @@ class TestRefusals:
 
     def test_of_networks(self, monkeypatch):
         assert "may be 128 wide, not 129" in self.reason(JensenShannon(samples(3)), monkeypatch, (3, 129, 3))
+        smooth = self.reason(IPM(samples(3)), monkeypatch, activation="silu")
+        assert "must have leaky units" in smooth
+        assert self.reason(IPM(samples(3)), monkeypatch) is None
         assert "no dropout" in self.reason(JensenShannon(samples(3)), monkeypatch, dropout=0.1)
 
     def test_without_the_module(self):
