@@ -31,7 +31,6 @@ from gwf_fast.training import CHECK_EVERY, Training
 _DTYPES = (torch.float32, torch.float64)
 _LOOPS = {"cpu": "primal_dual_cpp", "cuda": "primal_dual_cuda"}
 """Modules of the compiled loop by device."""
-_WIDEST_ON_DEVICE = 128
 
 
 @functools.cache
@@ -122,16 +121,16 @@ def _refuses_on_device(
     reason = refuses_on_device(functional)
     if reason is not None:
         return reason
-    for name, module in (("map", map), ("critic", critic)):
-        assert isinstance(module, MLP)
-        if max(module.spec.sizes) > _WIDEST_ON_DEVICE:
-            return f"on CUDA the {name} may be {_WIDEST_ON_DEVICE} wide, not {max(module.spec.sizes)}"
+    assert isinstance(map, MLP)
     assert isinstance(critic, MLP)
-    if any(isinstance(term, IPM) for _, term in terms_of(functional)) and set(critic.spec.functions[:-1]) - {"leaky"}:
+    penalty = any(isinstance(term, IPM) for _, term in terms_of(functional))
+    if penalty and set(critic.spec.functions[:-1]) - {"leaky"}:
         return "on CUDA the critic of a gradient penalty must have leaky units: prelu, leaky_relu or relu"
     if any(training.dropouts):
         return "on CUDA it has no dropout"
-    return None
+    like, sizes = next(map.parameters()), (map.spec.sizes, critic.spec.sizes)
+    reason = _kernels("cuda").refusal(like, training.batch_size, *sizes, penalty)
+    return None if reason is None else f"on CUDA {reason}"
 
 
 def compiled_problem(problem: StepProblem) -> Any:

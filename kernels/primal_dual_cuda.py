@@ -18,6 +18,25 @@ from .cuda import _module
 from .primal_dual_cpp import Problem, Trained, compiled_problem
 
 
+def refusal(
+    like: Tensor, rows: int, map_sizes: Sequence[int], critic_sizes: Sequence[int], penalty: bool
+) -> str | None:
+    """Why a device can't hold networks of these widths; None where it can.
+
+    Args:
+        like: A tensor of the loop's dtype on the device.
+        rows: M.
+        map_sizes: Widths of the map's layers.
+        critic_sizes: The same of the critic.
+        penalty: Whether there is a gradient penalty.
+    """
+    with _on(like):
+        reason = _module().primal_dual_refusal(
+            like.dtype is torch.float64, rows, list(map_sizes), list(critic_sizes), penalty
+        )
+    return reason or None
+
+
 class PrimalDual:
     """The loop.
 

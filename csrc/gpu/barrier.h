@@ -24,8 +24,8 @@ struct GridBarrier {
             return true;
         }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-        if (cluster) {  // in hardware
-            __threadfence();
+        if (cluster) {  // in hardware; whole warps arrive
+            __syncthreads();
             asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
                              : "memory");
             return true;

@@ -133,12 +133,15 @@ inline int largest_layer(const LoopNetwork& net) {
 
 }  // namespace planning
 
-// How many blocks pay: one where an update is a few microseconds, since a barrier of many costs as much.
+// How many blocks pay. Where an update is a few microseconds a barrier of many blocks costs as much: one block then, or
+// a cluster, whose barrier is in hardware. Counted in instructions, not yet timed (bench/primal_dual_cuda.py does).
 inline int choose_blocks(const LoopSizes& sizes, std::int64_t parameters, const LoopDevice& device) {
     const std::int64_t rows = std::max(sizes.batch, sizes.target_batch);
     if (device.blocks > 0) return int(std::min<std::int64_t>(device.blocks, rows));
-    constexpr std::int64_t alone = 1 << 20;  // products of rows and parameters
-    if (rows * parameters <= alone) return 1;
+    constexpr std::int64_t small = 1 << 20;  // products of rows and parameters
+    constexpr std::int64_t fewest = 8;       // rows of a block in a cluster
+    if (rows * parameters <= small)
+        return device.clusters ? int(std::clamp<std::int64_t>(rows / fewest, 1, largest_cluster)) : 1;
     return int(std::min<std::int64_t>(device.multiprocessors, (rows + 3) / 4));
 }
 

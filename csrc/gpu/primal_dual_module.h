@@ -165,11 +165,34 @@ class AnyLoop {
     std::unique_ptr<DeviceLoop<double>> wide_;
 };
 
+// Why networks of these widths don't fit the current device, with all that may lie beside them; empty where they do.
+inline std::string loop_refusal(bool is_double, std::int64_t rows, const std::vector<std::int64_t>& map,
+                                const std::vector<std::int64_t>& critic, bool penalty) {
+    LoopDevice device{};
+    const int code = loop_device(device);
+    if (code != 0) return error_text(code);
+    LoopSizes sizes{};
+    sizes.input_dim = int(map.front());
+    sizes.dim = int(map.back());
+    sizes.batch = sizes.target_batch = rows;
+    sizes.penalty = penalty;
+    sizes.whitening = true;
+    sizes.density = DensityKind::gaussian;
+    for (const auto& [widths, layers] : {std::pair{&map, &sizes.map}, {&critic, &sizes.critic}})
+        for (std::size_t l = 0; l + 1 < widths->size(); l++)
+            layers->push_back({(*widths)[l], (*widths)[l + 1], Function::leaky, 0});
+    sizes.map_learned.assign(sizes.map.size(), true);
+    sizes.critic_learned.assign(sizes.critic.size(), true);
+    return plan_loop(sizes, is_double ? 8 : 4, device).refusal;
+}
+
 inline void bind_primal_dual(py::module_& module) {
     py::class_<AnyLoop>(module, "PrimalDual", "The inner loop of a JKO step in one kernel; see csrc/gpu/primal_dual.h.")
         .def(py::init<bool, const py::dict&, int>(), py::arg("is_double"), py::arg("problem"), py::arg("blocks"))
         .def("layout", &AnyLoop::layout)
         .def("run", &AnyLoop::run, py::arg("first"), py::arg("count"), py::arg("workspace"));
+    module.def("primal_dual_refusal", &loop_refusal, py::arg("is_double"), py::arg("rows"), py::arg("map"),
+               py::arg("critic"), py::arg("penalty"), "Why networks of these widths don't fit; empty where they do.");
 }
 
 }  // namespace gwf::gpu

@@ -52,6 +52,7 @@ def module(tmp_path_factory):
 def emulated(module, monkeypatch):
     """Makes loops of so many blocks, threads and bytes of shared memory; ``order`` seeds which thread runs next."""
     monkeypatch.setattr(primal_dual_cuda, "_module", lambda: module)
+    module.emulate(4, BYTES, 64, 0)
 
     def choose(blocks=0, *, threads=64, shared=BYTES, order=0, layouts=None):
         module.emulate(4, shared, threads, order)
@@ -209,6 +210,7 @@ def test_networks_that_do_not_fit(emulated):
         solved(emulated(shared=40 * 1024), problem)
 
 
+@pytest.mark.usefixtures("emulated")
 class TestRefusals:
     def reason(self, functional, monkeypatch, sizes=(3, 16, 3), activation="prelu", **options):
         monkeypatch.setattr(type(BACKENDS["cuda"]), "absence", lambda self: None)
@@ -229,11 +231,18 @@ class TestRefusals:
         assert self.reason(KL(potentials.Gaussian(torch.zeros(3), torch.eye(3))), monkeypatch) is None
 
     def test_of_networks(self, monkeypatch):
-        assert "may be 128 wide, not 129" in self.reason(JensenShannon(samples(3)), monkeypatch, (3, 129, 3))
+        wide = self.reason(JensenShannon(samples(3)), monkeypatch, (3, 129, 3))
+        assert "on CUDA networks are at most 128 wide" in wide
+        assert "1 to 12 layers" in self.reason(JensenShannon(samples(3)), monkeypatch, (3,) * 14)
         smooth = self.reason(IPM(samples(3)), monkeypatch, activation="silu")
         assert "must have leaky units" in smooth
         assert self.reason(IPM(samples(3)), monkeypatch) is None
         assert "no dropout" in self.reason(JensenShannon(samples(3)), monkeypatch, dropout=0.1)
+
+    def test_of_what_does_not_fit(self, module, monkeypatch):
+        module.emulate(4, 40 * 1024, 64, 0)
+        large = self.reason(JensenShannon(samples(3)), monkeypatch, (3, 128, 128, 3))
+        assert "on CUDA the networks need more shared memory than the 40960 bytes" in large
 
     def test_without_the_module(self):
         if BACKENDS["cuda"].absence() is None:
