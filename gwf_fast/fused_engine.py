@@ -23,8 +23,8 @@ from gwf_fast.engine import ENGINES, Engine, StepProblem, Watch
 from gwf_fast.functional import Functional, terms_of
 from gwf_fast.fused_forms import FusedForm, refuses_functional, refuses_on_device, single_critic
 from gwf_fast.nn import MLP
-from gwf_fast.ops.dispatch import BACKENDS
 from gwf_fast.ops.mlp import WIDEST_FUSED
+from gwf_fast.ops.table import BACKENDS
 from gwf_fast.thread_choice import ThreadChoice
 from gwf_fast.training import CHECK_EVERY, Training
 
@@ -115,9 +115,9 @@ def _refuses_network(module: nn.Module | None) -> str | None:
 def _refuses_on_device(
     functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
 ) -> str | None:
-    absence = BACKENDS["cuda"].absence()
-    if absence is not None:
-        return f"on CUDA it {absence}"
+    missing = BACKENDS["cuda"].missing(next(map.parameters()).device)
+    if missing is not None:
+        return f"on CUDA it {missing}"
     reason = refuses_on_device(functional)
     if reason is not None:
         return reason

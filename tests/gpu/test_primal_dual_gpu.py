@@ -6,7 +6,7 @@ import torch
 import gwf_fast as gwf
 from gwf_fast.adversarial import DonskerVaradhan
 from gwf_fast.kernels import primal_dual_cuda
-from gwf_fast.ops.dispatch import BACKENDS
+from gwf_fast.ops.table import BACKENDS
 from gwf_fast.training import Training
 from tests.gpu.loops import difference, divergence, gaussian, inner_problem, mixture, samples, solved, state
 

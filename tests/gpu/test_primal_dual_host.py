@@ -19,7 +19,7 @@ from gwf_fast.fused_engine import _refuses_on_device
 from gwf_fast.kernels import primal_dual_cuda
 from gwf_fast.kernels.primal_dual_cpp import philox_indices, philox_normals, philox_uniforms
 from gwf_fast.nn import MLP
-from gwf_fast.ops.dispatch import BACKENDS
+from gwf_fast.ops.table import BACKENDS
 from tests.gpu.loops import difference, divergence, gaussian, inner_problem, mixture, samples, solved
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,7 +213,7 @@ def test_networks_that_do_not_fit(emulated):
 @pytest.mark.usefixtures("emulated")
 class TestRefusals:
     def reason(self, functional, monkeypatch, sizes=(3, 16, 3), activation="prelu", **options):
-        monkeypatch.setattr(type(BACKENDS["cuda"]), "absence", lambda self: None)
+        monkeypatch.setattr(type(BACKENDS["cuda"]), "missing", lambda self, device: None)
         critic = MLP([3, 16, 1], activation)
         return _refuses_on_device(functional, MLP(sizes), critic, Training(**options))
 
@@ -248,7 +248,7 @@ class TestRefusals:
         if BACKENDS["cuda"].absence() is None:
             pytest.skip("the module is there")
         reason = _refuses_on_device(JensenShannon(samples(3)), MLP([3, 3]), MLP([3, 1]), Training())
-        assert "GWF_FAST_CUDA=1" in reason
+        assert "needs gwf_fast._cuda: install with GWF_FAST_CUDA=1" in reason
 
     def test_other_devices(self):
         map, critic = (MLP(sizes).to("meta") for sizes in ([3, 3], [3, 1]))
