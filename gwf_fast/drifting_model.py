@@ -6,7 +6,6 @@ import contextlib
 import copy
 import inspect
 import math
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from gwf_fast import drift as drifts
 from gwf_fast.drift.learned import LearnedCritic, is_stateful
-from gwf_fast.drift.loss import drifting_loss
+from gwf_fast.drifting_loop import DriftingLoop, cosine
 from gwf_fast.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.nn import MLP
@@ -144,30 +143,11 @@ class DriftingModel:
         Raises:
             NonFiniteError: If the drift or a gradient is NaN or infinite; the parameters are then as they were.
         """
-        start = time.perf_counter()
-        k = state.step + 1
-        like = next(state.generator.parameters())
-        with seeded(self.seed, k, like.device):
-            z = torch.randn(self.batch_size, self.latent_dim, dtype=like.dtype, device=like.device)
-            x = state.generator(z)
-            if x.shape != (self.batch_size, self.dim):
-                raise ValueError(f"generator: expected samples {[self.batch_size, self.dim]}, got {list(x.shape)}")
-            y = draw_target(target, self.n_targets).to(like)
-            velocity, size = _velocity(state.drift(x.detach(), y))
-            loss = drifting_loss(x, _normalized(velocity))
-            state.optimizer.zero_grad()
-            loss.backward()
-        if not (math.isfinite(size) and _is_finite(state.generator)):
-            raise NonFiniteError(f"update {k}: the mean of |V|^2 is {size}; the state after update {k - 1} is kept")
-        rate = 0.5 * (1 + math.cos(math.pi * state.step / n_steps)) if self.lr_schedule == "cosine" else 1.0
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.lr * rate
-        state.optimizer.step()
-        if state.average is not None and self.ema is not None:
-            _average(state.average, state.generator, self.ema)
-        state.step = k
-        state.pending.append(size)
-        state.seconds += time.perf_counter() - start
+        DriftingLoop(self, state, target, n_steps).run(1)
+
+    def rate(self, update: int, n_steps: int) -> float:
+        """The factor on the learning rate after some updates of a run."""
+        return cosine(update, n_steps) if self.lr_schedule == "cosine" else 1.0
 
     def run(
         self,
@@ -208,15 +188,24 @@ class DriftingModel:
                 folder.refuse_occupied()
             keeper = stack.enter_context(Keeper(folder, self, target, n_steps, _SECONDS))
             bar = stack.enter_context(tqdm(total=n_steps, initial=state.step, disable=not progress, desc="updates"))
+            loop = DriftingLoop(self, state, target, n_steps)
             while state.step < n_steps:
                 keeper.keep(state)
-                self.step(state, target, n_steps)
+                before = state.step
+                try:
+                    to_record = self.record_every - before % self.record_every
+                    loop.run(min(loop.most, to_record, n_steps - before))
+                except NonFiniteError:
+                    if state.step > before:
+                        keeper.keep(state)
+                    raise
+                finally:
+                    bar.update(state.step - before)
                 if state.step % self.record_every == 0:
                     record = self._record(state, evaluate)
                     bar.set_postfix_str(
                         f"|V|^2 {record.drift:.3g}" + ("" if evaluate is None else f", {record.value:.3g}")
                     )
-                bar.update()
             keeper.keep(state)
         return self._result(state)
 
@@ -298,35 +287,6 @@ def _check_options(function: Any, name: str, options: dict[str, Any], *positiona
         inspect.signature(function).bind(*positional, **options)
     except TypeError as error:
         raise ValueError(f"options: do not fit the drift {name!r}: {error}") from None
-
-
-def _velocity(drift: Any) -> tuple[Tensor, float]:
-    """The velocity, and the mean over samples of its square, of a drift that is normalised before that."""
-    if isinstance(drift, drifts.MultiDrift):
-        return drift.velocity, float(drift.raw.mean())
-    if not isinstance(drift, Tensor):
-        raise TypeError(f"drift: expected a tensor [N, D], got {type(drift).__name__}")
-    return drift, float(drift.double().square().sum(-1).mean())
-
-
-def _normalized(velocity: Tensor) -> Tensor:
-    """V / sqrt(mean V^2); 0 where V is. The square of a float32 may underflow, so it is taken in double."""
-    rms = velocity.double().square().mean().sqrt()
-    return velocity if rms == 0 else (velocity / rms).to(velocity)
-
-
-@torch.no_grad()
-def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """One step of a moving average of parameters; buffers (statistics of batches, counters) are those of the module."""
-    for mean, now in zip(average.parameters(), module.parameters(), strict=True):
-        mean.lerp_(now, 1 - decay)
-    for kept, current in zip(average.buffers(), module.buffers(), strict=True):
-        kept.copy_(current)
-
-
-def _is_finite(module: nn.Module) -> bool:
-    norms = [p.grad.norm() for p in module.parameters() if p.grad is not None]
-    return math.isfinite(float(torch.stack(norms).sum()))
 
 
 def _sample(target: Target, dim: int) -> Tensor:

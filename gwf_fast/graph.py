@@ -67,6 +67,7 @@ class Repeated:
         total: Calls to come, if there are no more than so many.
         refusal: Why not to capture, if that is known; None to find out.
         record: How to capture; None for :func:`capture` on CUDA devices, and not at all elsewhere.
+        begin: What the host does before each call and each replay, given the number.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class Repeated:
         total: int,
         refusal: str | None = None,
         record: Recorder | None = None,
+        begin: Callable[[int], None] | None = None,
     ) -> None:
+        self._begin = begin or _nothing
         self._body, self._tensors, self._device = body, tensors, device
         self._record = record or (capture if device.type == "cuda" else None)
         self._is_plain = self._record is None or total < FEWEST
@@ -100,6 +103,7 @@ class Repeated:
                 self._done += 1
 
     def _next(self) -> None:
+        self._begin(self._done)
         if self._replay is not None:
             self._replay()
         elif self._is_plain or self.refusal is not None or self._done < WARM_UP:
@@ -139,6 +143,10 @@ class Repeated:
         else:
             after.restore()
             self.refusal = "a replay differs from the iteration: something in it changes on the host from call to call"
+
+
+def _nothing(number: int) -> None:
+    pass
 
 
 class HostReads(TorchDispatchMode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from gwf_fast.draws import DeviceDraws, Draws
 from gwf_fast.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
 from gwf_fast.functional import terms_of
-from gwf_fast.potentials import POTENTIALS
+from gwf_fast.rates import Rates
+from gwf_fast.samples import ASKED, is_asked
 
 if TYPE_CHECKING:
     from gwf_fast.engine import StepProblem
@@ -41,7 +42,9 @@ class InnerLoop:
         self._net = Thinned.of(problem.map, of_map, draws) if of_map else problem.map
         self._critic = Thinned.of(critic, of_critic, draws) if of_critic and critic is not None else critic
         optimizers = [problem.map_optimizer, problem.critic_optimizer]
-        self._rates = [_Rate(o, problem, draws) for o in optimizers if o is not None]
+        counter = draws.iteration.view(1) if isinstance(draws, DeviceDraws) else None
+        schedule = training.rate, training.iterations, training.lr_schedule != "constant", counter
+        self._rates = [Rates(optimizer, *schedule) for optimizer in optimizers if optimizer is not None]
         # of the map: the sum of its losses since the last look, and the last; of the critic
         self._losses = problem.anchors.new_zeros(3)
         problem.map.train()
@@ -52,8 +55,8 @@ class InnerLoop:
         """Why an iteration can't be repeated as it was recorded, as far as that can be read off the problem."""
         if not isinstance(self._draws, DeviceDraws):
             return "minibatches are drawn on the host"
-        if any(_is_asked(getattr(term, "target", None)) for _, term in terms_of(self._problem.functional)):
-            return "the target is a Python function, asked in every iteration; give it as a tensor of samples"
+        if any(is_asked(getattr(term, "target", None)) for _, term in terms_of(self._problem.functional)):
+            return ASKED
         if any(not rate.is_exact for rate in self._rates):
             return "PyTorch takes a rate that changes on the device in float32 only, and this flow is in float64"
         return None
@@ -139,47 +142,6 @@ class InnerLoop:
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
-
-
-class _Rate:
-    """The learning rate of an optimiser, by the schedule of a step: on the host, or where a counter is."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, problem: StepProblem, draws: Draws) -> None:
-        self._groups, self._training = optimizer.param_groups, problem.training
-        self._initial = [group.get("initial_lr", group["lr"]) for group in self._groups]
-        self._tables: list[Tensor] = []
-        device, dtype = problem.anchors.device, problem.anchors.dtype
-        self._is_cuda = device.type == "cuda"
-        changes = self._training.lr_schedule != "constant"
-        # On CUDA devices the fused AdamW reads a rate in float32, which float64 parameters would notice.
-        self.is_exact = not (changes and self._is_cuda and dtype == torch.float64)
-        if changes and self.is_exact and isinstance(draws, DeviceDraws):
-            factors = [self._training.rate(j) for j in range(self._training.iterations)]
-            kind = torch.float32 if self._is_cuda else torch.float64
-            self._counter = draws.iteration.view(1)
-            for group, initial in zip(self._groups, self._initial, strict=True):
-                self._tables.append(torch.tensor([initial * f for f in factors], dtype=kind, device=device))
-                group["lr"] = torch.zeros((), dtype=kind, device=device)
-
-    def set(self, iteration: int) -> None:
-        """For an iteration; that of the counter where there is one."""
-        is_captured = self._is_cuda and torch.cuda.is_current_stream_capturing()
-        for group, initial in zip(self._groups, self._initial, strict=True):
-            group["capturable"] = is_captured  # or AdamW refuses; outside a capture it would warn
-            if not self._tables:
-                group["lr"] = initial * self._training.rate(iteration)
-        for group, table in zip(self._groups, self._tables):
-            torch.index_select(table, 0, self._counter, out=group["lr"].view(1))
-
-    def put_back(self, iteration: int) -> None:
-        """As the host has it at an iteration."""
-        for group, initial in zip(self._groups, self._initial, strict=True):
-            group["lr"], group["capturable"] = initial * self._training.rate(iteration), False
-
-
-def _is_asked(target: Any) -> bool:
-    """Whether samples come from a function of the user's; those of our potentials are launches, nothing more."""
-    return callable(target) and not isinstance(getattr(target, "__self__", None), POTENTIALS)
 
 
 def require_shape(name: str, out: object, shape: tuple[int, ...]) -> None:

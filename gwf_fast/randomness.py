@@ -12,7 +12,12 @@ import torch
 @contextlib.contextmanager
 def seeded(seed: int, step: int | str, device: torch.device) -> Iterator[None]:
     """Torch's global generators, seeded for one step of a run and put back afterwards."""
-    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(digest, "little"))
+        seed_step(seed, step)
         yield
+
+
+def seed_step(seed: int, step: int | str) -> None:
+    """Seed torch's global generators for one step of a run."""
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from gwf_fast.draws import Draws
+from gwf_fast.potentials import POTENTIALS
 
 Target = Tensor | Callable[[int], Tensor]
 """Samples of Q: a tensor [M, D], or a callable n -> [n, D]."""
+
+
+ASKED = "the target is a Python function, asked in every iteration; give it as a tensor of samples"
+"""Why a loop with such a target can't be replayed."""
 
 
 def check_target(target: Target) -> None:
@@ -24,6 +29,11 @@ def check_target(target: Target) -> None:
             raise ValueError("target: contains NaN or infinity")
     elif not callable(target):
         raise TypeError(f"target: expected a tensor [M, D] or a callable n -> samples, got {type(target).__name__}")
+
+
+def is_asked(target: object) -> bool:
+    """Whether samples come from a function of the user's; those of our potentials are launches, nothing more."""
+    return callable(target) and not isinstance(getattr(target, "__self__", None), POTENTIALS)
 
 
 def draw_target(target: Target, n: int, draws: Draws | None = None) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from gwf_fast import DriftingModel, cli
+from gwf_fast import cli
+from gwf_fast.drifting_loop import DriftingLoop
 from gwf_fast.experiments import drift_data
 from gwf_fast.experiments.toys import TOYS, toy
 
@@ -108,15 +109,15 @@ def test_mnist(tmp_path):
 
 
 def _interrupt_at(monkeypatch, k):
-    step, calls = DriftingModel.step, []
+    run, calls = DriftingLoop.run, []
 
     def interrupted(self, *arguments):
         calls.append(1)
         if len(calls) == k:
             raise KeyboardInterrupt
-        step(self, *arguments)
+        run(self, *arguments)
 
-    monkeypatch.setattr(DriftingModel, "step", interrupted)
+    monkeypatch.setattr(DriftingLoop, "run", interrupted)
     return calls
 
 
@@ -149,16 +150,16 @@ def test_a_comparison_is_interrupted_and_resumed(monkeypatch):
 
 
 def test_a_comparison_goes_on_where_one_drift_diverges(monkeypatch):
-    step = DriftingModel.step
+    run = DriftingLoop.run
 
     def diverging(self, *arguments):
-        if self.drift == "energy":
+        if self._model.drift == "energy":
             from gwf_fast import NonFiniteError
 
             raise NonFiniteError("update 1: too far")
-        step(self, *arguments)
+        run(self, *arguments)
 
-    monkeypatch.setattr(DriftingModel, "step", diverging)
+    monkeypatch.setattr(DriftingLoop, "run", diverging)
     result = call("--compare", "--steps", 1, "--batch-size", 8, "--out", "out")
     assert result.exit_code == 0, result.output
     assert result.output.count("diverged: update 1: too far") == 4
