@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import itertools
 from collections.abc import Iterable, Iterator
 
@@ -18,8 +19,10 @@ from gwf_fast.kernels.profiles import PROFILES
 from gwf_fast.nn.functions import ACTIVATIONS
 from gwf_fast.selftest import NEEDS_LOGARITHM, OPERATIONS, Case
 from gwf_fast.selftest_networks import OUTPUTS, NetworkCase, results
+from gwf_fast.selftest_problems import OPERATIONS as PROBLEMS
+from gwf_fast.selftest_problems import ProblemCase
 
-AnyCase = Case | NetworkCase
+AnyCase = Case | NetworkCase | ProblemCase
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
@@ -55,14 +58,25 @@ class Recorder:
 
 PAIRWISE = ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many", "mmd_kernel")
 NETWORKS = ("mlp_forward_kernel", "mlp_backward_kernel")
+PROBLEM_KERNELS = {
+    "stein": ("stein_value_kernel", "stein_gradient_kernel"),
+    "drift": tuple(f"drift_{name}_kernel" for name in ("small", "logs", "forces", "combine", "total")),
+    "transport": ("sinkhorn_kernel",),
+}
+"""By module."""
 
 
 def launches(case: AnyCase, is_amd: bool) -> list[tuple]:
     """(kernel, positional arguments, constants) of every launch that a case makes on a GPU of this maker."""
     from gwf_fast.kernels.triton import backend, launch, mlp
 
-    is_network = isinstance(case, NetworkCase)
-    module, kernels = (mlp, NETWORKS) if is_network else (backend, PAIRWISE)
+    if isinstance(case, NetworkCase):
+        module, kernels = mlp, NETWORKS
+    elif isinstance(case, ProblemCase):
+        name = PROBLEMS[case.operation][0]
+        module, kernels = importlib.import_module(f"gwf_fast.kernels.triton.{name}"), PROBLEM_KERNELS[name]
+    else:
+        module, kernels = backend, PAIRWISE
     found: list[tuple] = []
     originals = {name: getattr(module, name) for name in kernels}
     check, hip = launch.check_device, torch.version.hip
@@ -71,7 +85,9 @@ def launches(case: AnyCase, is_amd: bool) -> list[tuple]:
         torch.version.hip = "as if" if is_amd else None
         for name, kernel in originals.items():
             setattr(module, name, Recorder(kernel, found))
-        if is_network:
+        if isinstance(case, ProblemCase):
+            PROBLEMS[case.operation][1](module, case, *case.points("cpu"))
+        elif isinstance(case, NetworkCase):
             results(mlp, *case.inputs("cpu"), case.spec)
         else:
             OPERATIONS[case.operation](backend, case.inputs("cpu"))
@@ -100,6 +116,23 @@ def networks(quick: bool) -> Iterator[NetworkCase]:
             yield NetworkCase(sizes, 40, dtype, "silu", output, residual)
 
 
+def problems(quick: bool) -> Iterator[ProblemCase]:
+    """Every kernel of Stein's operators, drifting and small transport, bucket of sizes and type; or a subset."""
+    for operation, dim, dtype in itertools.product(("stein", "svgd"), DIMENSIONS, DTYPES):
+        profiles = ("gaussian", "imq") if quick else PROFILES
+        for name in profiles:
+            if PROFILES[name].scaled and not (quick and dim in (1, 2, 4)):
+                yield ProblemCase(operation, (name,), (1, 8, 8, dim), dtype)
+    for n, dim, dtype, marks in itertools.product((16, 64, 80), DIMENSIONS, DTYPES, ((), ("weights", "ragged"))):
+        if not (quick and (dim in (1, 2, 4) or marks)):
+            yield ProblemCase("drift", (), (1, n, 8, dim), dtype, marks)
+    shapes = ((16, 16), (64, 64), (64, 128), (64, 256), (16, 512))
+    for (n, m), dtype, marks in itertools.product(shapes, DTYPES, ((), ("linear", "started"), ("itself",))):
+        small = n * m <= (1 << 14 if dtype == torch.float32 else 1 << 13) and (n == m or "itself" not in marks)
+        if small and not (quick and n * m < 4096):
+            yield ProblemCase("sinkhorn", (), (1, n, m, 3), dtype, marks)
+
+
 REPRESENTATIVE = (
     Case("sum_ones", ("gaussian",), (1, 8, 8, 2)),
     Case("sum_gradient", ("matern52",), (1, 8, 8, 3)),
@@ -125,6 +158,7 @@ def quick_cases(targets: list[str]) -> Iterator[tuple[AnyCase, str]]:
     """The representative ones, and a walk that has each kernel, profile, bucket and target at least once."""
     yield from itertools.product(REPRESENTATIVE, targets)
     yield from zip(networks(quick=True), itertools.cycle(targets))
+    yield from zip(problems(quick=True), itertools.cycle(targets))
     everything = list(cases())
     step = 2 * len(DIMENSIONS) * len(DTYPES) + 5  # 5 has no divisor in common with the number of buckets
     for position, k in enumerate(range(0, len(everything), step)):
@@ -133,7 +167,7 @@ def quick_cases(targets: list[str]) -> Iterator[tuple[AnyCase, str]]:
 
 def all_cases() -> list[AnyCase]:
     """The whole table."""
-    return distinct([*cases(), *networks(quick=False)])
+    return distinct([*cases(), *networks(quick=False), *problems(quick=False)])
 
 
 def distinct(found: Iterable[AnyCase]) -> list[AnyCase]:
@@ -172,7 +206,8 @@ def signature(kernel: object, arguments: tuple, constants: dict) -> tuple[dict, 
     }
     types = {}
     for name, value in zip(kernel.arg_names, arguments):
-        types[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+        of_number = "i32" if isinstance(value, int) and -(2**31) <= value < 2**31 else "i64"  # the bits of a double
+        types[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else of_number
     values = {name: value for name, value in constants.items() if name in kernel.arg_names}
     options = {name: value for name, value in constants.items() if name not in kernel.arg_names}
     return types | dict.fromkeys(values, "constexpr"), values, options
