@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ops.modes import is_concrete
+from .ops.modes import is_concrete, is_readable
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -72,6 +72,8 @@ def check_companion(name: str, value: Tensor, y: Tensor, channels: bool, y_name:
 def check_weights(name: str, weights: Tensor, points: Tensor, points_name: str) -> None:
     """Weights [*B, N] of points [*B, N, D]: finite, not negative, with a positive sum for each set."""
     check_companion(name, weights, points, channels=False, y_name=points_name)
+    if not is_readable(weights):
+        return
     if not (bool(torch.isfinite(weights).all()) and bool((weights >= 0).all()) and bool((weights.sum(-1) > 0).all())):
         least, most = (f"{float(t):g}" for t in (weights.min(), weights.max()))
         raise ValueError(

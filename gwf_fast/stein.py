@@ -12,6 +12,7 @@ from . import ops
 from ._validation import check_companion, check_points
 from .ops.modes import is_concrete
 from .pairwise import kernel_gradient, kernel_sum
+from .passes import scaled_passes
 from .radial import Gaussian, Kernel
 
 # Of the points, in bandwidths: beyond, x_i sum_j k_ij - sum_j k_ij x_j would lose digits of their differences.
@@ -69,7 +70,10 @@ def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | N
     _check(x, score)
     if x.shape[-2] == 0:
         raise ValueError(f"x must have at least one particle, got shape {list(x.shape)}")
-    if isinstance(kernel, Gaussian) and kernel.spec is not None and is_concrete(x, score):
+    fused = _in_one_launch(x, score, kernel, backend)
+    if fused is not None:
+        return fused
+    if isinstance(kernel, Gaussian) and kernel.spec is not None and is_concrete(x, score) and x.is_cpu:
         h = float(kernel.bandwidth)
         u = x - x.detach().mean(-2, keepdim=True)
         if float(u.detach().square().sum(-1).amax()) <= (_FUSED_RADIUS * h) ** 2:
@@ -80,6 +84,27 @@ def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | N
     driving = kernel_sum(x, x, score, kernel=kernel, backend=backend)
     repulsion = kernel_gradient(x, x, kernel=kernel, backend=backend)  # k is symmetric: grad in x_j is minus this
     return (driving - repulsion) / x.shape[-2]
+
+
+def _in_one_launch(x: Tensor, score: Tensor, kernel: Kernel, backend: str | None) -> Tensor | None:
+    """The direction without a graph on a GPU, a launch a bandwidth; None where a graph is wanted, or elsewhere."""
+    if not isinstance(kernel, Kernel) or kernel.has_formula or not is_concrete(x, score):
+        return None
+    passes = list(scaled_passes(x, x, kernel, None))
+    tensors = (x, score, *(bandwidth for _, _, bandwidth, _ in passes if bandwidth is not None))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return None
+    module = ops.dispatch.special(ops.resolve(backend, x.device, x.dtype, False, "svgd", x.shape[-1]), "svgd")
+    if module is None:
+        return None
+    total = None
+    for u, _, bandwidth, spec in passes:  # in units of a bandwidth, gradients are too large by it
+        drive = score if bandwidth is None else score * bandwidth
+        part = module.svgd_sum(*(value.reshape(-1, *x.shape[-2:]) for value in (u, drive)), spec).view(x.shape)
+        part = part if bandwidth is None else part / bandwidth
+        total = part if total is None else total + part
+    assert total is not None  # a kernel has terms
+    return total / x.shape[-2]
 
 
 def _check(x: Tensor, score: Tensor) -> None:

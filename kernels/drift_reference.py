@@ -62,7 +62,7 @@ def total_distances(
         w = x.new_ones(m) if weights is None else weights[b, :m]
         parts = [(r @ w).double().sum() for _, r in _distances(x[b, :n], targets[b, :m], None, floor)]
         totals.append(torch.stack(parts).sum())
-    return torch.stack(totals)
+    return torch.stack(totals) if totals else x.new_zeros(0, dtype=torch.float64)
 
 
 def _distances(x: Tensor, y: Tensor, own: Tensor | None, floor: float) -> Iterator[tuple[slice, Tensor]]:

@@ -76,23 +76,20 @@ def gmd(
         )
     if clip is not None:
         check_positive("clip", clip)
-        if backend not in (None, "cpp", "torch"):
-            raise ValueError(f'clip is served by backend "cpp" or "torch", got {backend!r}')
+        if (backend or "").partition(":")[0] not in ("", "cpp", "triton", "torch"):
+            raise ValueError(f'clip is served by backend "cpp", "triton" or "torch", got {backend!r}')
     backend = ops.resolve(backend, x.device, x.dtype)
+    n, p, m = (None if lengths is None else lengths.flatten() for lengths in (x_lengths, y_lengths, negatives_lengths))
+    if clip is not None or _is_fused(backend, x, y, negatives):
+        with torch.no_grad():
+            particles, positive, negative = (t.reshape(-1, *t.shape[-2:]) for t in (x, y, negatives))
+            joint = join(particles, n, [Targets(negative, None, m)], Targets(positive, None, p))
+            temperatures = particles.new_full((1, len(particles)), float(temperature))
+            own = particles.new_full((len(particles),), _EXCLUDED) if exclude_self else None
+            return joint.forces(temperatures, own, floor=0.0, clip=clip or 0.0, backend=backend)[0].view(x.shape)
     centre = y.detach()[..., :1, :]  # differences of means do not mind where the origin is
     u, positive = _fold(x - centre), _fold(y - centre)
     negative = u if negatives is x else _fold(negatives - centre)
-    n, p, m = (None if lengths is None else lengths.flatten() for lengths in (x_lengths, y_lengths, negatives_lengths))
-    small = drift_cpp.in_cache(x.shape[-2], negatives.shape[-2] + y.shape[-2])
-    small = small and backend == "cpp" and is_concrete(x, y, negatives) and not require_grad(x, y, negatives)
-    if clip is not None or small:
-        with torch.no_grad():
-            u, positive, negative = (t if t.ndim == 3 else t[None] for t in (u, positive, negative))
-            joint = join(u, n, [Targets(negative, None, m)], Targets(positive, None, p))
-            temperatures = u.new_full((1, len(u)), float(temperature))
-            own = u.new_full((len(u),), _EXCLUDED) if exclude_self else None
-            options = {"floor": 0.0, "clip": clip or 0.0, "portable": backend == "torch"}
-            return joint.forces(temperatures, own, **options)[0].view(x.shape)  # type: ignore[arg-type]
     rows, logs, means = [], [], []
     for points, lengths, excluded in ((positive, p, False), (negative, m, exclude_self)):
         columns = ops.pair_logsumexp(points, u, None, kernel.spec, excluded, lengths, n, backend)  # c_j
@@ -108,6 +105,14 @@ def gmd(
     velocity = strength[..., None] * (means[0] - means[1])
     velocity = members(velocity, n)
     return velocity.view(x.shape)
+
+
+def _is_fused(backend: str, x: Tensor, y: Tensor, negatives: Tensor) -> bool:
+    """Whether the forces are computed as one: without derivatives, on a GPU or for what a core's cache holds."""
+    if not is_concrete(x, y, negatives) or require_grad(x, y, negatives):
+        return False
+    small = drift_cpp.in_cache(x.shape[-2], negatives.shape[-2] + y.shape[-2])
+    return backend.startswith("triton") or (small and backend == "cpp")
 
 
 def _fold(points: Tensor) -> Tensor:  # [*B, N, D] -> [B?, N, D]

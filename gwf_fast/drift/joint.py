@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.dispatch import implementation, load
+from ..ops.dispatch import load, resolve
 from ..ops.modes import is_concrete
 from ..ragged import exists, members
 
@@ -46,19 +46,20 @@ class Joint(NamedTuple):
     sizes: Tensor | None
 
     def forces(
-        self, temperatures: Tensor, own: Tensor | None, *, floor: float, clip: float, portable: bool = False
+        self, temperatures: Tensor, own: Tensor | None, *, floor: float, clip: float, backend: str | None = None
     ) -> Tensor:
         """V at each temperature, [K, B, N, D], in the coordinates of x; temperatures [K, B], own [B]."""
-        return self._implementation(portable).forces(*self, temperatures, own, floor, clip)
+        return self._implementation(backend).forces(*self, temperatures, own, floor, clip)
 
     def total_distances(self, *, floor: float) -> Tensor:
         """sum_ij w_j r_ij [B] in float64."""
         return self._implementation().total_distances(*self, floor)
 
-    def _implementation(self, portable: bool = False) -> ModuleType:
-        if portable or not is_concrete(*self[:3]):
+    def _implementation(self, backend: str | None = None) -> ModuleType:
+        if not is_concrete(*self[:3]):
             return load("torch", "drift")
-        return implementation("drift", self.x.device, self.x.dtype, self.x.shape[-1])
+        kind = self.x.device, self.x.dtype, False, "drift", self.x.shape[-1]
+        return load(resolve(backend, *kind).partition(":")[0], "drift")
 
     def row_counts(self) -> Tensor:
         """Particles of each problem, [B]."""

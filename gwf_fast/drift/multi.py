@@ -106,7 +106,7 @@ def gmd_multi(
         scale = scale.to(x.dtype)
         unit = scale.expand(len(joint.x)).clamp(min=1e-3)
         step = (scale.expand(len(joint.x)) / math.sqrt(dim)).clamp(min=1e-3)[:, None, None]
-        at = x.new_tensor(rates)[:, None] * unit  # [K, B]
+        at = torch.stack([rate * unit for rate in rates])  # [K, B]; a list of numbers would be copied from the host
         force = joint.forces(at, _SELF * unit, floor=_FLOOR, clip=clip) / step  # [K, B, N, D]
         squares, count = force.square().sum((2, 3)), rows * dim
         raw = squares / count if per_problem else squares.sum(1, keepdim=True) / count.sum()  # [K, B] or [K, 1]

@@ -104,6 +104,12 @@ def implementation(operation: str, device: torch.device, dtype: torch.dtype, dim
     return load(resolve(None, device, dtype, False, operation, dim), operation)
 
 
+def special(backend: str, operation: str) -> ModuleType | None:
+    """The module that has an operation as one; None where this backend computes it from others."""
+    name = backend.partition(":")[0]
+    return load(name, operation) if name in OPERATIONS[operation].served_by else None
+
+
 def function(backend: str, name: str) -> Callable[..., Any]:
     """A backend's function, which takes tensors with or without the batch dimension, and weights without channels."""
     found = _FUNCTIONS.get((backend, name))

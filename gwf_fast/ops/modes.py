@@ -30,6 +30,11 @@ def is_concrete(*tensors: Tensor | None) -> bool:
     return is_eager() and all(tensor is None or type(tensor) in PLAIN for tensor in tensors)
 
 
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the host may look at the values: not while a CUDA graph is captured, which has none yet."""
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def is_transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is at work, other than inside torch.compile."""
     if torch.compiler.is_compiling():

@@ -236,12 +236,24 @@ OPERATIONS: dict[str, Operation] = {
     "stein": Operation(
         "the kernel Stein discrepancy",
         ("stein_sum", "stein_sum_gradients"),
-        {"cpp": Service("cpp"), "torch": Service("stein_reference")},
+        {"cpp": Service("cpp"), "triton": Service("triton.stein"), "torch": Service("stein_reference")},
+    ),
+    "svgd": Operation(
+        "the direction of SVGD in one launch",
+        ("svgd_sum",),
+        {"triton": Service("triton.stein")},
+        composed=True,
     ),
     "drift": Operation(
         "the drift of Algorithm 2, at several temperatures",
         ("forces", "total_distances"),
-        {"cpp": Service("drift_cpp"), "torch": Service("drift_reference")},
+        {"cpp": Service("drift_cpp"), "triton": Service("triton.drift"), "torch": Service("drift_reference")},
+    ),
+    "transport": Operation(
+        "all sweeps of Sinkhorn for a batch of small problems in one launch",
+        ("solve_small", "fits"),
+        {"triton": Service("triton.transport")},
+        composed=True,
     ),
     "sliced": Operation(
         "discrepancies by sorted projections",
@@ -278,8 +290,9 @@ REDUCTIONS = ("sum", "gradient", "sum_gradient", "logsumexp", "average", "jet")
 
 def needed(operation: str | None) -> tuple[str, ...]:
     """The operations that serving one takes; None is any pairwise function, with its derivatives."""
-    if operation is None or operation == "mmd":
+    if operation in (None, "mmd", "svgd", "transport"):  # backends that lack one compose it of these
         return REDUCTIONS
+    assert operation is not None
     return (operation,)
 
 

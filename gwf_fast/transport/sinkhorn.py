@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._validation import check_companion
+from ..ops.modes import is_readable
 from ..ragged import members
 from .arguments import centre, check_numbers, make_problem
 from .cost import half_self_cost, transport_cost
@@ -24,13 +25,14 @@ class SinkhornResult:
     Attributes:
         f: Potential at x, [*B, N].
         g: Potential at y, [*B, M].
-        n_iterations: Sweeps over both sides.
+        n_iterations: Sweeps over both sides, the most that a problem of the batch took; a tensor while a CUDA graph is
+            captured.
         error: What is left of the marginal error [*B]: sum_j |sum_i pi_ij - b_j| over the total weight.
     """
 
     f: Tensor
     g: Tensor
-    n_iterations: int
+    n_iterations: int | Tensor
     error: Tensor
 
 
@@ -320,6 +322,8 @@ def _solve(
 
 
 def _warn(solution: Solution, tolerance: float, stacklevel: int = 3) -> None:
+    if not is_readable(solution.error):
+        return  # it is in the result
     error = float(solution.error.max()) if solution.error.numel() else 0.0
     if not error <= tolerance:
         warnings.warn(
