@@ -114,7 +114,7 @@ def _sinkhorn(module: ModuleType, case: ProblemCase, x: Tensor, y: Tensor, score
     b = a if itself else b
     start = None if "started" not in case.marks else 0.1 * y[..., 0]
     options = {"p": 1 if "linear" in case.marks else 2, "strength": 0.8 if relaxed else None}
-    found = module.solve_small(x, y, a, b, start, 0.5 * dim, **options, max_iterations=60, tolerance=0.0)
+    found = module.solve_small(x, y, a, b, start, 1.5 * dim, **options, max_iterations=25, tolerance=0.0)
     return [torch.where(b > 0, found[1], 0.0)[:, None] + found[0][..., None]]
 
 
@@ -160,23 +160,21 @@ def _drift_cases(half: bool) -> Iterator[ProblemCase]:
         yield ProblemCase("drift", (), (1, 70, 33, 17), dtype, ("clip",))
 
 
-def _sinkhorn_cases(half: bool) -> Iterator[ProblemCase]:
+def _sinkhorn_cases() -> Iterator[ProblemCase]:
     for marks in ((), ("relaxed", "linear"), ("itself",), ("itself", "relaxed"), ("started", "far")):
         m = 17 if "itself" in marks else 40
-        yield ProblemCase("sinkhorn", (), (2, 17, m, 3), torch.float32, marks)
-        yield ProblemCase("sinkhorn", (), (2, 17, m, 3), torch.float64, marks)
+        yield ProblemCase("sinkhorn", (), (1, 17, m, 3), torch.float32, marks)
+        yield ProblemCase("sinkhorn", (), (2, 5, 5 if m == 17 else 18, 2), torch.float64, marks)
     yield ProblemCase("sinkhorn", (), (1, 1, 1, 2))
     yield ProblemCase("sinkhorn", (), (0, 3, 3, 2))
     yield ProblemCase("sinkhorn", (), (1, 3, 2, 70), torch.float64)
-    for dtype in (torch.bfloat16, torch.float16) if half else ():
-        yield ProblemCase("sinkhorn", (), (1, 17, 20, 3), dtype)
 
 
 def cases(half: bool = False) -> Iterator[ProblemCase]:
     """The case list; `half` adds bfloat16 and float16."""
     yield from _stein_cases(half)
     yield from _drift_cases(half)
-    yield from _sinkhorn_cases(half)
+    yield from _sinkhorn_cases()
 
 
 class _Solver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -9,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.modes import is_concrete
+from ..ops.modes import is_concrete, is_readable
 from ..radial import Term
 from . import cost, moments, slicing, sums
-from .series import Spec, far_field, plan
+from .series import SMOOTH, Spec, far_field, is_smooth, plan
 from .sliced import Directions, sliced_sums
 
 METHODS = ("exact", "nufft", "sliced", "auto")
@@ -46,7 +47,7 @@ def choose(
     if method == "exact":
         return method
     if method == "sliced":
-        refusal = slicing.why_not(terms) or _unfit(x, y)
+        refusal = slicing.why_not(terms) or _unfit(x, y, ("cpu",))
         if refusal:
             raise ValueError(f'method="sliced" {refusal}')
         return method
@@ -56,6 +57,8 @@ def choose(
     if finest is not None and not finest <= tolerance <= 0.1:
         raise ValueError(f"tolerance must lie in {finest:g}..0.1 for {x.dtype}, got {tolerance!r}")
     refusal = _refusal(x, y, terms, spec)
+    if method == "auto" and not x.is_cpu:
+        return "exact"  # the cost model knows CPUs
     if method == "auto":
         return "exact" if refusal or _exact_is_faster(x, y, terms, spec, order, channels, tolerance) else "nufft"
     if refusal:
@@ -72,15 +75,30 @@ def _refusal(x: Tensor, y: Tensor, terms: Sequence[Term], spec: Spec | None) -> 
     dim = x.shape[-1]
     if dim > 3 and (spec is None or moments.split(spec)[1]):
         return f"needs D <= 3 (any D for even powers of the distance), got D = {dim}"
-    return _unfit(x, y)
+    return _unfit(x, y, ("cpu", "cuda")) or (_unfit_for_gpu(terms, spec) if x.is_cuda else None)
 
 
-def _unfit(x: Tensor, y: Tensor) -> str | None:
+def _unfit_for_gpu(terms: Sequence[Term], spec: Spec | None) -> str | None:
+    """Why these kernels have no transform on a GPU, or this installation has none."""
+    rough = [term.profile for term in terms if not is_smooth(term.profile)]
+    if rough and (spec is None or moments.split(spec)[1]):
+        return (
+            f"serves kernels that are smooth at x = y on a GPU ({', '.join(SMOOTH)}), not {', '.join(rough)}:"
+            ' use method="exact", or tensors on the CPU'
+        )
+    if importlib.util.find_spec("cufinufft") is None:
+        return "needs cufinufft on a GPU: pip install cufinufft"
+    return None
+
+
+def _unfit(x: Tensor, y: Tensor, devices: tuple[str, ...]) -> str | None:
     """Why no fast method serves these tensors, whatever the kernel; None if one does."""
     if not is_concrete(x, y):
         return "runs in plain eager mode only, not under torch.compile or torch.func"
-    if not x.is_cpu or x.dtype not in FINEST:
-        return f"serves float32 and float64 tensors on cpu, got {x.dtype} on {x.device}"
+    if x.device.type not in devices or x.dtype not in FINEST:
+        return f"serves float32 and float64 tensors on {' and '.join(devices)}, got {x.dtype} on {x.device}"
+    if not (is_readable(x) and is_readable(y)):
+        return "fits a box to the points, and can't while a CUDA graph is captured"
     if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
         return "needs finite points, got inf or nan: a box is fitted to them"
     return None
@@ -157,7 +175,7 @@ def _one_set(
     order: int, x: Tensor, y: Tensor, weights: Tensor, spec: Spec, options: FastOptions, exclude_self: bool
 ) -> tuple[Tensor, Tensor]:  # [N, C] or [N, D]; 0-d
     """One set of targets against one set of sources, and the absolute error of a sliced sum."""
-    error = torch.zeros((), dtype=torch.float64)
+    error = torch.zeros((), dtype=torch.float64, device=x.device)
     if not x.shape[0] or not y.shape[0]:
         return x.new_zeros(x.shape[0], weights.shape[1] if order == 0 else x.shape[1]), error
     even, series = moments.split(spec)

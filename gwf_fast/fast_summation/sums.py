@@ -127,6 +127,8 @@ def _accurate_sum(x: Tensor, y: Tensor, weights: Tensor, rest: Tensor | None, re
             # A grid that resolves this kernel has more points than there are pairs.
             return _direct(u, v, weights, request)
         series, _ = planned
+        if not (series.modes or u.is_cpu):  # all neighbours and no series: a GPU takes all pairs
+            return _direct(u, v, weights, request)
         single = x.dtype is torch.float32 and tolerance >= SINGLE
         out = evaluate(u, v, weights, request, series, tolerance, single)
         if not checked:

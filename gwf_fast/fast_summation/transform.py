@@ -1,11 +1,14 @@
-"""Fourier series of point sets, by FINUFFT (Barnett, Magland & af Klinteberg 2019): source side, then target side."""
+"""Fourier series of point sets, by FINUFFT (Barnett, Magland & af Klinteberg 2019): source side, then target side.
+
+On a GPU by cuFINUFFT (Shih et al. 2021), its twin, where that is installed.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,18 +38,18 @@ def series_sum(
     x and y are centred, and float64; transforms are in single precision where asked for.
     """
     real, kind = (torch.float32, torch.complex64) if single else (torch.float64, torch.complex128)
-    scale = torch.tensor([2 * math.pi / period for period in series.period], dtype=torch.float64)
+    scale = torch.tensor([2 * math.pi / period for period in series.period], dtype=torch.float64, device=x.device)
     accuracy = max(0.3 * tolerance, 1e-6 if single else 1e-14)
     shape = [2 * m + 1 for m in series.modes]
     channels = weights.shape[1]
     # k is real and even: two real channels go through one complex transform, and come out in its two parts.
     strengths = _in_pairs(weights.T.to(real))  # [C / 2, M]
     spectrum = _run(1, _angles(y, scale, real), strengths, shape, accuracy, threads)  # [C / 2, *shape]
-    spectrum = spectrum * coefficients.to(real)
+    spectrum = spectrum * coefficients.to(x.device, real)
     dim = x.shape[1]
     indices = multi_indices(dim, order)
     frequencies = [
-        (scale[a] * torch.arange(-m, m + 1)).to(real).view([-1 if b == a else 1 for b in range(dim)])
+        (scale[a] * torch.arange(-m, m + 1, device=x.device)).to(real).view([-1 if b == a else 1 for b in range(dim)])
         for a, m in enumerate(series.modes)
     ]
     angles = _angles(x, scale, real)
@@ -78,28 +81,49 @@ def _in_pairs(rows: Tensor) -> Tensor:  # [C, M] -> [ceil(C / 2), M], complex
     return torch.complex(rows[0::2].contiguous(), rows[1::2].contiguous())
 
 
-def _angles(points: Tensor, scale: Tensor, dtype: torch.dtype) -> list[np.ndarray]:
+def _angles(points: Tensor, scale: Tensor, dtype: torch.dtype) -> list[Tensor]:
     # FINUFFT's first axis varies slowest here, as in our arrays.
-    return [(points[:, a].double() * scale[a]).to(dtype).numpy() for a in range(points.shape[1])]
+    return [(points[:, a].double() * scale[a]).to(dtype) for a in range(points.shape[1])]
 
 
-def _run(
-    kind: int, angles: list[np.ndarray], values: Tensor, shape: list[int], accuracy: float, threads: int
-) -> Tensor:
+def _run(kind: int, angles: list[Tensor], values: Tensor, shape: list[int], accuracy: float, threads: int) -> Tensor:
     """One transform, from points to modes (1, with exp(-i)) or from modes to points (2, with exp(+i))."""
+    values = values.contiguous().resolve_conj()
+    options = {
+        "n_trans": values.shape[0],
+        "eps": accuracy,
+        "isign": -1 if kind == 1 else 1,
+        "dtype": "complex64" if values.dtype is torch.complex64 else "complex128",
+    }
+    transform = _run_on_gpu if _on_gpu(values) else _run_on_cpu
+    out = transform(kind, tuple(shape), angles, values[0] if len(values) == 1 else values, options, threads)
+    return out[None] if len(values) == 1 else out
+
+
+def _on_gpu(values: Tensor) -> bool:
+    return values.is_cuda
+
+
+def _run_on_cpu(
+    kind: int, shape: tuple[int, ...], angles: list[Tensor], values: Tensor, options: dict[str, Any], threads: int
+) -> Tensor:
     import finufft  # here: a program without fast sums need not load it
 
-    values = values.contiguous().resolve_conj()
-    plan = finufft.Plan(
-        kind,
-        tuple(shape),
-        n_trans=values.shape[0],
-        eps=accuracy,
-        isign=-1 if kind == 1 else 1,
-        dtype="complex64" if values.dtype is torch.complex64 else "complex128",
-        nthreads=threads,
-    )
-    plan.setpts(*angles)
-    array = values.numpy()
-    out = torch.from_numpy(plan.execute(array[0] if len(array) == 1 else array))
-    return out[None] if len(array) == 1 else out
+    plan = finufft.Plan(kind, shape, **options, nthreads=threads)
+    plan.setpts(*(angle.numpy() for angle in angles))
+    return torch.from_numpy(plan.execute(values.numpy()))
+
+
+def _run_on_gpu(
+    kind: int, shape: tuple[int, ...], angles: list[Tensor], values: Tensor, options: dict[str, Any], threads: int
+) -> Tensor:
+    import cufinufft
+
+    sums = values.shape[: values.ndim - (1 if kind == 1 else len(shape))]
+    out = values.new_empty((*sums, *(shape if kind == 1 else angles[0].shape)))
+    with torch.cuda.device(values.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        plan = cufinufft.Plan(kind, shape, **options, gpu_device_id=values.get_device(), gpu_stream=stream)
+        plan.setpts(*angles)
+        plan.execute(values, out)
+    return out
