@@ -73,7 +73,7 @@ def launches(case: AnyCase, is_amd: bool) -> list[tuple]:
     if isinstance(case, NetworkCase):
         module, kernels = mlp, NETWORKS
     elif isinstance(case, ProblemCase):
-        name = PROBLEMS[case.operation][0]
+        name = PROBLEMS[case.operation].module
         module, kernels = importlib.import_module(f"gwf_fast.kernels.triton.{name}"), PROBLEM_KERNELS[name]
     else:
         module, kernels = backend, PAIRWISE
@@ -86,7 +86,7 @@ def launches(case: AnyCase, is_amd: bool) -> list[tuple]:
         for name, kernel in originals.items():
             setattr(module, name, Recorder(kernel, found))
         if isinstance(case, ProblemCase):
-            PROBLEMS[case.operation][1](module, case, *case.points("cpu"))
+            PROBLEMS[case.operation].call(module, case, *case.points("cpu"))
         elif isinstance(case, NetworkCase):
             results(mlp, *case.inputs("cpu"), case.spec)
         else:
@@ -116,21 +116,37 @@ def networks(quick: bool) -> Iterator[NetworkCase]:
             yield NetworkCase(sizes, 40, dtype, "silu", output, residual)
 
 
-def problems(quick: bool) -> Iterator[ProblemCase]:
-    """Every kernel of Stein's operators, drifting and small transport, bucket of sizes and type; or a subset."""
+def problems() -> Iterator[ProblemCase]:
+    """Every kernel of Stein's operators, drifting and small transport, bucket of sizes and type."""
     for operation, dim, dtype in itertools.product(("stein", "svgd"), DIMENSIONS, DTYPES):
-        profiles = ("gaussian", "imq") if quick else PROFILES
-        for name in profiles:
-            if PROFILES[name].scaled and not (quick and dim in (1, 2, 4)):
-                yield ProblemCase(operation, (name,), (1, 8, 8, dim), dtype)
+        for name in (name for name, profile in PROFILES.items() if profile.scaled):
+            yield ProblemCase(operation, (name,), (1, 8, 8, dim), dtype)
     for n, dim, dtype, marks in itertools.product((16, 64, 80), DIMENSIONS, DTYPES, ((), ("weights", "ragged"))):
-        if not (quick and (dim in (1, 2, 4) or marks)):
-            yield ProblemCase("drift", (), (1, n, 8, dim), dtype, marks)
+        yield ProblemCase("drift", (), (1, n, 8, dim), dtype, marks)
     shapes = ((16, 16), (64, 64), (64, 128), (64, 256), (16, 512))
     for (n, m), dtype, marks in itertools.product(shapes, DTYPES, ((), ("linear", "started"), ("itself",))):
-        small = n * m <= (1 << 14 if dtype == torch.float32 else 1 << 13) and (n == m or "itself" not in marks)
-        if small and not (quick and n * m < 4096):
+        if n * m <= (1 << 14 if dtype == torch.float32 else 1 << 13) and (n == m or "itself" not in marks):
             yield ProblemCase("sinkhorn", (), (1, n, m, 3), dtype, marks)
+
+
+def quick_problems(targets: list[str]) -> Iterator[tuple[ProblemCase, str]]:
+    """Where registers are scarcest, for every target; other buckets for one each."""
+    full = (
+        ProblemCase("stein", ("rational_quadratic",), (1, 8, 8, 3), torch.float64),
+        ProblemCase("drift", (), (1, 64, 8, 64), torch.float64),
+        ProblemCase("drift", (), (1, 80, 8, 16), torch.float32, ("weights", "ragged")),
+        ProblemCase("sinkhorn", (), (1, 64, 256, 3)),
+    )
+    yield from itertools.product(full, targets)
+    others = (
+        ProblemCase("stein", ("gaussian",), (1, 8, 8, 16)),
+        ProblemCase("svgd", ("imq",), (1, 8, 8, 64)),
+        ProblemCase("svgd", ("laplace",), (1, 8, 8, 2), torch.float64),
+        ProblemCase("drift", (), (1, 80, 8, 3), torch.float64),
+        ProblemCase("sinkhorn", (), (1, 64, 128, 3), torch.float64, ("linear", "started")),
+        ProblemCase("sinkhorn", (), (1, 64, 64, 3), torch.float32, ("itself",)),
+    )
+    yield from zip(others, itertools.cycle(targets))
 
 
 REPRESENTATIVE = (
@@ -158,7 +174,7 @@ def quick_cases(targets: list[str]) -> Iterator[tuple[AnyCase, str]]:
     """The representative ones, and a walk that has each kernel, profile, bucket and target at least once."""
     yield from itertools.product(REPRESENTATIVE, targets)
     yield from zip(networks(quick=True), itertools.cycle(targets))
-    yield from zip(problems(quick=True), itertools.cycle(targets))
+    yield from quick_problems(targets)
     everything = list(cases())
     step = 2 * len(DIMENSIONS) * len(DTYPES) + 5  # 5 has no divisor in common with the number of buckets
     for position, k in enumerate(range(0, len(everything), step)):
@@ -167,7 +183,7 @@ def quick_cases(targets: list[str]) -> Iterator[tuple[AnyCase, str]]:
 
 def all_cases() -> list[AnyCase]:
     """The whole table."""
-    return distinct([*cases(), *networks(quick=False), *problems(quick=False)])
+    return distinct([*cases(), *networks(quick=False), *problems()])
 
 
 def distinct(found: Iterable[AnyCase]) -> list[AnyCase]:

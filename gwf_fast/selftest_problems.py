@@ -11,11 +11,13 @@ import importlib
 import math
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gwf_fast.kernels.profiles import PROFILES, profile_id
+from gwf_fast.ops import dispatch
 from gwf_fast.transport.problem import Entropic
 from gwf_fast.transport.solve import Solution, alternate, average
 
@@ -54,6 +56,25 @@ class ProblemCase:
             bandwidth = math.sqrt(self.sizes[3]) * (0.8 + 0.7 * k)
             numbers += [profile_id(name), 0.7 + 0.5 * k, bandwidth, PROFILES[name].test_parameter or 0.0]
         return tuple(numbers)
+
+    @property
+    def served_as(self) -> str:
+        """The operation of the table that it takes."""
+        return OPERATIONS[self.operation].served_as
+
+    @property
+    def width(self) -> int:
+        """Coordinates."""
+        return self.sizes[3]
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error."""
+        return TOLERANCE[self.dtype]
+
+    def measure(self, backend: str, device: str) -> float:
+        """The largest relative error over the results; inf for a wrong shape or an infinity."""
+        return error(self, dispatch.load(backend, self.served_as), device)
 
     def points(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, N, D], y [B, M, D] and scores of x: the same numbers on every device."""
@@ -118,13 +139,18 @@ def _sinkhorn(module: ModuleType, case: ProblemCase, x: Tensor, y: Tensor, score
     return [torch.where(b > 0, found[1], 0.0)[:, None] + found[0][..., None]]
 
 
-OPERATIONS: dict[str, tuple[str, Callable[..., list[Tensor]]]] = {
-    "stein": ("stein", _stein),
-    "svgd": ("stein", _svgd),
-    "drift": ("drift", _drift),
-    "sinkhorn": ("transport", _sinkhorn),
+class _Operation(NamedTuple):
+    served_as: str  # a key of the table of operations
+    module: str  # as in kernels/*_reference.py
+    call: Callable[..., list[Tensor]]  # of (module, case, *points)
+
+
+OPERATIONS = {
+    "stein": _Operation("stein", "stein", _stein),
+    "svgd": _Operation("svgd", "stein", _svgd),
+    "drift": _Operation("drift", "drift", _drift),
+    "sinkhorn": _Operation("transport", "transport", _sinkhorn),
 }
-"""The module, as in kernels/*_reference.py, and a function of (module, case, *points)."""
 
 
 def _stein_cases(half: bool) -> Iterator[ProblemCase]:
@@ -202,7 +228,7 @@ class _Solver:
 
 def error(case: ProblemCase, module: ModuleType, device: str) -> float:
     """The largest relative error, in the 2-norm, over the results; inf for a wrong shape or infinity."""
-    name, call = OPERATIONS[case.operation]
+    _, name, call = OPERATIONS[case.operation]
     reference = _Solver if name == "transport" else importlib.import_module(f"gwf_fast.kernels.{name}_reference")
     points = case.points(device)
     got = call(module, case, *points)

@@ -16,6 +16,7 @@ import torch
 from gwf_fast import selftest as pairs
 from gwf_fast import selftest_measures as measures
 from gwf_fast import selftest_networks as networks
+from gwf_fast import selftest_problems as problems
 from gwf_fast.ops.table import BACKENDS, OPERATIONS
 
 
@@ -47,6 +48,7 @@ def all_cases(half: bool = False) -> Iterator[AnyCase]:
     yield from pairs.cases(half)
     yield from networks.cases(half)
     yield from measures.cases(half)
+    yield from (case for case in problems.cases(half) if OPERATIONS[case.served_as].composed)
 
 
 def skip_reason(name: str, case: AnyCase) -> str | None:

@@ -288,12 +288,13 @@ REDUCTIONS = ("sum", "gradient", "sum_gradient", "logsumexp", "average", "jet")
 """What a call that names no operation may need."""
 
 
+COMPOSED_OF = {"mmd": REDUCTIONS, "svgd": ("sum", "gradient"), "transport": ("logsumexp",)}
+"""What backends compute an operation from that they have not as one."""
+
+
 def needed(operation: str | None) -> tuple[str, ...]:
     """The operations that serving one takes; None is any pairwise function, with its derivatives."""
-    if operation in (None, "mmd", "svgd", "transport"):  # backends that lack one compose it of these
-        return REDUCTIONS
-    assert operation is not None
-    return (operation,)
+    return REDUCTIONS if operation is None else COMPOSED_OF.get(operation, (operation,))
 
 
 AUTOMATIC = {

@@ -114,18 +114,18 @@ def _in_one_launch(
     None where they are not, or elsewhere.
     """
     x, y, a, b = problem.x, problem.y, problem.a, problem.b
-    if not is_concrete(x, y, a, b, start) or dispatch.resolve(None, x.device, x.dtype) != "triton":
+    if not is_concrete(x, y, a, b, start):
         return None
-    from ..kernels.triton import transport
-
-    if not transport.fits(x.shape[-2], y.shape[-2], x.dtype):
+    backend = dispatch.resolve(None, x.device, x.dtype, False, "transport", x.shape[-1])
+    module = dispatch.special(backend, "transport")
+    if module is None or not module.fits(x.shape[-2], y.shape[-2], x.dtype):
         return None
     batch = x.shape[:-2]
     u, w = x.reshape(-1, *x.shape[-2:]), a.reshape(-1, a.shape[-1])
     itself = y is x and b is a
     v, c = (u, w) if itself else (y.reshape(-1, *y.shape[-2:]), b.reshape(-1, b.shape[-1]))
     start = None if start is None else start.reshape(-1, start.shape[-1])
-    f, g, sweeps, error = transport.solve_small(
+    f, g, sweeps, error = module.solve_small(
         u, v, w, c, start, epsilon,
         p=problem.p, strength=problem.strength, max_iterations=max_iterations, tolerance=tolerance,
     )  # fmt: skip
