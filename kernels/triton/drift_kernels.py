@@ -33,6 +33,8 @@ def pair_distances(
     """r_ij of a tile; x_count and y_count are the padded counts, rows and cols those that exist."""
     at_row = tl.minimum(row, rows - 1)
     at_col = tl.minimum(col, cols - 1)
+    x_stride = x_count.to(tl.int64)
+    y_stride = y_count.to(tl.int64)
     q = tl.zeros((row.shape[0], col.shape[0]), DTYPE)
     if D > 0:
         ys = load_all(y, at_col, D, DTYPE)
@@ -41,8 +43,8 @@ def pair_distances(
             q += d * d
     else:
         for k in range(dim):
-            left = tl.load(x + k * x_count + at_row).to(DTYPE)
-            d = left[:, None] - tl.load(y + k * y_count + at_col).to(DTYPE)[None, :]
+            left = tl.load(x + k * x_stride + at_row).to(DTYPE)
+            d = left[:, None] - tl.load(y + k * y_stride + at_col).to(DTYPE)[None, :]
             q += d * d
     r = tl.sqrt(tl.where(q < least, least, q))  # keeps NaN
     if shifted:
@@ -163,6 +165,7 @@ def drift_logs_kernel(
     tile = program % tiles
     batch = (program // tiles).to(tl.int64)
     batches = tl.num_programs(0) // tiles
+    stride = batches.to(tl.int64) * (n + m)
     rows, _, cols = problem_size(sizes, batch, n, split, m, RAGGED)
     least = number(floor, DTYPE)
     shift = tl.zeros((), DTYPE)
@@ -173,12 +176,12 @@ def drift_logs_kernel(
     if tile < x_tiles:
         sweep_logs(
             x, y, n, m, rows, cols, tile, dim, least, shift, temperatures + batch, batches,
-            logs + batch * (n + m), batches * (n + m), RATES, D, SELF, DTYPE, BM, BN,
+            logs + batch * (n + m), stride, RATES, D, SELF, DTYPE, BM, BN,
         )  # fmt: skip
     else:
         sweep_logs(
             y, x, m, n, cols, rows, tile - x_tiles, dim, least, shift, temperatures + batch, batches,
-            logs + batch * (n + m) + n, batches * (n + m), RATES, D, SELF, DTYPE, BM, BN,
+            logs + batch * (n + m) + n, stride, RATES, D, SELF, DTYPE, BM, BN,
         )  # fmt: skip
 
 
@@ -239,7 +242,7 @@ def drift_forces_kernel(
     channel = chunk * BC + tl.arange(0, BC)
     there = channel < dim
     centre = tl.load(points + (cols - 1) * dim + channel, mask=there, other=0.0).to(DTYPE)
-    width = batches * (n + m)
+    width = batches.to(tl.int64) * (n + m)
     logs += batch * (n + m)
     column_tiles = tl.cdiv(cols, BN)
     share = tl.cdiv(column_tiles, splits)

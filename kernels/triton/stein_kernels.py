@@ -15,7 +15,7 @@ from gwf_fast.kernels.triton.tiles import add_row_sums, mixture_jet, tile_column
 
 @triton.jit
 def pair_products(
-    x, score, xs, scores, n, rows, cols, dim, D: tl.constexpr, ALL: tl.constexpr, DTYPE: tl.constexpr
+    x, score, xs, scores, stride, rows, cols, dim, D: tl.constexpr, ALL: tl.constexpr, DTYPE: tl.constexpr
 ):  # fmt: skip
     """|x_i - x_j|^2 and, with ALL, (s_i - s_j).(x_i - x_j) and s_i.s_j of a tile."""
     q = tl.zeros((rows.shape[0], cols.shape[0]), DTYPE)
@@ -34,11 +34,11 @@ def pair_products(
                 product += left * right
     else:
         for k in range(dim):
-            d = tl.load(x + k * n + rows).to(DTYPE)[:, None] - tl.load(x + k * n + cols).to(DTYPE)[None, :]
+            d = tl.load(x + k * stride + rows).to(DTYPE)[:, None] - tl.load(x + k * stride + cols).to(DTYPE)[None, :]
             q += d * d
             if ALL:
-                left = tl.load(score + k * n + rows).to(DTYPE)[:, None]
-                right = tl.load(score + k * n + cols).to(DTYPE)[None, :]
+                left = tl.load(score + k * stride + rows).to(DTYPE)[:, None]
+                right = tl.load(score + k * stride + cols).to(DTYPE)[None, :]
                 mixed += (left - right) * d
                 product += left * right
     return q, mixed, product
@@ -66,6 +66,7 @@ def stein_value_kernel(
     xs = load_all(x, rows, D, DTYPE)
     scores = load_all(score, rows, D, DTYPE)
     rate = number(scale2, DTYPE)
+    stride = n.to(tl.int64)
     met = (tiles - 1) // 2 + 1 + ((tiles % 2 == 0) & (tile < tiles // 2)).to(tl.int32)
     share = tl.cdiv(met, splits)
     total = tl.zeros((BM,), tl.float64)
@@ -75,7 +76,7 @@ def stein_value_kernel(
         for part in range(BM // BN):
             col = other.to(tl.int64) * BM + part * BN + tl.arange(0, BN)
             cols = tl.minimum(col, n - 1)
-            q, mixed, product = pair_products(x, score, xs, scores, n, rows, cols, dim, D, True, DTYPE)
+            q, mixed, product = pair_products(x, score, xs, scores, stride, rows, cols, dim, D, True, DTYPE)
             t = q * rate
             f0, f1, f2 = mixture_jet(t, None, parameters, JETS, 2)
             u = f0 * product - 2.0 * rate * (f1 * (mixed + dim) + 2.0 * t * f2)
@@ -114,6 +115,7 @@ def stein_gradient_kernel(
     xs = load_all(x, rows, D, DTYPE)
     scores = load_all(score, rows, D, DTYPE)
     rate = number(scale2, DTYPE)
+    stride = n.to(tl.int64)
     column_tiles = tl.cdiv(n, BN)
     share = tl.cdiv(column_tiles, splits)
     begin = split * share
@@ -140,7 +142,7 @@ def stein_gradient_kernel(
         for j in range(first, tl.minimum(first + GROUP, end)):
             col = tile_columns(j, BN)
             cols = tl.minimum(col, n - 1)
-            q, mixed, product = pair_products(x, score, xs, scores, n, rows, cols, dim, D, WITH_X, DTYPE)
+            q, mixed, product = pair_products(x, score, xs, scores, stride, rows, cols, dim, D, WITH_X, DTYPE)
             exists = col[None, :] < n
             differs = exists & (
                 row[:, None] != col[None, :]
