@@ -97,7 +97,7 @@ compile-gpu: build .venv/dev.stamp
 	$(BIN)/python bench/compile_gpu.py --jobs 2 --out build/gpu_rows.jsonl
 	$(BIN)/python bench/gpu_table.py build/gpu_rows.jsonl
 	$(BIN)/python build_cuda.py
-	$(BIN)/python bench/keops_sass.py
+	$(BIN)/python bench/keops_sass.py --before bench/results/gpu/sass_before.json --out build/sass.json
 
 codegen: build .venv/dev.stamp
 	$(BIN)/python -m gwf_fast.kernels.codegen

@@ -18,10 +18,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=["*"], metavar="PATTERN", help="names, e.g. 'reductions/*/D2'")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast")
     parser.add_argument("--no-peers", action="store_true", help="time this library alone")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for the timed part of a case (default 20)")
+    parser.add_argument("--seconds", type=float, help="for the timed part of a case (default 20; cuda: 0.5)")
     parser.add_argument("--threads", type=int, help="default: all cores")
     parser.add_argument("--isa", choices=("avx512", "avx2", "baseline"), help="default: the best that the CPU has")
     parser.add_argument("--out", type=Path, help="JSON file; default bench/results/DATE-COMMIT.json")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda has rows of its own (bench/gpu)")
+    parser.add_argument("--seconds-total", type=float, help="cuda: for everything, the important rows first")
+    parser.add_argument("--dry-run", action="store_true", help="cuda: the same on the CPU, small: shows that it runs")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--list", action="store_true", help="print the names and leave")
     return parser.parse_args()
 
@@ -51,8 +56,22 @@ def line(record: dict) -> str:
     return f"{record['name']:46} " + "; ".join(parts)
 
 
+def on_cuda(options: argparse.Namespace) -> int:
+    from bench.gpu import run
+    from bench.gpu.rows import all_rows
+
+    options.seconds = options.seconds or 0.5
+    if options.list:
+        print(*(row.name for row in all_rows()), sep="\n")
+        return 0
+    return run.child(options) if options.child else run.main(options)
+
+
 def main() -> None:
     options = arguments()
+    if options.device == "cuda":
+        raise SystemExit(on_cuda(options))
+    options.seconds = options.seconds or 20.0
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before anything loads OpenMP
     if options.isa:

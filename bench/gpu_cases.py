@@ -13,6 +13,7 @@ import importlib
 import itertools
 from collections.abc import Iterable, Iterator
 
+import record
 import torch
 
 from gwf_fast.kernels.profiles import PROFILES
@@ -44,58 +45,20 @@ OPERATIONS_OF_TABLE = (
 no logarithm."""
 
 
-class Recorder:
-    """Stands for a kernel: keeps the arguments of a launch instead of launching."""
-
-    def __init__(self, kernel: object, launches: list) -> None:
-        self.kernel = kernel
-        self.launches = launches
-
-    def __getitem__(self, grid: tuple) -> object:
-        """The launcher for a grid."""
-        return lambda *arguments, **constants: self.launches.append((self.kernel, arguments, constants))
-
-
-PAIRWISE = ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many", "mmd_kernel")
-NETWORKS = ("mlp_forward_kernel", "mlp_backward_kernel")
-PROBLEM_KERNELS = {
-    "stein": ("stein_value_kernel", "stein_gradient_kernel"),
-    "drift": tuple(f"drift_{name}_kernel" for name in ("small", "logs", "forces", "combine", "total")),
-    "transport": ("sinkhorn_kernel",),
-}
-"""By module."""
-
-
 def launches(case: AnyCase, is_amd: bool) -> list[tuple]:
     """(kernel, positional arguments, constants) of every launch that a case makes on a GPU of this maker."""
-    from gwf_fast.kernels.triton import backend, launch, mlp
+    from gwf_fast.kernels.triton import backend, mlp
 
-    if isinstance(case, NetworkCase):
-        module, kernels = mlp, NETWORKS
-    elif isinstance(case, ProblemCase):
-        name = PROBLEMS[case.operation].module
-        module, kernels = importlib.import_module(f"gwf_fast.kernels.triton.{name}"), PROBLEM_KERNELS[name]
-    else:
-        module, kernels = backend, PAIRWISE
-    found: list[tuple] = []
-    originals = {name: getattr(module, name) for name in kernels}
-    check, hip = launch.check_device, torch.version.hip
-    try:
-        launch.check_device = lambda x: None
-        torch.version.hip = "as if" if is_amd else None
-        for name, kernel in originals.items():
-            setattr(module, name, Recorder(kernel, found))
+    def call() -> None:
         if isinstance(case, ProblemCase):
+            module = importlib.import_module(f"gwf_fast.kernels.triton.{PROBLEMS[case.operation].module}")
             PROBLEMS[case.operation].call(module, case, *case.points("cpu"))
         elif isinstance(case, NetworkCase):
             results(mlp, *case.inputs("cpu"), case.spec)
         else:
             OPERATIONS[case.operation](backend, case.inputs("cpu"))
-    finally:
-        launch.check_device, torch.version.hip = check, hip
-        for name, kernel in originals.items():
-            setattr(module, name, kernel)
-    return found
+
+    return [found[:3] for found in record.launches(call, is_amd)]
 
 
 def networks(quick: bool) -> Iterator[NetworkCase]:

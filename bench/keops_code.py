@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 import os
@@ -69,7 +70,7 @@ def source(operation: str, kernel: str, dim: int) -> tuple[str, bool]:
 
         reduction.chk = Chunk_Mode_Constants(reduction.red_formula)
         reduction.dimy = reduction.chk.dimy
-        reduction.blocksize_chunks = min(cuda_block_size, 1024, 49152 // max(1, reduction.dimy * 4))
+        reduction.blocksize_chunks = min(cuda_block_size or 192, 1024, 49152 // max(1, reduction.dimy * 4))
     else:
         reduction.dimy = reduction.varloader.dimy
     reduction.get_code()
@@ -79,12 +80,24 @@ def source(operation: str, kernel: str, dim: int) -> tuple[str, bool]:
 def per_pair(cubin: bytes, code: str, dim: int, chunked: bool) -> dict:
     """Instructions per pair of the loop over sources, along its cheapest path (no new maximum in a logarithm's sum)."""
     (function,) = nests.functions(cubin)
-    paths = [function.path(loop) for loop in function.all_loops() if not loop.inside]
+    loops = function.all_loops()
+    over_sources = [loop for loop in loops if _counts(function, loop)["MUFU.EX2"]]
+    main = min(over_sources, key=lambda loop: len(loop.blocks))
+    if not chunked and main.inside:
+        # too many coordinates to unroll: points lie in local memory, and each operation is a loop over them
+        totals = []
+        for way, code in function.ways(main).items():
+            bodies = [function.path(loop) for loop in (*way.before, *way.after)]
+            own = sum(count for _, count in code)
+            totals.append(own + sum(sum(body.values()) * dim / _coordinates(body) for body in bodies))
+        total = min(totals)
+        return {"instructions": total, "pairs an iteration": 1, "kinds": function.path(main), "in local memory": True}
+    paths = [function.path(loop) for loop in loops if not loop.inside]
     exponential = max(paths, key=lambda path: (path.get("MUFU.EX2", 0), sum(path.values())))
     if not chunked:
         # sources lie in shared memory, dimy numbers each: the loads of an iteration tell how many it takes
         width = int(re.search(r"yj \+ threadIdx\.x \* (\d+)", code).group(1))
-        pairs = _shared(exponential) / width
+        pairs = _words(exponential, "LDS") / width
         return {"instructions": sum(exponential.values()) / pairs, "pairs an iteration": pairs, "kinds": exponential}
     # a sweep for each 64 coordinates, then one with the exponential
     sweep = max(paths, key=sass.multiply_adds)
@@ -94,6 +107,15 @@ def per_pair(cubin: bytes, code: str, dim: int, chunked: bool) -> dict:
     return {"instructions": total, "pairs an iteration": pairs, "kinds": sweep, "sweeps of 64 coordinates": True}
 
 
-def _shared(path: dict[str, float]) -> float:
-    """Numbers of 4 bytes that a path loads from shared memory."""
-    return path.get("LDS", 0) + 2 * path.get("LDS.64", 0) + 4 * path.get("LDS.128", 0)
+def _words(path: dict[str, float], name: str) -> float:
+    """Numbers of 4 bytes that the instructions of a name move: LDS loads from shared memory, STL stores to local."""
+    return path.get(name, 0) + 2 * path.get(f"{name}.64", 0) + 4 * path.get(f"{name}.128", 0)
+
+
+def _counts(function: nests.Function, loop: nests.Loop) -> collections.Counter[str]:
+    return sass.kinds(function.code(loop))
+
+
+def _coordinates(body: dict[str, float]) -> float:
+    """Coordinates that one iteration of a loop over them takes."""
+    return max(body.get(kind, 0) for kind in ("FADD", "FMUL", "FFMA")) or _words(body, "STL") or 1

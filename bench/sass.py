@@ -50,9 +50,14 @@ def amd_usage(assembly: str) -> dict[str, int]:
     }
 
 
+def disassembly(cubin: bytes) -> str:
+    """The machine code of a cubin, with labels."""
+    return _run("nvdisasm", "-c", cubin=cubin)
+
+
 def loops(cubin: bytes, function: str = "") -> list[list[str]]:
     """The bodies of all loops of the functions whose name contains `function`: backward branches."""
-    text = _run("nvdisasm", "-c", cubin=cubin)
+    text = disassembly(cubin)
     bodies = []
     for section in re.split(r"^\s*\.section\s+\.text\.", text, flags=re.MULTILINE)[1:]:
         if function not in section.split(",", 1)[0]:
@@ -74,6 +79,35 @@ def loops(cubin: bytes, function: str = "") -> list[list[str]]:
 def opcodes(body: list[str]) -> collections.Counter[str]:
     """Instructions by kind, predicates and modifiers left out."""
     return collections.Counter(re.sub(r"^@!?U?P\w+\s+", "", line).split()[0].split(".")[0] for line in body)
+
+
+def kinds(code: list[str]) -> collections.Counter[str]:
+    """Instructions by kind, with the modifiers that tell their work (HMMA.1688, MUFU.EX2, LDS.128)."""
+    found: collections.Counter[str] = collections.Counter()
+    for line in code:
+        name, *modifiers = re.sub(r"^@!?U?P\w+\s+", "", line).split()[0].split(".")
+        detail = {"HMMA": modifiers[:1], "HGMMA": modifiers[:1], "MUFU": modifiers[:1]}.get(name, [])
+        if name in ("LDS", "STS", "LDL", "STL"):
+            detail = [m for m in modifiers if m in ("64", "128")]
+        found[".".join([name, *detail])] += 1
+    return found
+
+
+def multiply_adds(counts: dict[str, float]) -> float:
+    """Multiply-adds of a warp in these instructions."""
+    total = 0.0
+    for kind, count in counts.items():
+        name, _, detail = kind.partition(".")
+        if name in ("FFMA", "DFMA"):
+            total += 32 * count
+        elif name == "FFMA2":
+            total += 64 * count
+        elif name == "HMMA":  # m16n8k8 is 1688, m16n8k16 is 16816
+            total += 16 * 8 * int(detail[3:]) * count
+        elif name == "HGMMA":  # 64xNxK by four warps, each of which issues it
+            rows, cols, depth = map(int, detail.split("x"))
+            total += rows * cols * depth / 4 * count
+    return total
 
 
 def inner_loops(cubin: bytes, function: str = "") -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""KeOps (Charlier et al., JMLR 2021) through Genred, on the CPU, in float32."""
+"""KeOps (Charlier et al., JMLR 2021) through Genred, in float32."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def reduction(name: str, problem: Problem) -> Contender:
     k = problem.formula.keops
     points = [f"x=Vi({dim})", f"y=Vj({dim})"]
     weights = problem.weights[:, None].contiguous()
-    g = torch.tensor([problem.g])
+    g = torch.tensor([problem.g], device=problem.x.device)
     if name == "kernel_sum":
         call, extra = Genred(f"{k}*b", [*points, "b=Vj(1)", "g=Pm(1)"], reduction_op="Sum", axis=1), (weights, g)
     elif name == "kernel_gradient":
@@ -41,10 +41,11 @@ def reduction(name: str, problem: Problem) -> Contender:
         call, extra = Genred("-g*SqDist(x,y)", [*points, "g=Pm(1)"], **operation), (g,)
     else:
         raise ValueError(f"bench: unknown reduction {name!r}")
+    backend = "GPU_1D" if problem.x.is_cuda else "CPU"
     vector = name in ("kernel_sum", "kernel_logsumexp")
 
     def contender() -> tuple[torch.Tensor]:
-        result = call(problem.x, problem.y, *extra, backend="CPU")
+        result = call(problem.x, problem.y, *extra, backend=backend)
         return (result[:, 0] if vector else result,)
 
     return contender

@@ -1,0 +1,1 @@
+"""The benchmark of a CUDA device: ``python -m bench --device cuda``."""
