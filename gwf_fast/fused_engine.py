@@ -20,11 +20,12 @@ from typing_extensions import override
 from gwf_fast.adversarial import IPM
 from gwf_fast.draws import Draws
 from gwf_fast.engine import ENGINES, Engine, StepProblem, Watch
-from gwf_fast.functional import Functional, terms_of
+from gwf_fast.functional import KL, Functional, terms_of
 from gwf_fast.fused_forms import FusedForm, refuses_functional, refuses_on_device, single_critic
 from gwf_fast.nn import MLP
 from gwf_fast.ops.mlp import WIDEST_FUSED
 from gwf_fast.ops.table import BACKENDS
+from gwf_fast.potentials import BayesianLogisticRegression
 from gwf_fast.thread_choice import ThreadChoice
 from gwf_fast.training import CHECK_EVERY, Training
 
@@ -123,13 +124,15 @@ def _refuses_on_device(
         return reason
     assert isinstance(map, MLP)
     assert isinstance(critic, MLP)
-    penalty = any(isinstance(term, IPM) for _, term in terms_of(functional))
+    ((_, term),) = terms_of(functional)
+    penalty = isinstance(term, IPM)
     if penalty and set(critic.spec.functions[:-1]) - {"leaky"}:
         return "on CUDA the critic of a gradient penalty must have leaky units: prelu, leaky_relu or relu"
     if any(training.dropouts):
         return "on CUDA it has no dropout"
     like, sizes = next(map.parameters()), (map.spec.sizes, critic.spec.sizes)
-    reason = _kernels("cuda").refusal(like, training.batch_size, *sizes, penalty)
+    logistic = isinstance(term, KL) and isinstance(term.density, BayesianLogisticRegression)
+    reason = _kernels("cuda").refusal(like, training.batch_size, *sizes, penalty=penalty, logistic=logistic)
     return None if reason is None else f"on CUDA {reason}"
 
 

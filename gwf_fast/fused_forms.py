@@ -21,6 +21,7 @@ from gwf_fast.functional import KL, FDivergence, Functional, JensenShannon, Squa
 from gwf_fast.nn.functions import activation_of, conjugate_of
 from gwf_fast.samples import draw_target, matched
 
+FUSED_DENSITIES = (potentials.Gaussian, potentials.GaussianMixture, potentials.BayesianLogisticRegression)
 WITH_CRITIC = (KL, FDivergence, JensenShannon, IPM, DonskerVaradhan, GeneralizedEntropy)
 
 
@@ -50,8 +51,8 @@ def refuses_on_device(functional: Functional) -> str | None:
     if len(terms) > 1 or not terms[0].needs_critic:
         return "on CUDA it takes functionals of one term, with a critic"
     (term,) = terms
-    if isinstance(term, KL) and type(term.density) not in (potentials.Gaussian, potentials.GaussianMixture):
-        return "on CUDA the density of KL must be a potentials.Gaussian or a potentials.GaussianMixture"
+    if isinstance(term, KL) and type(term.density) not in FUSED_DENSITIES:
+        return "on CUDA the density of KL must be one of " + ", ".join(kind.__name__ for kind in FUSED_DENSITIES)
     if isinstance(term, GeneralizedEntropy):
         return f"on CUDA it does not take {type(term).__name__}"
     if not isinstance(getattr(term, "target", None), Tensor | None):

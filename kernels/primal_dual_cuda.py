@@ -19,7 +19,7 @@ from .primal_dual_cpp import Problem, Trained, compiled_problem
 
 
 def refusal(
-    like: Tensor, rows: int, map_sizes: Sequence[int], critic_sizes: Sequence[int], penalty: bool
+    like: Tensor, rows: int, map_sizes: Sequence[int], critic_sizes: Sequence[int], *, penalty: bool, logistic: bool
 ) -> str | None:
     """Why a device can't hold networks of these widths; None where it can.
 
@@ -29,10 +29,11 @@ def refusal(
         map_sizes: Widths of the map's layers.
         critic_sizes: The same of the critic.
         penalty: Whether there is a gradient penalty.
+        logistic: Whether there is the density of a logistic regression.
     """
     with _on(like):
         reason = _module().primal_dual_refusal(
-            like.dtype is torch.float64, rows, list(map_sizes), list(critic_sizes), penalty
+            like.dtype is torch.float64, rows, list(map_sizes), list(critic_sizes), penalty, logistic
         )
     return reason or None
 

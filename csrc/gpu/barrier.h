@@ -5,7 +5,10 @@
 
 namespace gwf::gpu {
 
-constexpr std::uint32_t patience = 1u << 23;  // looks at the counter, each of half a microsecond at least
+#if !defined(GWF_PATIENCE)
+#define GWF_PATIENCE 1u << 23
+#endif
+constexpr std::uint32_t patience = GWF_PATIENCE;  // looks at the counter, each of half a microsecond at least
 
 struct GridBarrier {
     unsigned long long* arrivals;

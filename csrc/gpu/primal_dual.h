@@ -24,6 +24,7 @@ constexpr int loop_threads = 512;
 constexpr int most_layers = 12;
 constexpr int widest = 128;
 constexpr int largest_cluster = 8;  // that every card with clusters has
+constexpr int data_block = 64;      // data of a logistic density at a time
 
 constexpr int in_fours(int n) { return (n + 3) / 4 * 4; }
 constexpr int padded(int n) { return in_fours(n + 1); }
@@ -76,6 +77,7 @@ struct LoopLayout {
     bool cluster;  // the blocks are a cluster
     LoopNetwork map, critic;
     LoopAffine whitening, density;
+    int data, margins;  // in shared memory: data_block rows of a logistic density's data, and of the tile with each
     int cotangents, spare, staging, constants, slots, folding;     // in shared memory
     int reduction;                                                 // in shared memory, in bytes
     std::int64_t partial, partial_size, points, targets, outputs;  // in the workspace
@@ -181,6 +183,9 @@ inline LoopPlan plan_loop(const LoopSizes& sizes, int number_bytes, const LoopDe
         const int points = std::max(map_rows, sizes.penalty ? critic_rows : 0);
         at.cotangents = take(points * stride);
         at.spare = take(points * stride);
+        const bool logistic = sizes.density == DensityKind::logistic;
+        at.data = logistic ? take(data_block * stride) : -1;
+        at.margins = logistic ? take(map_rows * data_block) : -1;
         at.constants = take(2 * most_layers);
         at.slots = take(most_layers * warps);
         at.folding = take(loop_threads);

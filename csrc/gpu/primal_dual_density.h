@@ -78,4 +78,50 @@ __device__ __noinline__ double add_mixture(const Density<T>& density, const T* x
     return total;
 }
 
+// x = (weights w, log a): see gwf_fast.potentials.BayesianLogisticRegression. The data go through shared memory a block
+// at a time, as the weights of a layer whose products are the margins; `sums` is for their gradient.
+template <class T>
+__device__ __noinline__ double add_logistic(const Block<T>& block, const T* x, int rows, T factor, T* g, T* sums) {
+    const Density<T>& density = block.a.density;
+    const int dim = block.a.dim, n = dim - 1, stride = padded(dim), thread = int(threadIdx.x), step = int(blockDim.x);
+    T *data = block.memory + block.a.layout.data, *margins = block.memory + block.a.layout.margins;
+    double total = 0;
+    for (int i = thread; i < rows * n; i += step) sums[i / n * stride + i % n] = T(0);
+    for (std::int64_t start = 0; start < density.count; start += data_block) {
+        const int count = int(density.count - start < data_block ? density.count - start : data_block);
+        for (int i = thread; i < data_block * stride; i += step) {
+            const int s = i / stride, c = i % stride;
+            data[i] = s < count && c < n ? density.points[(start + s) * n + c] : T(0);
+        }
+        __syncthreads();
+        multiply_forward(
+            x, stride, data, dim,
+            StoreForward<T>{nullptr, margins, nullptr, data_block, rows, data_block, Function::identity, T(0)});
+        __syncthreads();
+        for (int i = thread; i < rows * data_block; i += step) {
+            const bool there = i % data_block < count;
+            const Jet<T> jet = evaluate<Function::log_sigmoid>(margins[i], T(0));
+            if (there) total += double(jet.value);
+            margins[i] = there ? jet.first : T(0);
+        }
+        __syncthreads();
+        multiply_backward(margins, data_block, data, stride, data_block,
+                          StoreBackward<T>{sums, nullptr, stride, rows, n, Store::sum, Function::identity, T(0), T(0)});
+        __syncthreads();
+    }
+    const double constant = log(density.rate) - double(n) / 2 * 1.8378770664093453;
+    for (int r = thread; r < rows; r += step) {
+        const T *point = x + r * stride, log_a = point[n], a = exp_of(log_a);
+        T *to = g + r * stride, squares = 0;
+        for (int c = 0; c < n; c++) {
+            squares += point[c] * point[c];
+            to[c] += factor * (sums[r * stride + c] - a * point[c]);
+        }
+        to[n] += factor * (T(n) / 2 - a * squares / 2 - T(density.rate) * a + 1);
+        total += constant - double(a) * (double(squares) / 2 + density.rate) + (double(n) / 2 + 1) * double(log_a);
+    }
+    __syncthreads();
+    return total;
+}
+
 }  // namespace gwf::gpu

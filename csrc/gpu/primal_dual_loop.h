@@ -270,6 +270,8 @@ template <class T> class BlockLoop {
         } else if (density.kind == DensityKind::mixture) {
             total = add_mixture(density, map_.output(), a_.dim, stride_, rows, factor, g_);
             __syncthreads();
+        } else if (density.kind == DensityKind::logistic) {
+            total = add_logistic(block_, map_.output(), rows, factor, g_, spare_);
         }
         return total;
     }

@@ -167,7 +167,7 @@ class AnyLoop {
 
 // Why networks of these widths don't fit the current device, with all that may lie beside them; empty where they do.
 inline std::string loop_refusal(bool is_double, std::int64_t rows, const std::vector<std::int64_t>& map,
-                                const std::vector<std::int64_t>& critic, bool penalty) {
+                                const std::vector<std::int64_t>& critic, bool penalty, bool logistic) {
     LoopDevice device{};
     const int code = loop_device(device);
     if (code != 0) return error_text(code);
@@ -177,7 +177,7 @@ inline std::string loop_refusal(bool is_double, std::int64_t rows, const std::ve
     sizes.batch = sizes.target_batch = rows;
     sizes.penalty = penalty;
     sizes.whitening = true;
-    sizes.density = DensityKind::gaussian;
+    sizes.density = logistic ? DensityKind::logistic : DensityKind::gaussian;
     for (const auto& [widths, layers] : {std::pair{&map, &sizes.map}, {&critic, &sizes.critic}})
         for (std::size_t l = 0; l + 1 < widths->size(); l++)
             layers->push_back({(*widths)[l], (*widths)[l + 1], Function::leaky, 0});
@@ -192,7 +192,8 @@ inline void bind_primal_dual(py::module_& module) {
         .def("layout", &AnyLoop::layout)
         .def("run", &AnyLoop::run, py::arg("first"), py::arg("count"), py::arg("workspace"));
     module.def("primal_dual_refusal", &loop_refusal, py::arg("is_double"), py::arg("rows"), py::arg("map"),
-               py::arg("critic"), py::arg("penalty"), "Why networks of these widths don't fit; empty where they do.");
+               py::arg("critic"), py::arg("penalty"), py::arg("logistic"),
+               "Why networks of these widths don't fit; empty where they do.");
 }
 
 }  // namespace gwf::gpu

@@ -1,5 +1,6 @@
 // The persistent kernel of csrc/gpu/primal_dual_loop.h on fibers: the very code, in the place of gwf_fast._cuda.
 #include "fibers.h"
+#define GWF_PATIENCE 20000
 #define GWF_ISA gpu
 #include "gpu/device_math.h"
 // after the functions that it uses
@@ -12,10 +13,14 @@ using namespace gwf::gpu;
 namespace {
 int multiprocessors = 4, shared_bytes = 227 * 1024, block_threads = 64;
 std::uint64_t order = 0;
+int absent = -1;  // a block that doesn't come
 
 template <class T> int run(const LoopArguments<T>& a, int bytes) {
     fibers::launch(unsigned(a.layout.blocks), unsigned(block_threads), std::size_t(bytes), order,
-                   [&] { BlockLoop<T>(a, reinterpret_cast<T*>(fibers::memory())).run(); });
+                   [&] {
+                       if (int(blockIdx.x) == absent) return;
+                       BlockLoop<T>(a, reinterpret_cast<T*>(fibers::memory())).run();
+                   });
     return 0;
 }
 }  // namespace
@@ -34,8 +39,8 @@ const char* error_text(int) { return "no such error"; }
 
 PYBIND11_MODULE(host_primal_dual, module) {
     bind_primal_dual(module);
-    module.def("emulate", [](int processors, int bytes, int block, std::uint64_t seed) {
-        multiprocessors = processors, shared_bytes = bytes, block_threads = block, order = seed;
+    module.def("emulate", [](int processors, int bytes, int block, std::uint64_t seed, int missing) {
+        multiprocessors = processors, shared_bytes = bytes, block_threads = block, order = seed, absent = missing;
     });
     // number `i` of a stream as a thread draws it
     module.def("draw", [](std::uint64_t seed, std::uint32_t iteration, std::uint32_t stream, std::int64_t i,

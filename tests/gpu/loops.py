@@ -11,7 +11,7 @@ from gwf_fast.fused_engine import compiled_problem
 from gwf_fast.jko import JKOFlow
 from gwf_fast.kernels.primal_dual_cpp import PrimalDual as HostLoop
 from gwf_fast.nn import MLP
-from gwf_fast.potentials import Gaussian, GaussianMixture
+from gwf_fast.potentials import BayesianLogisticRegression, Gaussian, GaussianMixture
 from gwf_fast.training import Training
 
 
@@ -34,6 +34,10 @@ def gaussian(dim):
 
 def mixture(dim):
     return KL(GaussianMixture(normals(2, 5, dim), 0.8, torch.tensor([1.0, 2, 3, 4, 5])))
+
+
+def logistic(dim, count=150):
+    return KL(BayesianLogisticRegression(normals(4, count, dim - 1), normals(5, count).sign()))
 
 
 def divergence(name="js", parameter=None):

@@ -8,7 +8,7 @@ from gwf_fast.adversarial import DonskerVaradhan
 from gwf_fast.kernels import primal_dual_cuda
 from gwf_fast.ops.table import BACKENDS
 from gwf_fast.training import Training
-from tests.gpu.loops import difference, divergence, gaussian, inner_problem, mixture, samples, solved, state
+from tests.gpu.loops import difference, divergence, gaussian, inner_problem, logistic, mixture, samples, solved, state
 
 pytestmark = [
     pytest.mark.gpu,
@@ -99,6 +99,12 @@ def test_donsker_varadhan():
 def test_gradient_penalty(activation, blocks):
     options = PAPER | {"activation": activation, "training": training()}
     assert difference(loop_of(blocks), lambda dim: gwf.IPM(samples(dim)), **options) < 1e-9
+
+
+@pytest.mark.parametrize("blocks", [1, 8, 25])
+def test_logistic_regression(blocks):
+    options = {"dim": 7, "training": training(), "device": "cuda"}
+    assert difference(loop_of(blocks), logistic, **options) < 1e-10
 
 
 def test_a_generator():

@@ -20,7 +20,7 @@ from gwf_fast.kernels import primal_dual_cuda
 from gwf_fast.kernels.primal_dual_cpp import philox_indices, philox_normals, philox_uniforms
 from gwf_fast.nn import MLP
 from gwf_fast.ops.table import BACKENDS
-from tests.gpu.loops import difference, divergence, gaussian, inner_problem, mixture, samples, solved
+from tests.gpu.loops import difference, divergence, gaussian, inner_problem, logistic, mixture, samples, solved
 
 ROOT = Path(__file__).resolve().parents[2]
 CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
@@ -52,10 +52,10 @@ def module(tmp_path_factory):
 def emulated(module, monkeypatch):
     """Makes loops of so many blocks, threads and bytes of shared memory; ``order`` seeds which thread runs next."""
     monkeypatch.setattr(primal_dual_cuda, "_module", lambda: module)
-    module.emulate(4, BYTES, 64, 0)
+    module.emulate(4, BYTES, 64, 0, -1)
 
-    def choose(blocks=0, *, threads=64, shared=BYTES, order=0, layouts=None):
-        module.emulate(4, shared, threads, order)
+    def choose(blocks=0, *, threads=64, shared=BYTES, order=0, absent=-1, layouts=None):
+        module.emulate(4, shared, threads, order, absent)
 
         def loop(problem):
             made = primal_dual_cuda.PrimalDual(problem, blocks)
@@ -105,6 +105,12 @@ def test_every_divergence(emulated, name, parameter):
 @pytest.mark.parametrize("dim", [1, 3, 4, 17])
 def test_every_density(emulated, make, dim):
     assert difference(emulated(2), make, dim=dim, widths=(8, 5), training=training(iterations=3)) < 1e-11
+
+
+@pytest.mark.parametrize("dim", [2, 4, 7])
+def test_logistic_regression(emulated, dim):
+    options = {"dim": dim, "widths": (8, 5), "training": training(iterations=3)}
+    assert difference(emulated(2, shared=60 * 1024), logistic, **options) < 1e-11
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "silu", "softplus", "tanh", "sigmoid"])
@@ -193,6 +199,13 @@ def test_the_order_of_threads_does_not_matter(emulated):
     assert all(torch.equal(parameters(order), first) for order in range(1, 6))
 
 
+@pytest.mark.parametrize("absent", [0, 2])
+def test_blocks_that_wait_in_vain_give_up(emulated, absent):
+    problem = inner_problem(divergence()(3), training=training())
+    with pytest.raises(RuntimeError, match="blocks waited for each other in vain"):
+        solved(emulated(3, absent=absent), problem)
+
+
 def test_float32(emulated):
     options = {"dim": 2, "widths": (16,) * 4, "activation": "silu", "dtype": torch.float32}
     assert difference(emulated(2), mixture, **options) < 1e-5
@@ -222,7 +235,7 @@ class TestRefusals:
         for functional, words in (
             (Interaction(GaussianKernel(1.0)), "one term, with a critic"),
             (JensenShannon(z) + Interaction(GaussianKernel(1.0)), "one term, with a critic"),
-            (KL(lambda x: -x.square().sum(-1)), "must be a potentials.Gaussian or"),
+            (KL(lambda x: -x.square().sum(-1)), "must be one of Gaussian, GaussianMixture, BayesianLogisticRegression"),
             (GeneralizedEntropy(2), "does not take GeneralizedEntropy"),
             (JensenShannon(lambda n: z[:n]), "must be a tensor of samples"),
         ):
@@ -240,7 +253,7 @@ class TestRefusals:
         assert "no dropout" in self.reason(JensenShannon(samples(3)), monkeypatch, dropout=0.1)
 
     def test_of_what_does_not_fit(self, module, monkeypatch):
-        module.emulate(4, 40 * 1024, 64, 0)
+        module.emulate(4, 40 * 1024, 64, 0, -1)
         large = self.reason(JensenShannon(samples(3)), monkeypatch, (3, 128, 128, 3))
         assert "on CUDA the networks need more shared memory than the 40960 bytes" in large
 
