@@ -63,6 +63,12 @@ int launch_together(Kernel kernel, int blocks, int threads, int shared_bytes, bo
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = 1;
+    if (cluster) {  // of a cooperative launch the runtime asks itself
+        int clusters = 0;
+        code = int(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+        if (code != 0) return code;
+        if (clusters < 1) return int(cudaErrorCooperativeLaunchTooLarge);
+    }
     code = int(cudaLaunchKernelEx(&config, kernel, argument));
     return code != 0 ? code : last_error();
 }
