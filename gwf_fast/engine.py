@@ -165,7 +165,7 @@ class TorchEngine(Engine):
             if watch.stops(done, *loop.look(count)):
                 break
         loop.finish(done)
-        if device.type == "cuda" and repeated.refusal is not None:
+        if repeated.refusal is not None and record is None:
             warnings.warn(f"gwf_fast trains without a CUDA graph, slowly: {repeated.refusal}", stacklevel=2)
 
 

@@ -87,7 +87,7 @@ class Repeated:
         self._is_plain = self._record is None or total < FEWEST
         self._replay: Callable[[], Any] | None = None
         self._done = 0
-        self.refusal = refusal
+        self.refusal = None if self._is_plain else refusal
         """Why calls are not replayed, in a line; None while nothing speaks against it."""
 
     @property

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -33,6 +34,7 @@ MANIFEST = "checkpoint.json"
 _LOCK = ".lock"
 _TEMPORARY = ".*.tmp"
 _DIGITS = 16  # of the digest, in a name: 64 bits
+_ON_CUDA = "on_cuda"  # the note of a file that names these tensors
 _PLAIN = "in:"  # begins the names of tensors inside plain data
 _OWN = re.compile(rf"(problem|state|map)(-\d+)?(-[0-9a-f]{{{_DIGITS}}})?\.safetensors")
 _NAMED = re.compile(rf".*-([0-9a-f]{{{_DIGITS}}})\.safetensors")
@@ -186,7 +188,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def serialize(values: Mapping[str, Any]) -> bytes:
-    """Tensors and plain data as a safetensors file; tensors that share memory, as tied weights do, are each written.
+    """Tensors and plain data as a safetensors file, with a note of which tensors are on a CUDA device.
+
+    Tensors that share memory, as tied weights do, are each written.
 
     Raises:
         NotPortableError: If a value is neither.
@@ -200,11 +204,12 @@ def serialize(values: Mapping[str, Any]) -> bytes:
         memory = (tensor.device, tensor.untyped_storage().data_ptr())
         tensors[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
-    return save_tensors(tensors, {"plain": json.dumps(plain)} if plain else None)
+    notes = {"plain": plain, _ON_CUDA: [name for name, tensor in tensors.items() if tensor.is_cuda]}
+    return save_tensors(tensors, {key: json.dumps(note) for key, note in notes.items() if note} or None)
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """What :func:`serialize` was given.
+    """What :func:`serialize` was given, on the kind of device it was on, or the CPU where there is none.
 
     Raises:
         ValueError: If the file can't be read, or its content is not the one that its name promises.
@@ -220,7 +225,10 @@ def read_values(path: Path) -> dict[str, Any]:
     header = json.loads(
         content[8 : 8 + int.from_bytes(content[:8], "little")]
     )  # that tensors were read says it is whole
-    plain = json.loads(header.get("__metadata__", {}).get("plain", "{}"))
+    notes = header.get("__metadata__", {})
+    if torch.cuda.is_available():  # a run goes on where it was, or its random numbers would be others
+        values |= {name: values[name].cuda() for name in json.loads(notes.get(_ON_CUDA, "[]"))}
+    plain = json.loads(notes.get("plain", "{}"))
     others = {name: unpack_plain(value, values) for name, value in plain.items()}
     return {name: value for name, value in values.items() if not name.startswith(_PLAIN)} | others
 

@@ -325,3 +325,18 @@ def test_where_there_are_no_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.fcntl, "flock", refuses)
     with pytest.warns(UserWarning, match="has no locks; write from one process only"):
         make_flow().run(torch.randn(20, 2), 1, progress=False, checkpoint=tmp_path)
+
+
+def test_a_run_of_a_gpu_is_read_where_there_is_none(tmp_path, monkeypatch):
+    """And goes back to its device where there is one: a file notes which of its tensors were there."""
+    values = {"here": torch.ones(2), "there": torch.zeros(3), "plain": {"nested": torch.ones(1)}}
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: len(tensor) == 3))
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(run_folder.serialize(values))
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert torch.equal(run_folder.read_values(path)["there"], torch.zeros(3))
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: moved.append(len(tensor)) or tensor)
+    assert run_folder.read_values(path).keys() == values.keys() and moved == [3]

@@ -105,7 +105,7 @@ def test_counters_on_the_device_change_nothing(name, repeated):
     solved(host, on_device=False)
     solved(device, on_device=True, record=again)
     assert repeated[-1].is_replaying and repeated[-1].refusal is None
-    assert not repeated[0].is_replaying and "on the host" in repeated[0].refusal
+    assert not repeated[0].is_replaying
     assert gap(host, device) <= 1e-9
     groups = [p.map_optimizer.param_groups[0] for p in (host, device)]
     assert groups[0]["lr"] == groups[1]["lr"] and isinstance(groups[1]["lr"], float)
