@@ -171,7 +171,7 @@ def assert_one_line(result, *parts):
     ("content", "name", "part"),
     [
         (None, "absent.npy", "no such file"),
-        (b"1,2\n3,4\n", "p.txt", "expected .npy, .csv or .mat"),
+        (b"1,2\n3,4\n", "p.txt", "expected .npy, .npz, .csv, .tsv or .mat"),
         (b"1,2\n3\n", "p.csv", "line 2 has 1 values, the first one has 2"),
         (b"1,2\n3,four\n", "p.csv", "line 2: not a number"),
         (b"1,2\nnan,4\n5,6\n", "p.csv", "contains NaN or infinity, first in row 2"),
@@ -201,6 +201,8 @@ def test_a_pickled_npy_is_refused(tmp_path):
         (["run", "digit"], ["unknown experiment 'digit'", ", ".join(NAMES), "did you mean 'digits'?"]),
         (["run", "zzz"], ["unknown experiment 'zzz'", ", ".join(NAMES)]),
         (["run", "data"], ["input: ", "--input"]),
+        (["run", "gmm", "--ksd-samples", "1"], ["ksd_samples: expected an integer >= 2, got 1"]),
+        (["run", "gmm", "--particles", "1"], ["particles: expected an integer >= 2, got 1"]),
         (["run", "gmm", "--steps", "0"], ["steps: expected a positive integer, got 0"]),
         (["run", "gmm", "--functional", "js"], ["functional: the experiment 'gmm' has no such option"]),
         (["run", "gmm", "--step-size", "-1"], ["step_size: "]),

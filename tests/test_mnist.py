@@ -67,7 +67,7 @@ def test_idx(folder):
         (lambda p: (p / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(4)))), r"expected \[N, H"),
         (
             lambda p: (p / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(4))[:-1])),
-            r"shape \[4\], 12 bytes, but has 11",
+            r"shape \[4\], 4 bytes, but has 3",
         ),
     ],
 )

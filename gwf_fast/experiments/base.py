@@ -22,7 +22,12 @@ ENGINES = ("auto", "fused", "torch")
 
 
 def option(
-    help: str, default: Any = dataclasses.MISSING, *, choices: tuple[str, ...] = (), extends: bool = False
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    choices: tuple[str, ...] = (),
+    extends: bool = False,
+    least: int = 1,
 ) -> Any:
     """A field of ``Settings``, and so an option of the command line.
 
@@ -31,8 +36,9 @@ def option(
         default: Where the user gives none; the experiment's ``defaults`` have the last word.
         choices: What a string may be; () for anything.
         extends: Whether a run that has begun can be resumed with another value.
+        least: Of an integer other than the seed, what the end of the run needs too.
     """
-    metadata = {"help": help, "choices": choices, "extends": extends}
+    metadata = {"help": help, "choices": choices, "extends": extends, "least": least}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -40,7 +46,7 @@ def option(
 class Settings:
     """The options of every run. An experiment with more of its own derives from this or from ``FlowSettings``.
 
-    Fields are int, float, str or bool, or one of these or None. Integers other than ``seed`` have to be positive; what
+    Fields are int, float, str or bool, or one of these or None. Integers other than ``seed`` have a least value; what
     else an experiment asks of them is checked where they are used.
 
     Attributes:
@@ -62,7 +68,7 @@ class FlowSettings(Settings):
         batch_size: M.
     """
 
-    particles: int = option("number of particles N")
+    particles: int = option("number of particles N", least=2)
     steps: int = option("JKO steps", extends=True)
     step_size: float = option("JKO step size a")
     iterations: int = option("training iterations a JKO step")

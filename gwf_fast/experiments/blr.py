@@ -20,7 +20,7 @@ from gwf_fast.training import Training
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings(base.FlowSettings):
-    input: str = base.option("data file: .npy, .csv or .mat; default scikit-learn's breast cancer data", "")
+    input: str = base.option(f"data file: {inputs.ENDINGS}; default scikit-learn's breast cancer data", "")
 
 
 # The posterior is about 1/sqrt(S) wide, so a step of the flow is counted in units of 1/S.
@@ -56,6 +56,10 @@ def build(settings: _Settings) -> base.Problem:
     """Prior and posterior over the weights of all features and the log of their precision."""
     features, labels, train, test = split(*load(settings.input), settings.seed)
     n_train = len(train)
+    if n_train < 2 or len(test) == 0:
+        raise ValueError(
+            f"input: expected at least 3 labelled rows, to train on 4 of 5 and test on the others, got {len(labels)}"
+        )
     posterior = BayesianLogisticRegression(features[train], labels[train])
     dim = posterior.dim
     width = 32 if dim <= 32 else 128

@@ -20,7 +20,7 @@ from gwf_fast.training import Training
 @dataclass(frozen=True, kw_only=True)
 class _Settings(base.FlowSettings):
     functional: str = base.option("of samples", choices=base.FUNCTIONALS)
-    input: str = base.option("data file: .npy, .csv or .mat", "")
+    input: str = base.option(f"data file: {inputs.ENDINGS}", "")
 
 
 _DEFAULTS = _Settings(particles=4096, steps=8, step_size=5.0, iterations=300, batch_size=512, functional="js")
@@ -29,7 +29,7 @@ _DEFAULTS = _Settings(particles=4096, steps=8, step_size=5.0, iterations=300, ba
 def build(settings: _Settings) -> base.Problem:
     """The flow runs in coordinates with mean 0 and mean variance 1; samples are given back in those of the file."""
     if not settings.input:
-        raise ValueError("input: the experiment 'data' needs a file: --input points.npy, .csv or .mat")
+        raise ValueError(f"input: the experiment 'data' needs a file: --input points{inputs.ENDINGS}")
     points = inputs.read_points(settings.input)
     dim = points.shape[1]
     mean = points.mean(0)

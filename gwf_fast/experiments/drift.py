@@ -52,7 +52,7 @@ class _Settings(base.Settings):
     data: str = base.option("what to learn", "8gaussians", choices=drift_data.DATA)
     compare: bool = base.option("all drifts, each with four settings, in one figure", False)
     steps: int | None = base.option("updates of the generator, default 2000; 1500 with --compare", None, extends=True)
-    batch_size: int | None = base.option("samples an update, default 2048; 512 with --compare", None)
+    batch_size: int | None = base.option("samples an update, default 2048; 512 with --compare", None, least=2)
     latent_dim: int | None = base.option("of the noise, default 32; 2 for the plane with --compare", None)
     lr: float | None = base.option("rate of Adam, cosine schedule; default 5e-3, of critic 1e-3", None)
     bandwidth: float | None = base.option("T of gmd, bandwidth of parzen_kl and mmd, root of sinkhorn's epsilon", None)

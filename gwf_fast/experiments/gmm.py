@@ -37,8 +37,8 @@ _BEYOND = (1.5, 128, 5, 128, 4)
 @dataclass(frozen=True, kw_only=True)
 class _Settings(base.FlowSettings):
     dim: int = base.option("dimension D")
-    ksd_samples: int = base.option("samples in the kernel Stein discrepancy at the end")
-    curve_samples: int = base.option("the same in each of those along the flow", 4096)
+    ksd_samples: int = base.option("samples in the kernel Stein discrepancy at the end", least=2)
+    curve_samples: int = base.option("the same in each of those along the flow", 4096, least=2)
     engine: str = base.option("engine of the JKO steps", "auto", choices=base.ENGINES)
 
 

@@ -6,10 +6,13 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from gwf_fast.experiments.inputs import Unreadable, require_size
 
 _TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
@@ -24,17 +27,29 @@ def read_idx(path: Path) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"input: no such file: {path}")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            return _read(file, path)
+    except Unreadable as error:
+        raise ValueError(f"input: {error}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"input: can't read {path} ({error})") from None
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
-        raise ValueError(f"input: {path} is not an IDX file")
-    dtype, rank = np.dtype(_TYPES[content[2]]), content[3]
-    shape = tuple(int.from_bytes(content[4 + 4 * k : 8 + 4 * k], "big") for k in range(rank))
-    expected = 4 + 4 * rank + math.prod(shape) * dtype.itemsize
+
+
+def _read(file: IO[bytes], path: Path) -> np.ndarray:
+    """The array; no more is unfolded than the header says that there is."""
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES:
+        raise Unreadable(f"{path} is not an IDX file")
+    dtype, rank = np.dtype(_TYPES[head[2]]), head[3]
+    sizes = file.read(4 * rank)
+    shape = tuple(int.from_bytes(sizes[4 * k : 4 * k + 4], "big") for k in range(rank))
+    expected = math.prod(shape) * dtype.itemsize
+    require_size(path, f"the array {list(shape)}", expected, path.stat().st_size)
+    content = file.read(expected + 1)
     if len(content) != expected:
-        raise ValueError(f"input: {path} says it has shape {list(shape)}, {expected} bytes, but has {len(content)}")
-    return np.frombuffer(content, dtype, offset=4 + 4 * rank).reshape(shape)
+        more = "more" if len(content) > expected else len(content)
+        raise Unreadable(f"{path} says it has shape {list(shape)}, {expected} bytes, but has {more}")
+    return np.frombuffer(content, dtype).reshape(shape)
 
 
 def read_digits(path: str | Path) -> tuple[Tensor, Tensor]:
@@ -65,6 +80,8 @@ def read_digits(path: str | Path) -> tuple[Tensor, Tensor]:
                 f"input: {file} has shape {list(images[-1].shape)} and {beside.name} {list(labels[-1].shape)}, "
                 "expected [N, H, W] and [N]"
             )
+    if min(int(each.min(initial=0)) for each in labels) < 0:
+        raise ValueError(f"input: {path} has negative labels")
     scale = 255.0 if images[0].dtype == np.uint8 else 1.0
     pixels = np.concatenate(images).astype(np.float32) / scale
     return torch.from_numpy(pixels), torch.from_numpy(np.concatenate(labels).astype(np.int64))

@@ -68,6 +68,11 @@ def build(settings: _Settings) -> base.Problem:
     if settings.side % 2:
         raise ValueError(f"side: expected an even number of pixels, got {settings.side}")
     images, labels = read_digits(settings.input)
+    if len(images) < _COLUMNS or len(labels.unique()) < 2:
+        raise ValueError(
+            f"input: expected at least {_COLUMNS} images of at least two classes, got {len(images)} of "
+            f"{len(labels.unique())}"
+        )
     if settings.side > min(images.shape[1:]):
         raise ValueError(f"side: the images have {list(images.shape[1:])} pixels, got {settings.side}")
     real = functional.adaptive_avg_pool2d(images, settings.side).flatten(1)
@@ -170,7 +175,11 @@ def _draw(results: dict[str, FlowResult], source: Any, real: Tensor, settings: _
         (followed, len(shown), "Particles along the flow"),
         (trajectory[-1], _COLUMNS, f"P_{last} of JKO-Flow, {size}, not selected"),
         (_decode(results["gan"].push(source(_ROWS * _COLUMNS))), _COLUMNS, "GAN (a = ∞), equally many iterations"),
-        (real[torch.randperm(len(real))[: _ROWS * _COLUMNS]], _COLUMNS, f"MNIST, averaged to {side} x {side}"),
+        (
+            real[torch.randperm(len(real))[: min(_ROWS, len(real) // _COLUMNS) * _COLUMNS]],
+            _COLUMNS,
+            f"MNIST, averaged to {side} x {side}",
+        ),
     ]
     for axis, (cloud, columns, title) in zip(axes, panels):
         sheet = _sheet(cloud, columns, side)

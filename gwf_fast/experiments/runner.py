@@ -124,8 +124,10 @@ def _checked(experiment: Experiment, given: dict[str, Any]) -> Settings:
         value, choices = getattr(settings, name), field.metadata["choices"]
         if value is None:
             continue
-        if types[name] in (int, int | None) and name != "seed" and value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value}")
+        least = field.metadata["least"]
+        if types[name] in (int, int | None) and name != "seed" and value < least:
+            expected = "a positive integer" if least == 1 else f"an integer >= {least}"
+            raise ValueError(f"{name}: expected {expected}, got {value}")
         if choices and value not in choices:
             close = difflib.get_close_matches(value, choices, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

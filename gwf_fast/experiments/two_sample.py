@@ -30,6 +30,7 @@ def two_sample_checks(images: Tensor, labels: Tensor, clouds: dict[str, Tensor])
 
     train, held = torch.randperm(len(images)).chunk(2)
     classifier = LogisticRegression(max_iter=1000).fit(images[train].numpy(), labels[train].numpy())
+    seen = torch.from_numpy(classifier.classes_)  # of a rare class the half may have none
     classes = int(labels.max()) + 1
     frequencies = torch.bincount(labels, minlength=classes) / len(labels)
     gaussian = Gaussian(float(median_bandwidth(images[train])))
@@ -38,7 +39,7 @@ def two_sample_checks(images: Tensor, labels: Tensor, clouds: dict[str, Tensor])
     }
     for name, cloud in {**clouds, "real": images[held]}.items():
         probabilities = torch.from_numpy(classifier.predict_proba(cloud.numpy()))
-        answers = torch.bincount(probabilities.argmax(1), minlength=classes) / len(cloud)
+        answers = torch.bincount(seen[probabilities.argmax(1)], minlength=classes) / len(cloud)
         checks[f"energy_distance_{name}"] = mmd2(cloud, images[train], kernel=Riesz(), unbiased=True).item()
         checks[f"mmd2_{name}"] = mmd2(cloud, images[train], kernel=gaussian, unbiased=True).item()
         checks[f"classifier_confidence_{name}"] = probabilities.max(1)[0].mean().item()
