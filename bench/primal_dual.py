@@ -108,7 +108,7 @@ def fused(count: int, penalised: bool, size: Size) -> Contender:
         critic=nets.critic,
         map_optimizer=torch.optim.AdamW(nets.map.parameters(), lr=RATE),
         critic_optimizer=torch.optim.AdamW(nets.critic.parameters(), lr=RATE),
-        training=gwf.Training(batch_size=size.batch, iterations=count, critic_steps=1),
+        training=gwf.Training(batch_size=size.batch, iterations=count, critic_steps=1, gradient_clip=None),
     )
     penalty = PENALTY if penalised else 0.0
     schedule = torch.cat((torch.ones(count), torch.zeros(count))).double()
@@ -144,7 +144,7 @@ def updates(label: str, penalised: bool, quick: bool) -> Race:
 
 # ---------------------------------------------------------------------------------------------- a whole JKO step
 
-STEP = gwf.Training(batch_size=100, iterations=500, critic_steps=3, map_steps=2)
+STEP = gwf.Training(batch_size=100, iterations=500, critic_steps=3, map_steps=2, gradient_clip=None)
 MEANS = torch.tensor([[2.0, 0.0], [-2.0, 1.0], [0.0, -2.0]])
 
 

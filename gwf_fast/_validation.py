@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .ops.modes import is_concrete, is_readable
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def as_integer(name: str, value: Any, least: int = 1) -> int:
+    """An integer of any kind, NumPy's too, as Python's: JSON knows no other.
+
+    Raises:
+        ValueError: If it is something else, or too small.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        expected = "a positive integer" if least == 1 else f"an integer >= {least}"
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return number
 
 
 def check_pair(x: Tensor, y: Tensor, y_name: str = "y") -> None:

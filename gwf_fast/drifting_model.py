@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from gwf_fast import drift as drifts
+from gwf_fast._validation import as_integer
 from gwf_fast.drift.learned import LearnedCritic, is_stateful
 from gwf_fast.drifting_loop import DriftingLoop, cosine
 from gwf_fast.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.nn import MLP
 from gwf_fast.optimizer_state import restore_optimizer
+from gwf_fast.progress import progress as shown_progress
 from gwf_fast.randomness import seeded
 from gwf_fast.run_folder import RunFolder
 from gwf_fast.samples import Target, check_target, draw_target
@@ -76,11 +78,11 @@ class DriftingModel:
         record_every: int = 50,
         seed: int = 0,
     ) -> None:
-        self.n_targets = batch_size if n_targets is None else n_targets
-        counts = {"dim": dim, "latent_dim": latent_dim, "batch_size": batch_size, "n_targets": self.n_targets}
-        for name, count in {**counts, "record_every": record_every}.items():
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {count!r}")
+        self.dim = as_integer("dim", dim)
+        self.latent_dim = as_integer("latent_dim", latent_dim)
+        self.batch_size = as_integer("batch_size", batch_size)
+        self.n_targets = self.batch_size if n_targets is None else as_integer("n_targets", n_targets)
+        self.record_every = as_integer("record_every", record_every)
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"lr: expected a positive number, got {lr!r}")
         if lr_schedule not in SCHEDULES:
@@ -92,16 +94,12 @@ class DriftingModel:
         if generator is not None and not isinstance(generator, nn.Module):
             raise TypeError(f"generator: expected a torch.nn.Module, got {type(generator).__name__}")
         self.drift = drift
-        self.dim = dim
         self.options = dict(options or {})
         self.generator = generator
-        self.latent_dim = latent_dim
-        self.batch_size = batch_size
         self.lr = float(lr)
         self.lr_schedule = lr_schedule
         self.betas = (float(betas[0]), float(betas[1]))
         self.ema = ema
-        self.record_every = record_every
         self.seed = int(seed)
         with seeded(self.seed, 0, torch.device("cpu")):
             function = self._new_drift()
@@ -174,12 +172,9 @@ class DriftingModel:
             FileExistsError: If the folder holds another run and ``state`` is None.
             BlockingIOError: If another run is writing to it.
         """
-        from tqdm.auto import tqdm
-
         from gwf_fast.drifting_checkpoint import Keeper
 
-        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
-            raise ValueError(f"n_steps: expected an integer >= 0, got {n_steps!r}")
+        n_steps = as_integer("n_steps", n_steps, least=0)
         check_target(target)
         state, is_new = self.init(_sample(target, self.dim)) if state is None else state, state is None
         with contextlib.ExitStack() as stack:
@@ -187,7 +182,7 @@ class DriftingModel:
             if folder is not None and is_new:
                 folder.refuse_occupied()
             keeper = stack.enter_context(Keeper(folder, self, target, n_steps, _SECONDS))
-            bar = stack.enter_context(tqdm(total=n_steps, initial=state.step, disable=not progress, desc="updates"))
+            bar = stack.enter_context(shown_progress(n_steps, state.step, shown=progress, name="updates"))
             loop = DriftingLoop(self, state, target, n_steps)
             while state.step < n_steps:
                 keeper.keep(state)

@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from gwf_fast import engine as engines
 from gwf_fast import fused_engine  # noqa: F401 - enters itself among the engines
+from gwf_fast._validation import as_integer
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flow_networks import default_critic, default_map, make_module
 from gwf_fast.functional import Functional
 from gwf_fast.inner_loop import require_shape
+from gwf_fast.progress import progress as shown_progress
 from gwf_fast.randomness import seeded
 from gwf_fast.run_folder import RunFolder
 from gwf_fast.samples import batch
@@ -84,10 +86,9 @@ class JKOFlow:
     ) -> None:
         if not isinstance(functional, Functional):
             raise TypeError(f"functional: expected a functional of gwf_fast, got {type(functional).__name__}")
+        dim = as_integer("dim", dim)
+        latent_dim = None if latent_dim is None else as_integer("latent_dim", latent_dim)
         latent = dim if latent_dim is None else latent_dim
-        for name, size in (("dim", dim), ("latent_dim", latent)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {size!r}")
         if training is not None and not isinstance(training, Training):
             raise TypeError(f"training: expected a gwf_fast.Training, got {type(training).__name__}")
         if isinstance(step_size, (str, bool)) or not step_size > 0:
@@ -133,6 +134,8 @@ class JKOFlow:
             x0: Samples of P_0 [N, D], or a callable n -> [n, D]; of a generator, its noise [N, latent_dim].
         """
         with seeded(self.seed, 0, x0.device if isinstance(x0, Tensor) else torch.device("cpu")):
+            if not isinstance(x0, Tensor) and not callable(x0):
+                raise TypeError(f"x0: expected a tensor [N, D] or a callable n -> samples, got {type(x0).__name__}")
             source = x0 if isinstance(x0, Tensor) else x0(self.training.pool_size)
             self._check_source(source)
             source = source.detach()
@@ -237,10 +240,7 @@ class JKOFlow:
         """
         from gwf_fast.checkpoint import Keeper, require_storable  # it imports this module
 
-        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 0:
-            raise ValueError(f"n_steps: expected an integer >= 0, got {n_steps!r}")
-        from tqdm.auto import tqdm  # a progress bar is no reason to make `import gwf_fast` slower
-
+        n_steps = as_integer("n_steps", n_steps, least=0)
         with contextlib.ExitStack() as stack:
             keeper = None
             if checkpoint is not None:
@@ -253,9 +253,7 @@ class JKOFlow:
                 for name, module in zip(("map", "critic"), self.blank_modules(state.particles), strict=True):
                     require_storable(name, module)
                 keeper.keep(state)
-            bar = stack.enter_context(
-                tqdm(total=n_steps, initial=state.step, disable=not progress, desc="JKO steps", unit="step")
-            )
+            bar = stack.enter_context(shown_progress(n_steps, state.step, shown=progress, name="JKO steps"))
             while state.step < n_steps:
                 state = self.step(state, x0=x0, on_iteration=_postfix(bar, self.training.iterations))
                 if keeper is not None:

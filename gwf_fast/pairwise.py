@@ -231,7 +231,7 @@ def kernel_average(
     _check_logarithm(log_weights, y, kernel)
     if values is not None:
         _check_values(values, y)
-    if x.shape[-2] and y.shape[-2] <= exclude_self:
+    if x.shape[-2] and y.shape[-2] <= int(exclude_self):  # a symbolic size knows no bool
         left = "no other point (exclude_self=True)" if y.shape[-2] else "no source (M = 0)"
         raise ValueError(f"an average needs something to average over: y {list(y.shape)} leaves {left}")
     if y_lengths is not None and _readable(y_lengths) and (y_lengths <= exclude_self).any():

@@ -38,7 +38,9 @@ def gan(target: Target, dim: int, **options: Any) -> JKOFlow:
         dim: D.
         options: For ``JKOFlow``.
     """
-    return _flow(JensenShannon(target), dim, Training(critic_steps=1, lr=2e-4, betas=(0.5, 0.999)), options)
+    return _flow(
+        JensenShannon(target), dim, Training(critic_steps=1, lr=2e-4, betas=(0.5, 0.999), gradient_clip=None), options
+    )
 
 
 def f_gan(name: str, target: Target, dim: int, *, parameter: float | None = None, **options: Any) -> JKOFlow:
@@ -51,7 +53,9 @@ def f_gan(name: str, target: Target, dim: int, *, parameter: float | None = None
         parameter: alpha or m, for the two rows that have one.
         options: For ``JKOFlow``.
     """
-    return _flow(FDivergence(name, target, parameter), dim, Training(critic_steps=1, lr=1e-4), options)
+    return _flow(
+        FDivergence(name, target, parameter), dim, Training(critic_steps=1, lr=1e-4, gradient_clip=None), options
+    )
 
 
 def wgan_gp(target: Target, dim: int, *, penalty: float = 10.0, **options: Any) -> JKOFlow:
@@ -63,7 +67,7 @@ def wgan_gp(target: Target, dim: int, *, penalty: float = 10.0, **options: Any) 
         penalty: lambda.
         options: For ``JKOFlow``.
     """
-    training = Training(batch_size=64, critic_steps=5, lr=1e-4, betas=(0.0, 0.9))
+    training = Training(batch_size=64, critic_steps=5, lr=1e-4, betas=(0.0, 0.9), gradient_clip=None)
     return _flow(IPM(target, "gradient_penalty", penalty), dim, training, options)
 
 
@@ -75,7 +79,7 @@ def wgan_sn(target: Target, dim: int, **options: Any) -> JKOFlow:
         dim: D.
         options: For ``JKOFlow``.
     """
-    training = Training(batch_size=64, critic_steps=5, lr=2e-4, betas=(0.0, 0.9))
+    training = Training(batch_size=64, critic_steps=5, lr=2e-4, betas=(0.0, 0.9), gradient_clip=None)
     return _flow(IPM(target, "spectral_norm"), dim, training, options)
 
 
@@ -92,7 +96,12 @@ def gmmn(target: Target, dim: int, *, kernel: Kernel | None = None, **options: A
     """
     if kernel is None:
         kernel = functools.reduce(operator.add, (Gaussian(h) for h in BANDWIDTHS))
-    return _flow(SquaredMMD(target, kernel), dim, Training(batch_size=1000, lr=1e-3, pool_size=16384), options)
+    return _flow(
+        SquaredMMD(target, kernel),
+        dim,
+        Training(batch_size=1000, lr=1e-3, pool_size=16384, gradient_clip=None),
+        options,
+    )
 
 
 def _flow(functional: Functional, dim: int, training: Training, options: dict[str, Any]) -> JKOFlow:

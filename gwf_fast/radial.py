@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .kernels.profile_numbers import is_formula, is_positive, profile_id
 from .ops.modes import is_concrete
 
 
@@ -55,12 +56,10 @@ class Kernel:
 
     def _derive(self, terms: tuple[Term, ...]) -> None:
         # Computed once, here, and stored past the frozen __setattr__: every call of a reduction reads them.
-        from .kernels import formulas
-
         passes = _passes(terms)
         spec = passes[0].spec if len(passes) == 1 and passes[0].bandwidth is None else None
-        positive = all(term.coefficient > 0 and formulas.by_name(term.profile).positive for term in terms)
-        has_formula = any(formulas.is_formula(term.profile) for term in terms)
+        positive = all(term.coefficient > 0 and is_positive(term.profile) for term in terms)
+        has_formula = any(is_formula(term.profile) for term in terms)
         values = {"terms": terms, "spec": spec, "passes": passes, "positive": positive, "has_formula": has_formula}
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -83,6 +82,9 @@ class Kernel:
         if not isinstance(other, Kernel):
             return NotImplemented
         return Mixture(self._components() + other._components())
+
+    def __radd__(self, other: object) -> Kernel:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # sum() begins with 0
 
     def __sub__(self, other: object) -> Kernel:
         return self + (-other) if isinstance(other, Kernel) else NotImplemented
@@ -113,8 +115,6 @@ class Kernel:
         Returns:
             The matrix [*B, N, M].
         """
-        from .kernels.formulas import profile_id
-
         d = x[..., :, None, :] - y[..., None, :, :]  # [*B, N, M, D]
         q = (d * d).sum(-1)
         out = torch.zeros_like(q)
@@ -153,8 +153,6 @@ def _passes(terms: tuple[Term, ...]) -> tuple[Pass, ...]:
     A backend takes bandwidths as floats. Where one is a tensor, the points are divided by it instead, as
     k_h(x, y) = k_1(x / h, y / h): autograd of the division is then its derivative, to every order.
     """
-    from .kernels.formulas import profile_id
-
     groups: dict[int | None, tuple[Tensor | None, list[float]]] = {}
     for term in terms:
         tensor = term.bandwidth if isinstance(term.bandwidth, Tensor) else None

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gwf_fast.kernels import reference
-from gwf_fast.kernels.profiles import PROFILES, profile_id
+from gwf_fast.kernels.profile_numbers import profile_id
+from gwf_fast.kernels.profiles import PROFILES
 from gwf_fast.ops import dispatch
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}

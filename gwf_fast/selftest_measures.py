@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwf_fast.kernels.profiles import profile_id
+from gwf_fast.kernels.profile_numbers import profile_id
 from gwf_fast.ops import dispatch
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 1e-2}

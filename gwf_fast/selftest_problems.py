@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gwf_fast.kernels.profiles import PROFILES, profile_id
+from gwf_fast.kernels.profile_numbers import profile_id
+from gwf_fast.kernels.profiles import PROFILES
 from gwf_fast.ops import dispatch
 from gwf_fast.transport.problem import Entropic
 from gwf_fast.transport.solve import Solution, alternate, average

@@ -152,7 +152,7 @@ def push(maps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
         transport.eval()
     out = torch.empty_like(x)
     with torch.no_grad():
-        for start in range(0, len(x), _CHUNK):
+        for start in range(0, max(len(x), 1), _CHUNK):  # no rows at all still say the dimension
             rows = x[start : start + _CHUNK]
             for transport in maps:
                 rows = transport(rows)

@@ -65,11 +65,11 @@ def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | N
         [*B, N, D]; ``x + step * phi`` is one iteration. Differentiable in x, score and bandwidth.
 
     Raises:
-        ValueError, TypeError: If the arguments do not fit each other, or there is no particle.
+        ValueError, TypeError: If the arguments do not fit each other.
     """
     _check(x, score)
-    if x.shape[-2] == 0:
-        raise ValueError(f"x must have at least one particle, got shape {list(x.shape)}")
+    if x.numel() == 0:
+        return x + score  # nothing moves nothing
     fused = _in_one_launch(x, score, kernel, backend)
     if fused is not None:
         return fused

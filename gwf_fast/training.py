@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gwf_fast._validation import as_integer
+
 SCHEDULES = ("constant", "cosine")
 CHECK_EVERY = 50
 """Iterations between two looks at the loss, which each wait for the device."""
@@ -16,7 +18,9 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Training:
-    """Hyperparameters of the inner problem of a JKO step; the defaults are those of Fan et al. (2022), appendix F.
+    """Hyperparameters of the inner problem of a JKO step.
+
+    The defaults are those of Fan et al. (2022), appendix F, but for ``gradient_clip``.
 
     Attributes:
         batch_size: M, samples of P_k and of Gamma an iteration; a set that is not larger is used whole.
@@ -29,7 +33,8 @@ class Training:
         milestones: JKO steps, the first is 1, from which on both learning rates are ``gamma`` times what they were.
         gamma: See ``milestones``.
         betas: Adam's decay rates, for both.
-        gradient_clip: Largest norm of a gradient, for both; None for no clipping.
+        gradient_clip: Largest norm of a gradient, for both; None for no clipping, as in the paper: a batch with a large
+            e^v then spoils Adam's second moments, and flows to densities with steep tails explode.
         dropout: Rate at which hidden units of the map are dropped while it trains, a ``gwf_fast.nn.MLP``; other modules
             have their own ``nn.Dropout``. A step ends with the whole network.
         critic_dropout: The same for the critic; None for ``dropout``.
@@ -53,7 +58,7 @@ class Training:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
-    gradient_clip: float | None = None
+    gradient_clip: float | None = 1.0
     dropout: float = 0.0
     critic_dropout: float | None = None
     weight_decay: float = 0.0
@@ -67,8 +72,7 @@ class Training:
             value = getattr(self, name)
             if value is None and name == "patience":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+            object.__setattr__(self, name, as_integer(name, value))
         for name in ("lr", "critic_lr", "gamma", "gradient_clip"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and value > 0):

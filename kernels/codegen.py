@@ -300,10 +300,18 @@ def keops() -> str:
     return "\n".join([*lines, "}", tail, ""])
 
 
+def names() -> str:
+    """What is asked of a profile without its formula: reading it imports no SymPy."""
+    rows = [f'    "{profile.name}": {profile.positive},' for profile in PROFILES.values()]
+    text = '"""Whether phi > 0 everywhere, by profile, in the order of the table."""'
+    return "\n".join([f'"""{HEADER}"""', "", "POSITIVE = {", *rows, "}", text, ""])
+
+
 TARGETS: dict[str, Callable[[], str]] = {
     "csrc/profiles_generated.h": cpp,
     "kernels/triton/profiles_generated.py": triton,
     "kernels/keops/profiles_generated.py": keops,
+    "kernels/profile_names_generated.py": names,
 }
 """Generated files, relative to the project's root."""
 

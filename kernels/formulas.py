@@ -11,11 +11,9 @@ import threading
 
 import sympy as sp
 
+from gwf_fast.kernels.profile_numbers import FIRST_FORMULA as FIRST
+from gwf_fast.kernels.profile_numbers import profile_id
 from gwf_fast.kernels.profiles import PROFILES, Profile
-from gwf_fast.kernels.profiles import profile_id as table_id
-
-FIRST = 1000
-"""Numbers from here on are formulas; those below are places in the table."""
 
 _numbers: dict[sp.Expr, int] = {}
 _profiles: list[Profile] = []
@@ -58,16 +56,6 @@ def profile(number: int) -> Profile:
     if not FIRST <= number < FIRST + len(_profiles):
         raise ValueError(f"profile {number}: not in the table and not a formula of this process")
     return _profiles[number - FIRST]
-
-
-def is_formula(name: str) -> bool:
-    """Whether this is the name of a profile that a user wrote."""
-    return name not in PROFILES
-
-
-def profile_id(name: str) -> int:
-    """The number of a profile, from the table or written by a user."""
-    return FIRST + int(name.removeprefix("formula")) if is_formula(name) else table_id(name)
 
 
 def by_name(name: str) -> Profile:

@@ -126,8 +126,3 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in _TABLE}
 
 if len(PROFILES) != len(_TABLE):
     raise ValueError("kernels/profiles.py: two profiles have the same name")
-
-
-def profile_id(name: str) -> int:
-    """Position of a profile in the table, its number in the compiled backends."""
-    return list(PROFILES).index(name)

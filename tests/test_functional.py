@@ -7,6 +7,7 @@ import torch
 
 from gwf_fast.divergences import DIVERGENCES, divergence
 from gwf_fast.functional import KL, FDivergence, JensenShannon, Potential
+from gwf_fast.jko import JKOFlow
 from gwf_fast.potentials import Gaussian
 
 DTYPE = torch.float64
@@ -216,3 +217,16 @@ def test_wrong_shapes_from_the_user_are_named():
         Potential(lambda x: x).value(None, x, None, None)
     with pytest.raises(ValueError, match=r"critic: expected an output of shape \[5, 1\] or \[5\]"):
         JensenShannon(x).map_objective(lambda x: x, x, x, None)
+
+
+def banana(x):
+    """log density of a bent Gaussian whose tails are as steep as x^4, up to a constant."""
+    return -0.5 * (x[:, 0] ** 2 / 4 + (x[:, 1] - 0.25 * x[:, 0] ** 2) ** 2 / 0.25)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 12))])
+def test_a_density_of_the_users_own_with_steep_tails_at_the_defaults(seed):
+    """Without a gradient clip NonFiniteError at step 4, or particles at infinity in silence."""
+    result = JKOFlow(KL(banana), 2, 1.0, seed=seed).run(lambda n: torch.randn(n, 2), 5, progress=False)
+    assert result.particles.abs().max() < 20
+    assert 0.5 < result.particles.std(0)[0] < 3

@@ -61,6 +61,7 @@ def spherical_flow(functional, a: float, **training) -> JKOFlow:
             "lr": 0.03,
             "lr_schedule": "cosine",
             "warm_start": False,
+            "gradient_clip": None,  # the inner problem is to be solved as exactly as it can be
             **training,
         }
     )

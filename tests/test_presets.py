@@ -28,7 +28,7 @@ def updated(preset, critic_steps, engine, **training):
     torch.manual_seed(7)
     make_generator = gwf.nn.MLP([4, 16, 16, 2], "relu")
     make_critic = gwf.nn.MLP([2, 16, 16, 1], "leaky_relu")
-    chosen = gwf.Training(batch_size=N, iterations=1, critic_steps=critic_steps, **training)
+    chosen = gwf.Training(batch_size=N, iterations=1, critic_steps=critic_steps, gradient_clip=None, **training)
     flow = preset(data(), 2, latent_dim=4, map=make_generator, critic=make_critic, training=chosen, engine=engine)
     before = flow.init(noise())
     return flow, before, flow.step(before)

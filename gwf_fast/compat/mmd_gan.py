@@ -27,7 +27,7 @@ def mix_rbf_mmd2(X: Tensor, Y: Tensor, sigma_list: Sequence[float], biased: bool
     Raises:
         ValueError: If there is no bandwidth.
     """
-    if not sigma_list:
+    if len(sigma_list) == 0:  # arrays have no truth value
         raise ValueError("sigma_list must have at least one bandwidth, got none")
     kernel = functools.reduce(operator.add, [Gaussian(float(s)) for s in sigma_list])
     return mmd2(X, Y, kernel=kernel, unbiased=not biased)

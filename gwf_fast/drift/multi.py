@@ -100,6 +100,10 @@ def gmd_multi(
         kinds.append(Targets(_fold(points), weights, None if lengths is None else lengths.flatten()))
     with torch.no_grad():
         dim, per_problem = x.shape[-1], normalization == "problem"
+        if x.numel() == 0:  # nothing moves nothing
+            each = x.shape[:-2] if per_problem else ()
+            rates_first = x.new_zeros(*each, len(rates)) if per_problem else x.new_zeros(len(rates))
+            return MultiDrift(torch.zeros_like(x), x.new_zeros(each), rates_first)
         joint = join(kinds[0].points, kinds[0].lengths, kinds[:-1], kinds[-1])
         totals, masses, rows = joint.total_distances(floor=_FLOOR), joint.masses(), joint.row_counts()
         scale = totals / masses if per_problem else totals.sum() / masses.sum()  # [B] or []
@@ -117,4 +121,4 @@ def gmd_multi(
 
 
 def _fold(points: Tensor) -> Tensor:  # [*B, N, D] -> [B, N, D]
-    return points.reshape(-1, *points.shape[-2:])
+    return points.reshape(math.prod(points.shape[:-2]), *points.shape[-2:])

@@ -35,7 +35,7 @@ def build(settings: _Settings) -> base.Problem:
         2,
         settings.step_size,
         scheme="explicit",
-        training=Training(pool_size=settings.particles),
+        training=Training(pool_size=settings.particles, gradient_clip=None),
         seed=settings.seed,
     )
     cloud = (torch.randn(settings.particles, 2, generator=base.generator(settings.seed)) / 2).double()

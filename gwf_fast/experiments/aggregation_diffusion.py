@@ -82,6 +82,7 @@ def build(settings: _Settings) -> base.Problem:
             map=MLP([2, 32, 32, 32, 32, 2], activation, residual=True),
             critic=MLP([2, 32, 32, 32, 1], activation),
             training=Training(
+                gradient_clip=None,  # as it was measured
                 batch_size=settings.batch_size,
                 iterations=settings.iterations,
                 lr=lr,

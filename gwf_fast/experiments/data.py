@@ -44,6 +44,7 @@ def build(settings: _Settings) -> base.Problem:
         map=MLP([dim, 128, 128, 128, dim], "silu", residual=True),
         critic=MLP([dim, 128, 128, 128, 1], "leaky_relu"),
         training=Training(
+            gradient_clip=None,  # as it was measured
             batch_size=settings.batch_size,
             iterations=settings.iterations,
             critic_steps=2,

@@ -75,6 +75,7 @@ def build(settings: _Settings) -> base.Problem:
         map=MLP([dim, _WIDTH, _WIDTH, dim], "leaky_relu", residual=True),
         critic=MLP([dim, _WIDTH, _WIDTH, 1], "leaky_relu"),
         training=Training(
+            gradient_clip=None,  # as it was measured
             batch_size=settings.batch_size,
             iterations=settings.iterations,
             critic_steps=1,

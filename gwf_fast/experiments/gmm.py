@@ -61,6 +61,7 @@ def build(settings: _Settings) -> base.Problem:
         map=MLP([dim, *[t_width] * t_depth, dim], residual=True),
         critic=MLP([dim, *[h_width] * h_depth, 1]),
         training=Training(
+            gradient_clip=None,  # as it was measured
             batch_size=settings.batch_size,
             iterations=settings.iterations,
             critic_steps=3,

@@ -6,7 +6,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ def read_idx(path: Path) -> np.ndarray:
         raise ValueError(f"input: can't read {path} ({error})") from None
 
 
-def _read(file: IO[bytes], path: Path) -> np.ndarray:
+def _read(file: BinaryIO | gzip.GzipFile, path: Path) -> np.ndarray:
     """The array; no more is unfolded than the header says that there is."""
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES:

@@ -183,7 +183,7 @@ def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     for name in chosen:
         if name is not None:
             require_size(path, name, 8 * math.prod(found[name][0]), path.stat().st_size)
-        value = None if name is None else loadmat(path, variable_names=[name])[name]
+        value: Any = None if name is None else loadmat(path, variable_names=[name])[name]
         arrays.append(value.toarray() if issparse(value) else value)
     points, labels = arrays
     assert points is not None  # chosen

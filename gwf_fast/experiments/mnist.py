@@ -114,6 +114,7 @@ def _flow(settings: _Settings, real: Tensor, step_size: float) -> JKOFlow:
         map=lambda: UNetMap(side, settings.channels),
         critic=lambda: ResNetCritic(side, settings.channels, settings.critic_gain),
         training=Training(
+            gradient_clip=None,  # as it was measured
             batch_size=settings.batch_size,
             iterations=settings.iterations,
             critic_steps=1,

@@ -125,6 +125,7 @@ def _case(settings: _Settings, dim: int) -> dimensions.Case:
         map=MLP([dim, _WIDTH, _WIDTH, dim], "identity", residual=True),
         critic=MLP([dim, _WIDTH, _WIDTH, 1]),
         training=Training(
+            gradient_clip=None,  # as it was measured
             batch_size=settings.batch_size,
             iterations=settings.iterations,
             lr=5e-3,

@@ -191,6 +191,7 @@ def _case(settings: _Settings, dim: int) -> dimensions.Case:
         map=ICNNGradient(dim, (64, 64)),
         critic=MLP([dim, 32, 32, 32, 1], "celu"),
         training=Training(
+            gradient_clip=None,  # as it was measured
             batch_size=settings.batch_size,
             iterations=settings.iterations,
             lr_schedule="cosine",

@@ -42,6 +42,7 @@ def build(settings: base.FlowSettings) -> base.Problem:
         settings.step_size,
         map=lambda: ICNNGradient(1, (32, 32)),
         training=Training(
+            gradient_clip=None,  # as it was measured
             batch_size=settings.batch_size,
             iterations=settings.iterations,
             lr=5e-3,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.profile_numbers import profile_id
+
 CHUNK = 1 << 15
 """Points whose features are held at a time."""
 
@@ -20,8 +22,6 @@ Spec = tuple[float, ...]
 
 def split(spec: Spec) -> tuple[Spec, Spec]:
     """The terms that moments sum, and the others."""
-    from ..kernels.profiles import profile_id  # here: SymPy takes a while to import
-
     power = profile_id("power")
     parts: tuple[list[float], list[float]] = ([], [])
     for k in range(0, len(spec), 4):

@@ -115,7 +115,7 @@ def sinkhorn(
             solution = average(fixed, epsilon, g, max_iterations=max_iterations, tolerance=tolerance)
         else:
             solution = _solve(fixed, epsilon, max_iterations, tolerance, scaling, g)
-    _warn(solution, tolerance)
+    _warn(tolerance, solution.error)
     f, g, n, error = solution
     return SinkhornResult(members(f, x_lengths), members(g, y_lengths), n, error)
 
@@ -181,6 +181,7 @@ def sinkhorn_divergence(
             value = value - half_self_cost(itself, epsilon, result.f)
         if marginal_strength is not None:
             value = value + 0.5 * epsilon * (problem.a.sum(-1) - problem.b.sum(-1)).square()
+    _warn(tolerance, *(part.error for part in (cross, *own) if part is not None))
     return (value, DivergencePotentials(cross, *own)) if return_potentials else value
 
 
@@ -272,6 +273,7 @@ def drift(
         )
         towards, away = for_cross * (towards - problem.x), for_itself * (away - problem.x)
     velocity = members(towards - away, x_lengths)
+    _warn(tolerance, cross.error, itself.error)
     return (velocity, DivergencePotentials(cross, itself)) if return_potentials else velocity
 
 
@@ -289,7 +291,6 @@ def _solve_cross(
     with torch.no_grad():
         g = None if start is None else start.cross.g
         solution = _solve(problem.detached(), epsilon, max_iterations, tolerance, scaling, g)
-    _warn(solution, tolerance, stacklevel=4)
     return SinkhornResult(*solution)
 
 
@@ -301,7 +302,6 @@ def _solve_own(
     with torch.no_grad():
         f = None if start is None else start.f
         solution = average(problem.detached(), epsilon, f, max_iterations=max_iterations, tolerance=tolerance)
-    _warn(solution, tolerance, stacklevel=4)
     return SinkhornResult(*solution)
 
 
@@ -321,14 +321,13 @@ def _solve(
     return alternate(problem, epsilon, g, max_iterations=max_iterations, tolerance=tolerance)
 
 
-def _warn(solution: Solution, tolerance: float, stacklevel: int = 3) -> None:
-    if not is_readable(solution.error):
-        return  # it is in the result
-    error = float(solution.error.max()) if solution.error.numel() else 0.0
-    if not error <= tolerance:
+def _warn(tolerance: float, *errors: Tensor) -> None:
+    """Warn once a call, at the caller of the public function; with one text, so that one call site is told once."""
+    readable = [error for error in errors if error.numel() and is_readable(error)]  # it is in the result too
+    if not all(float(error.max()) <= tolerance for error in readable):
         warnings.warn(
-            f"Sinkhorn stopped after {solution.n_iterations} iterations with a marginal error of {error:.1e}, "
-            f"tolerance {tolerance:.1e}: raise max_iterations or epsilon, or set scaling",
+            f"Sinkhorn stopped before its marginal error was below the tolerance of {tolerance:.1e}: raise "
+            "max_iterations or epsilon, or set scaling; the error that is left is in what sinkhorn() returns",
             RuntimeWarning,
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
