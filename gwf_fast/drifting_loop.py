@@ -153,7 +153,7 @@ def _velocity(drift: Any) -> tuple[Tensor, Tensor]:
 def _normalized(velocity: Tensor) -> Tensor:
     """V / sqrt(mean V^2); 0 where V is. The square of a float32 may underflow, so it is taken in double."""
     rms = velocity.double().square().mean().sqrt()
-    return (velocity / torch.where(rms == 0, 1.0, rms)).to(velocity)
+    return (velocity / rms.masked_fill(rms == 0, 1.0)).to(velocity)
 
 
 @torch.no_grad()
