@@ -25,15 +25,30 @@ template <class T> struct Block {
         T* to = memory + a.layout.staging;
         const T* from = a.numbers + at;
         for (int i = 4 * int(threadIdx.x); i < count; i += 4 * int(blockDim.x)) copy_four(from + i, to + i);
-        __syncthreads();
+        finish_copies();
         return to;
     }
 
-    // As other blocks left it, which the first cache may not know.
+    // As other blocks left it, which the first cache may not know. Many copies are on their way at a time, until
+    // finish_copies().
     __device__ static void copy_four(const T* from, T* to) {
         GWF_UNROLL_ALL
-        for (int i = 0; i < int(4 * sizeof(T) / 16); i++)
+        for (int i = 0; i < int(4 * sizeof(T) / 16); i++) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                             unsigned(__cvta_generic_to_shared(reinterpret_cast<uint4*>(to) + i))),
+                         "l"(__cvta_generic_to_global(reinterpret_cast<const uint4*>(from) + i))
+                         : "memory");
+#else
             reinterpret_cast<uint4*>(to)[i] = __ldcg(reinterpret_cast<const uint4*>(from) + i);
+#endif
+        }
+    }
+    __device__ static void finish_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+        asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+        __syncthreads();
     }
 };
 
@@ -179,7 +194,7 @@ template <class T> struct BlockNetwork {
             const LoopLayer& layer = net.layer[threadIdx.x];
             constants[threadIdx.x] = layer.slope < 0 ? T(layer.constant) : __ldcg(values + layer.slope);
         }
-        __syncthreads();
+        Block<T>::finish_copies();
     }
 
     // The rows of the input through all layers.
