@@ -8,8 +8,9 @@ struct DriftSizes {
     int64_t rows, split, columns;
 };
 
-// Forces of Algorithm 2 on joint targets: with L = -(r + own) / T, A = sqrt(max(softmax_rows softmax_columns, clip)) w,
-// V_i = (sum_neg A_i) (sum_pos A_ij y_j) - (sum_pos A_i) (sum_neg A_ij y_j). Arrays are contiguous.
+// Forces of Algorithm 2 on joint targets, best in coordinates about their centre: with L = -(r + own) / T, A =
+// sqrt(max(softmax_rows softmax_columns, clip)) w, V_i = (sum_neg A_i) (sum_pos A_ij y_j) - (sum_pos A_i) (sum_neg A_ij
+// y_j). Arrays are contiguous.
 template <class T> struct DriftCall {
     int64_t batch, rows, columns, split, dim, rates;
     const T* x;               // [B, N, D]

@@ -46,12 +46,9 @@ template <class T> void pack_drift(DriftProblem<T>& p, const T* x, const T* y, c
     for (int64_t i = 0; i < p.rows; i++)
         for (int64_t d = 0; d < p.D; d++)
             p.panels[i / PJ * PJ * p.D + d * PJ + i % PJ] = x[std::min(i, p.N - 1) * p.D + d];
-    // Forces do not mind where the origin is; their rounding does.
-    const T* centre = y + (p.M - 1) * p.D;
     for (int64_t j = 0; j < p.blocks * R<T>; j++) {
         const bool real = j < p.M;
-        for (int64_t d = 0; d < p.width; d++)
-            p.points[j * p.width + d] = real && d < p.D ? y[j * p.D + d] - centre[d] : T(0);
+        for (int64_t d = 0; d < p.width; d++) p.points[j * p.width + d] = real && d < p.D ? y[j * p.D + d] : T(0);
         const T weight = !real ? T(0) : weights ? weights[j] : T(1);
         p.negative[j] = j < p.split ? weight : T(0);
         p.positive[j] = j < p.split ? T(0) : weight;
@@ -65,7 +62,7 @@ template <class T> double measure(DriftProblem<T>& p, const T* y, const T* own, 
     for (int64_t b = 0; b < p.blocks; b++) {
         gather_rows<T>(b * R<T>, p.M, p.D, [&](int64_t j, int64_t d) { return y[j * p.D + d]; }, p.tile);
         T* r = p.distance + b * p.rows * R<T>;
-        distances_wide<false, T>(p.tile, nullptr, p.panels, nullptr, p.D, int(p.rows), r);
+        distances_wide<Form::differences, T>(p.tile, nullptr, p.panels, nullptr, p.D, int(p.rows), r);
         vec<T> sum[NB<T>] = {};
         for (int64_t i = 0; i < p.N; i++) GWF_LANES {
                 T* at = r + i * R<T> + k * lanes<T>;

@@ -30,7 +30,6 @@ template <class T> struct DriftStream {
     std::vector<T> scales;                    // [K]  log2(e) / temperature
     DriftSide<T> x, targets[2];               // targets: negatives, positives
     const T* weights[2];                      // [n] of the targets, null = ones
-    T* centred[2];                            // [n][D]: forces do not mind where the origin is; their rounding does
     std::vector<T> row_logs, column_logs[2];  // base-2 logarithms of the sums, [K][n]
 };
 
@@ -57,7 +56,7 @@ void for_distance_tiles(const DriftStream<T>& p, const T* lanes_at, const DriftS
                 distances_small<4>(lanes_at, y, stride, n, tile);
                 break;
             default:
-                distances_wide<false, T>(lanes_at, nullptr, side.panels + j0 * p.D, nullptr, p.D, n, tile);
+                distances_wide<Form::differences, T>(lanes_at, nullptr, side.panels + j0 * p.D, nullptr, p.D, n, tile);
         }
         for (T* at = tile; at < tile + n * R<T>; at += lanes<T>) store(at, square_root(larger(least, load(at))));
         if (shifted && p.has_own)
@@ -137,7 +136,7 @@ void add_affinities(const DriftStream<T>& p, int64_t i0, int sign, T least, cons
             }
             const int64_t slot = sign * p.rates + rate;
             sum_channels<T>(s.affinity, nullptr, 0, 1, n, s.sums + slot * R<T>);
-            sum_channels<T>(s.affinity, p.centred[sign] + j0 * p.D, p.D, p.D, n, s.vectors + slot * p.D * R<T>);
+            sum_channels<T>(s.affinity, side.points + j0 * p.D, p.D, p.D, n, s.vectors + slot * p.D * R<T>);
         }
     });
 }
@@ -190,8 +189,8 @@ double stream_drift(const DriftCall<T>& call, const DriftSizes& size, int64_t b,
                      .floor = T(call.floor),
                      .own = call.own ? call.own[b] : T(0),
                      .has_own = call.own != nullptr};
-    Arena<T> arena(DriftSide<T>::panel_size(N, D) + size.columns * D + 16 * 16 +
-                   DriftSide<T>::panel_size(counts[0], D) + DriftSide<T>::panel_size(counts[1], D));
+    Arena<T> arena(DriftSide<T>::panel_size(N, D) + 16 * 16 + DriftSide<T>::panel_size(counts[0], D) +
+                   DriftSide<T>::panel_size(counts[1], D));
     constexpr int64_t nowhere = int64_t(1) << 60;
     auto side = [&](const T* points, int64_t n, int64_t own_offset) {
         const int64_t panels = DriftSide<T>::panel_size(n, D);
@@ -202,12 +201,8 @@ double stream_drift(const DriftCall<T>& call, const DriftSizes& size, int64_t b,
     p.x = side(x, N, 0);
     p.targets[0] = side(y, counts[0], 0);
     p.targets[1] = side(y + counts[0] * D, counts[1], nowhere);
-    const T* centre = y + (size.columns - 1) * D;
     for (int sign = 0; sign < 2; sign++) {
         p.weights[sign] = weights ? weights + (sign ? counts[0] : 0) : nullptr;
-        p.centred[sign] = arena.take(counts[sign] * D);
-        for (int64_t j = 0; j < counts[sign]; j++)
-            for (int64_t d = 0; d < D; d++) p.centred[sign][j * D + d] = p.targets[sign].points[j * D + d] - centre[d];
         p.column_logs[sign].resize(size_t(p.rates * counts[sign]));
     }
     for (int64_t k = 0; k < p.rates; k++) p.scales.push_back(T(log2_e / double(call.temperatures[k * call.batch + b])));

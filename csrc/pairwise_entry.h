@@ -13,11 +13,22 @@ namespace gwf::GWF_ISA {
 
 inline constexpr double serial_below = 3e6;  // pair operations, about a millisecond: waking a thread may cost as much
 
-template <class T> Problem<T> batch_element(const PairwiseCall<T>& call, const TileKernel<T>& kernel, int64_t b) {
+// Numbers a row of out and out2.
+struct OutputWidths {
+    int64_t first, second;
+    template <class T> explicit OutputWidths(const PairwiseCall<T>& call) {
+        const int64_t D = call.dim, C = call.channels;
+        const bool vector_first = call.reduction == Reduction::gradient || call.reduction == Reduction::jet;
+        const bool scalar_first = call.reduction == Reduction::logsumexp || call.reduction == Reduction::sum_gradient;
+        first = vector_first ? D : scalar_first ? 1 : C;
+        second = call.reduction == Reduction::sum_gradient ? D : call.reduction == Reduction::average ? 1 : C;
+    }
+};
+
+template <class T> Problem<T> batch_element(const PairwiseCall<T>& call, int64_t b) {
     Problem<T> p{};
     const int64_t rows = call.rows, columns = call.columns, D = call.dim, C = call.channels;
     auto at = [&](auto* pointer, int64_t size) { return pointer ? pointer + b * size : nullptr; };
-    p.kernel = &kernel;
     p.reduction = call.reduction;
     p.N = call.row_lengths ? call.row_lengths[b] : rows;
     p.M = call.column_lengths ? call.column_lengths[b] : columns;
@@ -35,11 +46,7 @@ template <class T> Problem<T> batch_element(const PairwiseCall<T>& call, const T
         const Tangent<T>& t = call.tangents[o];
         p.tangents[o] = {at(t.x, rows * D), at(t.y, columns * D), at(t.a, rows * C), at(t.b, columns * C)};
     }
-    const bool vector_first = call.reduction == Reduction::gradient || call.reduction == Reduction::jet;
-    const int64_t first = vector_first                                                                          ? D
-                          : call.reduction == Reduction::logsumexp || call.reduction == Reduction::sum_gradient ? 1
-                                                                                                                : C;
-    const int64_t second = call.reduction == Reduction::sum_gradient ? D : call.reduction == Reduction::average ? 1 : C;
+    const auto [first, second] = OutputWidths(call);
     p.out = at(call.out, rows * first);
     p.out2 = at(call.out2, rows * second);
     // rows that do not exist, and all rows where there is no column: an empty sum
@@ -76,7 +83,7 @@ void solve_share(Problem<T>& p, SymmetricPlan<T>* plan, Arena<T>* plan_memory, A
             largest = std::max(largest, largest_row_norm(p, i, std::min(p.N, i + 1024)));
         });
     auto after_packing = [&] {
-        p.dot = p.panelled() && dot_form_is_accurate(p, largest_norm);
+        p.form = p.panelled() ? distance_form(p, largest_norm) : Form::differences;
         if (plan) plan->take_arena(*plan_memory, p);
     };
     if constexpr (Team) {
@@ -102,11 +109,13 @@ void solve_share(Problem<T>& p, SymmetricPlan<T>* plan, Arena<T>* plan_memory, A
     }
 }
 
-template <class T> void solve(Problem<T>& p, int threads) {
-    if (p.N == 0 || p.M == 0) return;
+// Whether the problem was solved; if not, it needs a wider type.
+template <class T> bool solve(Problem<T>& p, const KernelForms<T>& forms, int threads) {
+    if (p.N == 0 || p.M == 0) return true;
     Arena<T> columns(p.arena_size());
     p.take_arena(columns);
-    find_centre(p);
+    find_centre(p.y, p.M, p.D, p.centre);
+    if (!choose_kernel(p, forms)) return false;
     std::optional<SymmetricPlan<T>> plan;
     std::optional<Arena<T>> plan_memory;
     int64_t scratch_size = p.jet() ? JetScratch<T>::size(p) : RowScratch<T>::size(p);
@@ -122,33 +131,78 @@ template <class T> void solve(Problem<T>& p, int threads) {
     Arena<T>* plan_memory_pointer = plan_memory ? &*plan_memory : nullptr;
     if (threads == 1) {  // no team: forming one takes longer than a small call
         Arena<T> memory(scratch_size);
-        return solve_share<false>(p, plan_pointer, plan_memory_pointer, memory, largest_norm);
+        solve_share<false>(p, plan_pointer, plan_memory_pointer, memory, largest_norm);
+        return true;
     }
     std::deque<Arena<T>> scratch;  // allocated here: an exception must not leave a team
     for (int i = 0; i < threads; i++) scratch.emplace_back(scratch_size);
 #pragma omp parallel num_threads(threads)
     solve_share<true>(p, plan_pointer, plan_memory_pointer, scratch[size_t(omp_get_thread_num())], largest_norm);
+    return true;
 }
 
+template <class T> void run(const PairwiseCall<T>& call);
+
+// One element of the batch in double: points at infinity, or so far apart or so close that float has no squares for it.
+inline void run_wider(const PairwiseCall<float>& call, int64_t b) {
+    const Problem<float> p = batch_element(call, b);
+    const int64_t rows = p.N, columns = p.M, D = p.D, C = p.C;
+    std::deque<std::vector<double>> memory;
+    auto widen = [&](const float* values, int64_t count) -> const double* {
+        return values ? memory.emplace_back(values, values + count).data() : nullptr;
+    };
+    PairwiseCall<double> wide{};
+    wide.reduction = call.reduction;
+    wide.kernel = call.kernel;
+    wide.batch = 1;
+    wide.rows = rows;
+    wide.columns = columns;
+    wide.dim = D;
+    wide.channels = C;
+    wide.x = widen(p.x, rows * D);
+    wide.y = p.y == p.x && rows == columns ? wide.x : widen(p.y, columns * D);
+    wide.a = widen(p.a, rows * C);
+    wide.b = widen(p.b, columns * C);
+    wide.row_shift = widen(p.row_shift, rows);
+    wide.column_shift = widen(p.column_shift, columns);
+    wide.exclude_self = call.exclude_self;
+    wide.order = call.order;
+    for (int o = 0; o < call.order; o++) {
+        const Tangent<float>& t = p.tangents[o];
+        wide.tangents[o] = {widen(t.x, rows * D), widen(t.y, columns * D), widen(t.a, rows * C),
+                            widen(t.b, columns * C)};
+    }
+    const OutputWidths widths(call);
+    std::vector<double> out(size_t(rows * widths.first)), out2(size_t(p.out2 ? rows * widths.second : 0));
+    wide.out = out.data();
+    wide.out2 = p.out2 ? out2.data() : nullptr;
+    run(wide);
+    std::copy(out.begin(), out.end(), p.out);
+    std::copy(out2.begin(), out2.end(), p.out2);
+}
+inline void run_wider(const PairwiseCall<double>&, int64_t) {}  // there is none
+
 template <class T> void run(const PairwiseCall<T>& call) {
-    const TileKernel<T> kernel = tile_kernel<T>(call.kernel);
+    const KernelForms<T> forms(call.kernel);
     const double pairs = double(call.rows) * double(call.columns);
     const double work =
         pairs * (double(call.dim) / 4 + 1) * double(call.kernel.size()) * (call.reduction == Reduction::jet ? 8 : 1);
     const int available = omp_in_parallel() ? 1 : omp_get_max_threads();
     const int threads = work * double(call.batch) < serial_below ? 1 : available;
+    auto solved = [&](int64_t b, int team) {
+        Problem<T> p = batch_element(call, b);
+        return solve(p, forms, team);
+    };
     if (call.batch > 1 && (threads == 1 || call.batch >= 4 * threads || work < serial_below)) {
+        std::vector<char> done(size_t(call.batch), 0);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-        for (int64_t b = 0; b < call.batch; b++) {
-            Problem<T> p = batch_element(call, kernel, b);
-            solve(p, 1);
-        }
+        for (int64_t b = 0; b < call.batch; b++) done[size_t(b)] = solved(b, 1);
+        for (int64_t b = 0; b < call.batch; b++)
+            if (!done[size_t(b)]) run_wider(call, b);
         return;
     }
-    for (int64_t b = 0; b < call.batch; b++) {
-        Problem<T> p = batch_element(call, kernel, b);
-        solve(p, threads);
-    }
+    for (int64_t b = 0; b < call.batch; b++)
+        if (!solved(b, threads)) run_wider(call, b);
 }
 
 // Float operations a second of one thread: independent multiply-adds from registers, the best of many short bursts.

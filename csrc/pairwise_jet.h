@@ -76,7 +76,7 @@ void jet_tile(const Problem<T>& p, int64_t i0, int64_t j0, int n, const JetScrat
     const T scale = T(p.kernel->scale);
     const T *y = p.y_rows + j0 * p.D, *b = p.b + j0 * p.C;
     difference_products(s.x, s.x, y, y, p.D, n, s.t);
-    evaluate<Order + 1, true>(*p.kernel, s.t, Shifts<T>{s.row_shift, p.shift + j0}, n, s.f);
+    evaluate<Order + 1, Shift::near>(*p.kernel, s.t, Shifts<T>{s.row_shift, p.shift + j0}, n, s.f);
     for (int o = 0; o <= Order + 1; o++) drop_self(p, i0, j0, n, s.f[o]);
     channel_products(s.a, b, p.C, n, false, s.A);
     for (int o = 0; o < Order; o++) {

@@ -8,7 +8,7 @@
 #include <new>
 #include <utility>
 
-#include "pairwise_tile.h"
+#include "pairwise_range.h"
 
 namespace gwf::GWF_ISA {
 
@@ -70,32 +70,6 @@ template <class T> class Arena {
     T* next_;
 };
 
-template <class T> TileKernel<T> tile_kernel(const std::vector<Term>& terms) {
-    struct Traits {
-        double unit;
-        bool decaying, smooth;
-    };
-#define GWF_TRAITS(id, P) {P::unit, P::positive, P::smooth},
-    static constexpr Traits traits[] = {GWF_FOR_EACH_PROFILE(GWF_TRAITS)};
-#undef GWF_TRAITS
-    TileKernel<T> kernel;
-    auto squared_scale = [](const Term& term) { return traits[term.profile].unit / (term.bandwidth * term.bandwidth); };
-    kernel.scale = std::sqrt(squared_scale(terms[0]));
-    kernel.decaying = kernel.smooth = kernel.scale_free = true;
-    for (const Term& term : terms) {
-        const double ratio = squared_scale(term) / squared_scale(terms[0]);
-        typename TileKernel<T>::Part part{term.profile, T(ratio), T(term.parameter), {}};
-        for (int o = 0; o < 4; o++) part.coefficient[o] = T(term.coefficient * std::pow(ratio, o));
-        kernel.parts.push_back(part);
-        kernel.sharpest = std::max(kernel.sharpest, T(ratio));
-        kernel.decaying &= traits[term.profile].decaying;
-        kernel.smooth &= traits[term.profile].smooth;
-        kernel.scale_free &= !traits[term.profile].decaying;
-    }
-    kernel.coefficient = kernel.single() ? terms[0].coefficient : 1.0;
-    return kernel;
-}
-
 // One element of the batch: the caller's arrays, and the packed columns.
 template <class T> struct Problem {
     const TileKernel<T>* kernel;
@@ -114,7 +88,8 @@ template <class T> struct Problem {
     T* y_norm;   // [M]
     T* weight;   // [M] of a single channel
     T* shift;    // [M] base 2
-    bool dot = false;
+    Form form = Form::differences;
+    bool far;         // see Choice
     bool reads_rows;  // columns are read point by point, not only through panels
 
     bool jet() const { return reduction == Reduction::jet; }
@@ -134,31 +109,47 @@ template <class T> struct Problem {
         weight = arena.take(padded());
         shift = arena.take(padded());
     }
-    T coordinate(T value, int64_t d) const {
-        const T scaled = (value - centre[d]) * T(kernel->scale);
-        if (!kernel->decaying) return scaled;
-        // so that |x - y|^2 stays finite and a far point gives 0, not NaN; NaN itself passes
-        const T limit = std::sqrt(std::numeric_limits<T>::max() / (8 * T(D)));
-        return scaled > limit ? limit : scaled < -limit ? -limit : scaled;
-    }
+    T coordinate(T value, int64_t d) const { return (value - centre[d]) * T(kernel->scale); }
 };
+
+// The scale of a problem's coordinates; false where it needs a wider type. Looks at points and log-weights once.
+template <class T> bool choose_kernel(Problem<T>& p, const KernelForms<T>& forms) {
+    const double x = largest_offset(p.x, p.N, p.D, p.centre);
+    const double reach = p.x == p.y && p.N == p.M ? x : std::max(x, double(largest_offset(p.y, p.M, p.D, p.centre)));
+    double shift = p.in_log_domain() || p.column_shift || p.row_shift ? 0 : -1;
+    auto see = [&](const T* shifts, int64_t n) {
+        T largest = 0;
+        for (int64_t i = 0; shifts && i < n; i++) {
+            const T size = std::abs(shifts[i]);
+            largest = size > largest && size <= std::numeric_limits<T>::max() ? size : largest;
+        }
+        if (shifts) shift += double(largest) * log2_e;
+    };
+    see(p.row_shift, p.N);
+    see(p.column_shift, p.M);
+    const Choice<T> choice = choose_kernel(forms, p.D, reach, shift, p.jet());
+    p.kernel = choice.kernel;
+    p.far = choice.far;
+    return choice.kernel;
+}
 
 // Subtracting a centre keeps float32 accurate far from the origin. It must not cost the last bits of x near it, which
 // decide the distance of close points: no centre where the cloud holds the origin, else one of few bits, so that x - c
 // is exact. From a fixed sample of the finite columns.
-template <class T> void find_centre(Problem<T>& p) {
-    const int64_t step = std::max<int64_t>(1, p.M / 256);
-    for (int64_t d = 0; d < p.D; d++) {
+template <class T> void find_centre(const T* points, int64_t n, int64_t D, T* centre) {
+    const int64_t step = std::max<int64_t>(1, n / 256);
+    for (int64_t d = 0; d < D; d++) {
         double sum = 0, squares = 0, count = 0;
-        for (int64_t j = 0; j < p.M; j += step) {
-            const double value = p.y[j * p.D + d];
+        for (int64_t j = 0; j < n; j += step) {
+            const double value = points[j * D + d];
             if (std::isfinite(value)) sum += value, squares += value * value, count++;
         }
         const double mean = count ? sum / count : 0;
         const double variance = count ? std::max(0.0, squares / count - mean * mean) : 0;
         int exponent;
         const double fraction = std::frexp(mean, &exponent);
-        p.centre[d] = mean * mean <= 16 * variance ? T(0) : T(std::ldexp(std::round(fraction * 256) / 256, exponent));
+        const T short_mean = T(std::ldexp(std::round(fraction * 256) / 256, exponent));
+        centre[d] = mean * mean <= 16 * variance || !std::isfinite(short_mean) ? T(0) : short_mean;
     }
 }
 
@@ -207,14 +198,17 @@ template <class T> T largest_row_norm(const Problem<T>& p, int64_t i0, int64_t i
     return largest;
 }
 
-// The dot form of the distance loses about 3e-7 |x'|^2 in float (absolute, in t): good where that is a few 1e-6 at
-// most, or where nothing in the kernel sets a scale, so that the error is relative to the cloud. A kink at 0 forbids it
-// for derivatives, which are large there.
-template <class T> bool dot_form_is_accurate(const Problem<T>& p, T largest_norm) {
+// Products lose about 3e-7 |x'|^2 in float (absolute, in t): good where that is a few 1e-6 at most, or where nothing in
+// the kernel sets a scale, so that the error is relative to the cloud. A kink at 0 asks for differences where points
+// are near, and forbids products for derivatives, which are large there.
+template <class T> Form distance_form(const Problem<T>& p, T largest_norm) {
     const bool derivative = p.reduction == Reduction::gradient || p.reduction == Reduction::sum_gradient;
-    if (p.D < 8 || (derivative && !p.kernel->smooth)) return false;
-    if (p.kernel->scale_free) return p.kernel->single();  // terms of a sum may cancel
-    return largest_norm * p.kernel->sharpest <= T(11.5);
+    const TileKernel<T>& kernel = *p.kernel;
+    if (p.D < 8 || (derivative && !kernel.smooth)) return Form::differences;
+    if (!(largest_norm < std::numeric_limits<T>::max() / 8)) return Form::differences;  // infinity less infinity
+    const bool accurate = kernel.scale_free ? kernel.single()                           // terms of a sum may cancel
+                                            : largest_norm * kernel.sharpest <= T(11.5);
+    return !accurate ? Form::differences : kernel.smooth ? Form::products : Form::mended;
 }
 
 // The rows of a block, transposed to [channels][R]; lanes beyond the end repeat the last row.
@@ -227,7 +221,7 @@ template <class T, class F> void gather_rows(int64_t i0, int64_t N, int64_t widt
 
 template <class T> void gather_positions(const Problem<T>& p, int64_t i0, T* x, T* x_norm) {
     gather_rows<T>(i0, p.N, p.D, [&](int64_t i, int64_t d) { return p.coordinate(p.x[i * p.D + d], d); }, x);
-    if (!p.dot) return;
+    if (p.form == Form::differences) return;
     chunked_sums_of_squares<R<T>>(x, p.D, x_norm);
 }
 
@@ -235,8 +229,14 @@ template <class T> void gather_positions(const Problem<T>& p, int64_t i0, T* x, 
 template <class T> void distances(const Problem<T>& p, const T* x, const T* x_norm, int64_t j0, int n, T* t) {
     if (p.panels) {
         const T *panels = p.panels + j0 * p.D, *norms = p.y_norm + j0;
-        return p.dot ? distances_wide<true>(x, x_norm, panels, norms, p.D, n, t)
-                     : distances_wide<false>(x, x_norm, panels, norms, p.D, n, t);
+        switch (p.form) {
+            case Form::differences:
+                return distances_wide<Form::differences>(x, x_norm, panels, norms, p.D, n, t);
+            case Form::products:
+                return distances_wide<Form::products>(x, x_norm, panels, norms, p.D, n, t);
+            case Form::mended:
+                return distances_wide<Form::mended>(x, x_norm, panels, norms, p.D, n, t);
+        }
     }
     const T* y = p.y_rows + j0 * p.stride;
     switch (p.D) {

@@ -26,11 +26,11 @@ template <class T> struct RowScratch {
 inline constexpr int64_t chunk = 384;  // columns summed before adding to the total, so that rounding stays at 1e-7
 
 // total: [value][R] if Value, then [D][R] of sum_j b_j phi' (x - y_j) if Slope
-template <int D, class P, bool Value, bool Slope, class T>
-void direct_rows(const T* x, const T* y, int64_t M, T parameter, T* total) {
+template <int D, class P, bool Value, bool Slope, bool Plain, class T>
+void direct_rows(const T* x, const T* y, int64_t M, const typename TileKernel<T>::Part& part, T* total) {
     vec<T> xv[NB<T>][D];
     for (int d = 0; d < D; d++) GWF_LANES xv[k][d] = load(x + d * R<T> + k * lanes<T>);
-    const vec<T> p = splat(parameter);
+    const vec<T> p = splat(part.parameter), ratio = splat(part.ratio);
     for (int64_t j0 = 0; j0 < M; j0 += chunk) {
         vec<T> s[NB<T>] = {}, g[NB<T>][D] = {};
         for (int64_t j = j0, end = std::min(M, j0 + chunk); j < end; j++, y += D + 1) {
@@ -40,7 +40,7 @@ void direct_rows(const T* x, const T* y, int64_t M, T parameter, T* total) {
                     e[k][d] = xv[k][d] - y[d];
                     t[k] = d == 0 ? e[k][d] * e[k][d] : t[k] + e[k][d] * e[k][d];
                 }
-            GWF_LANES P::template jet<Slope ? 1 : 0>(t[k], p, NoShift{}, f[k]);
+            GWF_LANES P::template jet<Slope ? 1 : 0>(Plain ? t[k] : vec<T>(t[k] * ratio), p, NoShift{}, f[k]);
             if (Value) GWF_LANES s[k] += f[k][0] * y[D];
             if (Slope) GWF_LANES {
                     const vec<T> w = f[k][1] * y[D];
@@ -54,26 +54,35 @@ void direct_rows(const T* x, const T* y, int64_t M, T parameter, T* total) {
             if (Slope)
                 for (int d = 0; d < D; d++) {
                     T* slot = at + (d + Value) * R<T>;
-                    store(slot, load(slot) + g[k][d]);
+                    store(slot, load(slot) + (Plain ? g[k][d] : vec<T>(g[k][d] * ratio)));
                 }
         }
     }
 }
 
+template <class P, bool Value, bool Slope, bool Plain, class T> bool direct(const Problem<T>& p, RowScratch<T>& s) {
+    const auto& part = p.kernel->parts[0];
+    switch (p.D) {
+        case 1:
+            direct_rows<1, P, Value, Slope, Plain>(s.x, p.y_rows, p.M, part, s.total);
+            return true;
+        case 2:
+            direct_rows<2, P, Value, Slope, Plain>(s.x, p.y_rows, p.M, part, s.total);
+            return true;
+        case 3:
+            direct_rows<3, P, Value, Slope, Plain>(s.x, p.y_rows, p.M, part, s.total);
+            return true;
+    }
+    return false;
+}
+
 template <bool Value, bool Slope, class T> bool direct(const Problem<T>& p, RowScratch<T>& s) {
     if (p.D > 3 || p.exclude_self || !p.kernel->single() || (p.C > 1)) return false;
-    const auto& part = p.kernel->parts[0];
-    switch (part.profile * 4 + p.D) {
-#define GWF_CASE(id, P)                                                               \
-    case id * 4 + 1:                                                                  \
-        direct_rows<1, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); \
-        return true;                                                                  \
-    case id * 4 + 2:                                                                  \
-        direct_rows<2, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); \
-        return true;                                                                  \
-    case id * 4 + 3:                                                                  \
-        direct_rows<3, P, Value, Slope>(s.x, p.y_rows, p.M, part.parameter, s.total); \
-        return true;
+    switch (p.kernel->parts[0].profile) {
+#define GWF_CASE(id, P)                                                                    \
+    case id:                                                                               \
+        if (!P::positive || p.kernel->plain()) return direct<P, Value, Slope, true>(p, s); \
+        return direct<P, Value, Slope, !P::positive>(p, s);  // those without a scale have no other form
         GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
     }
@@ -96,16 +105,19 @@ template <class T> void sum_rows(const Problem<T>& p, int64_t i0, RowScratch<T>&
         if (fused) {
             const auto& part = p.kernel->parts[0];
             switch (part.profile) {
-#define GWF_CASE(id, P)                                                 \
-    case id:                                                            \
-        sum_part<P>(part.parameter, s.tile, p.weight + j0, n, s.total); \
+#define GWF_CASE(id, P)                                                         \
+    case id:                                                                    \
+        if (!P::positive || p.kernel->plain())                                  \
+            sum_part<P, true>(part, s.tile, p.weight + j0, n, s.total);         \
+        else                                                                    \
+            sum_part<P, !P::positive>(part, s.tile, p.weight + j0, n, s.total); \
         break;
                 GWF_FOR_EACH_PROFILE(GWF_CASE)
 #undef GWF_CASE
             }
             continue;
         }
-        evaluate<0, false>(*p.kernel, s.tile, Shifts<T>{}, n, &s.value);
+        evaluate<0, Shift::none>(*p.kernel, s.tile, Shifts<T>{}, n, &s.value);
         drop_self(p, i0, j0, n, s.value);
         if (p.C == 1)
             sum_channels(s.value, p.weight + j0, 1, 1, n, s.total);
@@ -123,20 +135,20 @@ template <bool Value, class T> void gradient_rows(const Problem<T>& p, int64_t i
     for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, p.M - j0));
         distances(p, s.x, s.x_norm, j0, n, s.tile);
-        evaluate<1, false>(*p.kernel, s.tile, Shifts<T>{}, n, f);
+        evaluate<1, Shift::none>(*p.kernel, s.tile, Shifts<T>{}, n, f);
         drop_self(p, i0, j0, n, s.value);
         drop_self(p, i0, j0, n, s.slope);
         if (Value) sum_channels(s.value, p.weight + j0, 1, 1, n, s.total);
         scale_columns(s.slope, p.weight + j0, n);
         const T* y = p.y_rows + j0 * p.stride;
-        if (!p.dot) {
+        if (p.form == Form::differences) {
             sum_differences(s.slope, s.x, y, p.stride, p.D, n, slopes);
             continue;
         }
         sum_channels<T>(s.slope, nullptr, 0, 1, n, slope_sum);
         sum_channels(s.slope, y, p.stride, p.D, n, slopes);
     }
-    if (p.dot)
+    if (p.form != Form::differences)
         for (int64_t d = 0; d < p.D; d++)
             for (int l = 0; l < R<T>; l++) {
                 T& value = slopes[d * R<T> + l];
@@ -148,14 +160,15 @@ template <bool Value, class T> void gradient_rows(const Problem<T>& p, int64_t i
 
 // partial [1][R] = sum_j 2**(shift_j - reference) k_ij, then, if Mean, [D][R] with y_j as the values. y [n][D + 1] ends
 // in the shift.
-template <int D, class P, bool Mean, class T>
-void direct_log_tile(const T* x, const T* y, const T* reference, int n, T parameter, T* partial) {
+template <int D, class P, bool Mean, bool Plain, class T>
+void direct_log_tile(const T* x, const T* y, const T* reference, int n, const typename TileKernel<T>::Part& part,
+                     T* partial) {
     vec<T> xv[NB<T>][D], row[NB<T>], s[NB<T>] = {}, m[NB<T>][D] = {};
     GWF_LANES {
         row[k] = load(reference + k * lanes<T>);
         for (int d = 0; d < D; d++) xv[k][d] = load(x + d * R<T> + k * lanes<T>);
     }
-    const vec<T> p = splat(parameter);
+    const vec<T> p = splat(part.parameter), ratio = splat(part.ratio);
     for (int j = 0; j < n; j++, y += D + 1) {
         vec<T> t[NB<T>], f[NB<T>];
 #pragma GCC unroll 3
@@ -163,7 +176,7 @@ void direct_log_tile(const T* x, const T* y, const T* reference, int n, T parame
                 const vec<T> e = xv[k][d] - y[d];
                 t[k] = d == 0 ? e * e : t[k] + e * e;
             }
-        GWF_LANES P::template jet<0>(t[k], p, vec<T>(y[D] - row[k]), &f[k]);
+        GWF_LANES P::template jet<0>(Plain ? t[k] : vec<T>(t[k] * ratio), p, vec<T>(y[D] - row[k]), &f[k]);
         GWF_LANES s[k] += f[k];
         if (Mean) GWF_LANES {
 #pragma GCC unroll 3
@@ -177,20 +190,26 @@ void direct_log_tile(const T* x, const T* y, const T* reference, int n, T parame
     }
 }
 
-template <bool Mean, class T> void direct_log_tile(const Problem<T>& p, int64_t j0, int n, RowScratch<T>& s) {
+template <class P, bool Mean, bool Plain, class T>
+void direct_log_tile(const Problem<T>& p, int64_t j0, int n, RowScratch<T>& s) {
     const auto& part = p.kernel->parts[0];
     const T* y = p.y_rows + j0 * p.stride;
-    switch (part.profile * 4 + p.D) {
-#define GWF_CASE(id, P)                                                                 \
-    case id * 4 + 1:                                                                    \
-        direct_log_tile<1, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); \
-        break;                                                                          \
-    case id * 4 + 2:                                                                    \
-        direct_log_tile<2, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); \
-        break;                                                                          \
-    case id * 4 + 3:                                                                    \
-        direct_log_tile<3, P, Mean>(s.x, y, s.reference, n, part.parameter, s.partial); \
-        break;
+    switch (p.D) {
+        case 1:
+            return direct_log_tile<1, P, Mean, Plain>(s.x, y, s.reference, n, part, s.partial);
+        case 2:
+            return direct_log_tile<2, P, Mean, Plain>(s.x, y, s.reference, n, part, s.partial);
+        case 3:
+            return direct_log_tile<3, P, Mean, Plain>(s.x, y, s.reference, n, part, s.partial);
+    }
+}
+
+template <bool Mean, class T> void direct_log_tile(const Problem<T>& p, int64_t j0, int n, RowScratch<T>& s) {
+    switch (p.kernel->parts[0].profile) {
+#define GWF_CASE(id, P)                                                        \
+    case id:                                                                   \
+        return p.kernel->plain() ? direct_log_tile<P, Mean, true>(p, j0, n, s) \
+                                 : direct_log_tile<P, Mean, false>(p, j0, n, s);
         GWF_FOR_EACH_POSITIVE_PROFILE(GWF_CASE)
 #undef GWF_CASE
     }
@@ -199,7 +218,11 @@ template <bool Mean, class T> void direct_log_tile(const Problem<T>& p, int64_t 
 // Through a tile, for any dimension and kernel: returns the values, over the distances where they are no longer needed.
 template <class T> T* log_values(const Problem<T>& p, int64_t i0, int64_t j0, int n, RowScratch<T>& s) {
     T* value = p.kernel->single() ? s.tile : s.value;
-    evaluate<0, true>(*p.kernel, s.tile, Shifts<T>{s.reference, p.shift + j0}, n, &value);
+    const Shifts<T> shifts{s.reference, p.shift + j0};
+    if (p.far)
+        evaluate<0, Shift::far>(*p.kernel, s.tile, shifts, n, &value);
+    else
+        evaluate<0, Shift::near>(*p.kernel, s.tile, shifts, n, &value);
     drop_self(p, i0, j0, n, value);
     std::fill(s.partial, s.partial + R<T>, T(0));
     sum_channels<T>(value, nullptr, 0, 1, n, s.partial);
@@ -223,12 +246,12 @@ void move_reference(const Problem<T>& p, int64_t i0, int64_t j0, int n, int64_t 
 template <class T> void log_rows(const Problem<T>& p, int64_t i0, bool average, RowScratch<T>& s) {
     const T overflow = sizeof(T) == 4 ? T(0x1p100) : T(0x1p900);
     const int64_t C = average ? p.C : 0;
-    const bool direct = p.D <= 3 && p.kernel->single() && !p.exclude_self && !p.b;
+    const bool direct = p.D <= 3 && p.kernel->single() && !p.exclude_self && !p.b && !p.far;
     std::fill(s.reference, s.reference + R<T>, masked<T>);
     for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, p.M - j0));
         const T* value = nullptr;
-        for (bool again = j0 == 0;; again = true) {
+        for (bool again = j0 == 0 || p.far;; again = true) {
             if (!direct || again) distances(p, s.x, s.x_norm, j0, n, s.tile);
             if (again) move_reference(p, i0, j0, n, C, s);
             if (!direct)
@@ -238,7 +261,7 @@ template <class T> void log_rows(const Problem<T>& p, int64_t i0, bool average, 
             else
                 direct_log_tile<false>(p, j0, n, s);
             bool safe = true;
-            for (int l = 0; l < R<T>; l++) safe &= s.partial[l] < overflow;
+            for (int l = 0; l < R<T>; l++) safe &= !(s.partial[l] >= overflow);  // NaN stays NaN however often
             if (safe || again) break;
         }
         for (int64_t at = 0; at < (direct ? 1 + C : 1) * R<T>; at++) s.total[at] += s.partial[at];
@@ -249,7 +272,8 @@ template <class T> void log_rows(const Problem<T>& p, int64_t i0, bool average, 
     }
     T *sum = s.total, *channels = s.total + R<T>;
     for (int l = 0; l < R<T>; l++) {
-        const bool empty = s.reference[l] <= masked<T> / 2;  // nothing but weights of 0
+        // nothing but weights of 0, and no NaN
+        const bool empty = s.reference[l] <= masked<T> / 2 && !std::isnan(sum[l]);
         for (int64_t c = 0; c < C; c++) {
             T& value = channels[c * R<T> + l];
             value = empty ? std::numeric_limits<T>::quiet_NaN() : value / sum[l];

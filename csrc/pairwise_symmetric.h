@@ -33,11 +33,11 @@ template <class T> struct SymmetricPlan {
         norms = arena.take(padded);
         weight = arena.take(padded);
         outputs = arena.take(padded * width * workers);
-        for (int64_t i = 0; i < padded; i++) {
-            const int64_t own = std::min(i, p.N - 1);
-            for (int64_t d = 0; d < p.D; d++) positions[d * padded + i] = p.y_rows[own * p.stride + d];
-            norms[i] = p.panels ? p.y_norm[own] : T(0);
-            weight[i] = i < p.N ? p.weight[i] : T(0);
+        for (int64_t i = 0; i < padded; i++) {  // beyond the end, where weights are 0, points that are finite
+            const bool real = i < p.N;
+            for (int64_t d = 0; d < p.D; d++) positions[d * padded + i] = real ? p.y_rows[i * p.stride + d] : T(0);
+            norms[i] = real && p.panels ? p.y_norm[i] : T(0);
+            weight[i] = real ? p.weight[i] : T(0);
         }
     }
     // The blocks of a worker go to and fro (0 1 2 2 1 0 0 1 2 ...), since a block costs in proportion to its place.
@@ -113,10 +113,10 @@ void symmetric_tile(const Problem<T>& p, const SymmetricPlan<T>& plan, int64_t i
     distances(p, s.x, plan.norms + i0, j0, n, s.tile);
     const T *row_weight = plan.weight + i0, *weight = plan.weight + j0, *y = p.y_rows + j0 * p.stride;
     if (p.reduction == Reduction::sum) {
-        evaluate<0, false>(*p.kernel, s.tile, Shifts<T>{}, n, &s.value);
+        evaluate<0, Shift::none>(*p.kernel, s.tile, Shifts<T>{}, n, &s.value);
     } else {
         T* const f[2] = {s.value, s.slope};
-        evaluate<1, false>(*p.kernel, s.tile, Shifts<T>{}, n, f);
+        evaluate<1, Shift::none>(*p.kernel, s.tile, Shifts<T>{}, n, f);
         if (!TwoSided) drop_self(p, i0, j0, n, s.slope);
     }
     if (!TwoSided) drop_self(p, i0, j0, n, s.value);

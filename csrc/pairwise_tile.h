@@ -56,10 +56,30 @@ template <int Count, class T> void chunked_sums_of_squares(const T* points, int6
     std::copy(total, total + Count, sums);
 }
 
-// x [D][R], panels [n / PJ][D][PJ]. Dot form: |x|^2 + |y|^2 - 2 x.y, one operation a coordinate instead of two; the
-// product is summed from 0 and in the order of the norms, so that a point is at distance exactly 0 from itself.
-template <bool Dot, class T>
+// How the distance of points in many dimensions is formed. Products: |x|^2 + |y|^2 - 2 x.y, one operation a coordinate
+// instead of two; the product is summed from 0 and in the order of the norms, so that a point is at distance exactly 0
+// from itself. Mended: the same, and by differences where the points are near, for what is not smooth at 0: the error
+// of a product is relative to the norms, not to the distance.
+enum class Form { differences, products, mended };
+inline constexpr double near_points = 0.125;  // t over the sum of the norms; less is rare in many dimensions
+
+template <class T> vec<T> squared_differences(const T* x, const T* column, int64_t D) {
+    vec<T> total{};
+    for (int64_t d0 = 0; d0 < D; d0 += coordinate_chunk) {
+        vec<T> sum{};
+        for (int64_t d = d0; d < std::min(D, d0 + coordinate_chunk); d++) {
+            const vec<T> e = load(x + d * R<T>) - column[d * PJ];
+            sum += e * e;
+        }
+        total += sum;
+    }
+    return total;
+}
+
+// x [D][R], panels [n / PJ][D][PJ]
+template <Form F, class T>
 void distances_wide(const T* x, const T* x_norm, const T* panels, const T* y_norm, int64_t D, int n, T* t) {
+    constexpr bool Dot = F != Form::differences;
     for (int j = 0; j < n; j += PJ, panels += D * PJ)
         for (int64_t d0 = 0; d0 < D; d0 += coordinate_chunk) {
             const int64_t d1 = std::min(D, d0 + coordinate_chunk);
@@ -86,8 +106,13 @@ void distances_wide(const T* x, const T* x_norm, const T* panels, const T* y_nor
                     T* at = t + (j + q) * R<T> + k * lanes<T>;
                     vec<T> v = s[q][k];
                     if (d0 > 0) v += load(at);
-                    if (Dot && d1 == D)
-                        v = larger(vec<T>{}, vec<T>((load(x_norm + k * lanes<T>) + y_norm[j + q]) - (v + v)));
+                    if (Dot && d1 == D) {
+                        const vec<T> norms = load(x_norm + k * lanes<T>) + y_norm[j + q];
+                        v = larger(vec<T>{}, vec<T>(norms - (v + v)));
+                        if constexpr (F == Form::mended)
+                            if (any_less(v, vec<T>(norms * T(near_points)))) [[unlikely]]
+                                v = squared_differences(x + k * lanes<T>, panels + q, D);
+                    }
                     store(at, v);
                 }
         }
@@ -135,38 +160,43 @@ template <class T> void channel_products(const T* a, const T* b, int64_t C, int 
 
 // ---- profiles on a tile --------------------------------------------------------------------------------------
 
-// A kernel as the tiles see it: coordinates scaled for the first term, the others by a ratio of squared scales.
+// A kernel as the tiles see it: the profile of a part is evaluated at ratio * t.
 template <class T> struct TileKernel {
     struct Part {
         int profile;
-        T ratio, parameter, coefficient[4];  // coefficient * ratio**order
+        T ratio, parameter, coefficient[4];  // coefficient * ratio**order; of a single term ratio**order
     };
     std::vector<Part> parts;
     double scale;        // of the coordinates
     double coefficient;  // of a single term, applied to the result; 1 for a mixture
+    bool fits;           // all of these are normal numbers of T
     bool decaying;       // every term is positive and falls with distance
     bool smooth;         // no term is singular or has a kink at 0
     bool scale_free;     // no term has a bandwidth
     T sharpest = 0;      // the largest ratio
     bool single() const { return parts.size() == 1; }
+    bool plain() const { return single() && parts[0].ratio == 1; }
 };
 
 // Row and column shifts in base 2: values are multiplied by 2**(column[j] - row[i]).
 template <class T> struct Shifts {
     const T *row, *column;
 };
+enum class Shift { none, near, far };  // far: FarShift
 
-template <class P, int K, bool Plain, bool Shifted, class T>
+template <class P, int K, bool Plain, Shift Shifted, class T>
 void evaluate_part(const typename TileKernel<T>::Part& part, bool accumulate, const T* t, Shifts<T> shifts, int n,
                    T* const* f) {
     const vec<T> ratio = splat(part.ratio), parameter = splat(part.parameter);
     vec<T> row[NB<T>];
-    GWF_LANES row[k] = Shifted ? load(shifts.row + k * lanes<T>) : vec<T>{};
+    GWF_LANES row[k] = Shifted != Shift::none ? load(shifts.row + k * lanes<T>) : vec<T>{};
     for (int j = 0; j < n; j++) GWF_LANES {
             const int64_t at = int64_t(j) * R<T> + k * lanes<T>;
             vec<T> value[K + 1], v = load(t + at);
             if (!Plain) v *= ratio;
-            if constexpr (Shifted)
+            if constexpr (Shifted == Shift::far)
+                P::template jet<K>(rounded(v), parameter, FarShift<vec<T>>{splat(shifts.column[j]), row[k]}, value);
+            else if constexpr (Shifted == Shift::near)
                 P::template jet<K>(v, parameter, vec<T>(splat(shifts.column[j]) - row[k]), value);
             else
                 P::template jet<K>(v, parameter, NoShift{}, value);
@@ -180,9 +210,9 @@ void evaluate_part(const typename TileKernel<T>::Part& part, bool accumulate, co
 }
 
 // f[o] = d^o k / dt^o on the tile for o = 0..K. f[K] may be t itself.
-template <int K, bool Shifted, class T>
+template <int K, Shift Shifted, class T>
 void evaluate(const TileKernel<T>& kernel, const T* t, Shifts<T> shifts, int n, T* const* f) {
-    const bool plain = kernel.single();
+    const bool plain = kernel.plain();
     bool accumulate = false;
     for (const auto& part : kernel.parts) {
         switch (part.profile) {
@@ -207,7 +237,8 @@ template <class T>
 void bound_exponents(const TileKernel<T>& kernel, const T* t, const T* column_shift, int n, int64_t self, T* bound) {
     for (const auto& part : kernel.parts)
         for (int j = 0; j < n; j++) GWF_LANES {
-                const vec<T> v = load(t + int64_t(j) * R<T> + k * lanes<T>) * part.ratio, p = splat(part.parameter);
+                const vec<T> v = rounded(vec<T>(load(t + int64_t(j) * R<T> + k * lanes<T>) * part.ratio));
+                const vec<T> p = splat(part.parameter);
                 vec<T> x;
                 switch (part.profile) {
 #define GWF_CASE(id, P)        \
@@ -219,7 +250,7 @@ void bound_exponents(const TileKernel<T>& kernel, const T* t, const T* column_sh
                     default:
                         x = vec<T>{};
                 }
-                vec<T> u = splat(column_shift[j]) - x;
+                vec<T> u = splat(column_shift[j]) - rounded(x);
                 const int64_t own = j - self - k * lanes<T>;
                 if (own >= 0 && own < lanes<T>) u[own] = masked<T>;
                 store(bound + k * lanes<T>, larger(u, load(bound + k * lanes<T>)));
@@ -229,12 +260,14 @@ void bound_exponents(const TileKernel<T>& kernel, const T* t, const T* column_sh
 // ---- sums over a tile ----------------------------------------------------------------------------------------
 
 // total += sum_j weight_j value(t_j), for a kernel of one term; values are not kept.
-template <class P, class T> void sum_part(T parameter, const T* t, const T* weight, int n, T* total) {
-    const vec<T> p = splat(parameter);
+template <class P, bool Plain, class T>
+void sum_part(const typename TileKernel<T>::Part& part, const T* t, const T* weight, int n, T* total) {
+    const vec<T> p = splat(part.parameter), ratio = splat(part.ratio);
     vec<T> s[NB<T>] = {};
     for (int j = 0; j < n; j++) GWF_LANES {
-            vec<T> value;
-            P::template jet<0>(load(t + int64_t(j) * R<T> + k * lanes<T>), p, NoShift{}, &value);
+            vec<T> value, v = load(t + int64_t(j) * R<T> + k * lanes<T>);
+            if (!Plain) v *= ratio;
+            P::template jet<0>(v, p, NoShift{}, &value);
             s[k] += value * weight[j];
         }
     GWF_LANES store(total + k * lanes<T>, load(total + k * lanes<T>) + s[k]);

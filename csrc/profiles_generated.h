@@ -56,20 +56,20 @@ struct Laplace {
             f[0] = e;
         } else if constexpr (K == 1) {
             const V ir = rsqrt0(t);
-            const V r = ir*t;
+            const V r = root_from(t, ir);
             const V e = exp2_minus(shift, r);
             f[0] = e;
             f[1] = -T(0.34657359027997264)*e*ir;
         } else if constexpr (K == 2) {
             const V ir = rsqrt0(t);
-            const V r = ir*t;
+            const V r = root_from(t, ir);
             const V e = exp2_minus(shift, r);
             f[0] = e;
             f[1] = -T(0.34657359027997264)*e*ir;
             f[2] = e*(T(0.17328679513998632)*(ir*ir*ir) + T(0.12011325347955036)*(ir*ir));
         } else if constexpr (K == 3) {
             const V ir = rsqrt0(t);
-            const V r = ir*t;
+            const V r = root_from(t, ir);
             const V c0 = (ir*ir*ir);
             const V c1 = (ir*ir);
             const V e = exp2_minus(shift, r);
@@ -185,14 +185,14 @@ struct Matern32 {
             f[1] = -T(0.24022650695910072)*e;
         } else if constexpr (K == 2) {
             const V ir = rsqrt0(t);
-            const V r = ir*t;
+            const V r = root_from(t, ir);
             const V e = exp2_minus(shift, r);
             f[0] = e*(T(0.6931471805599453)*r + T(1.0));
             f[1] = -T(0.24022650695910072)*e;
             f[2] = T(0.08325616299723237)*e*ir;
         } else if constexpr (K == 3) {
             const V ir = rsqrt0(t);
-            const V r = ir*t;
+            const V r = root_from(t, ir);
             const V e = exp2_minus(shift, r);
             f[0] = e*(T(0.6931471805599453)*r + T(1.0));
             f[1] = -T(0.24022650695910072)*e;
@@ -232,7 +232,7 @@ struct Matern52 {
             f[2] = T(0.019236258215256954)*e;
         } else if constexpr (K == 3) {
             const V ir = rsqrt0(t);
-            const V r = ir*t;
+            const V r = root_from(t, ir);
             const V e = exp2_minus(shift, r);
             f[0] = e*(T(0.6931471805599453)*r + T(0.16015100463940046)*t + T(1.0));
             f[1] = e*(-T(0.05550410866482158)*r + T(-0.08007550231970023));
@@ -259,18 +259,18 @@ struct Distance {
             f[0] = times_exp2(r, shift);
         } else if constexpr (K == 1) {
             const V ir = rsqrt0(t);
-            const V r = ir*t;
+            const V r = root_from(t, ir);
             f[0] = times_exp2(r, shift);
             f[1] = times_exp2(T(0.5)*ir, shift);
         } else if constexpr (K == 2) {
             const V ir = rsqrt0(t);
-            const V r = ir*t;
+            const V r = root_from(t, ir);
             f[0] = times_exp2(r, shift);
             f[1] = times_exp2(T(0.5)*ir, shift);
             f[2] = times_exp2(-T(0.25)*(ir*ir*ir), shift);
         } else if constexpr (K == 3) {
             const V ir = rsqrt0(t);
-            const V r = ir*t;
+            const V r = root_from(t, ir);
             f[0] = times_exp2(r, shift);
             f[1] = times_exp2(T(0.5)*ir, shift);
             f[2] = times_exp2(-T(0.25)*(ir*ir*ir), shift);

@@ -55,11 +55,11 @@ template <int Order, class T> void stein_tiles(const SteinProblem<T>& p, int64_t
     for (int set = 0; set < 3; set++) {
         const T *panels = p.sets[set]->panels + j0 * p.D, *norms = p.sets[set]->norm + j0;
         if (p.dot)
-            distances_wide<true>(s.x[set], s.x_norm[set], panels, norms, p.D, n, s.tile[set]);
+            distances_wide<Form::products>(s.x[set], s.x_norm[set], panels, norms, p.D, n, s.tile[set]);
         else
-            distances_wide<false>(s.x[set], s.x_norm[set], panels, norms, p.D, n, s.tile[set]);
+            distances_wide<Form::differences>(s.x[set], s.x_norm[set], panels, norms, p.D, n, s.tile[set]);
     }
-    evaluate<Order, false>(*p.kernel, s.tile[0], Shifts<T>{}, n, s.f);
+    evaluate<Order, Shift::none>(*p.kernel, s.tile[0], Shifts<T>{}, n, s.f);
 }
 
 // s_i.s_j and (x_i - x_j).(s_i - s_j) at one place of the tiles.
@@ -162,17 +162,18 @@ template <class T> T stein_score_scale(const SteinPoints<T>& x, const T* score, 
     return std::isfinite(ratio) ? T(std::exp2(std::round(std::log2(ratio)))) : T(1);
 }
 
-template <class T> void stein_element(const SteinCall<T>& call, const TileKernel<T>& kernel, int64_t b, int threads) {
+template <class T> bool stein_element(const SteinCall<T>& call, const KernelForms<T>& forms, int64_t b, int threads) {
     const int64_t N = call.points, D = call.dim, blocks = (N + R<T> - 1) / R<T>;
     const T *x = call.x + b * N * D, *score = call.score + b * N * D;
     Arena<T> arena(3 * SteinPoints<T>::size(N, D));
     SteinPoints<T> points(arena, N, D), scores(arena, N, D), sums(arena, N, D);
-    for (int64_t d = 0; d < D; d++) {
-        double mean = 0;
-        for (int64_t i = 0; i < N; i++) mean += double(x[i * D + d]) / double(N);
-        const T centre = T(mean);
-        for (int64_t i = 0; i < N; i++) points.rows[i * D + d] = (x[i * D + d] - centre) * T(kernel.scale);
-    }
+    std::vector<T> centre(static_cast<size_t>(D));
+    find_centre(x, N, D, centre.data());
+    const Choice<T> choice = choose_kernel(forms, D, double(largest_offset(x, N, D, centre.data())), -1, true);
+    if (!choice.kernel) return false;
+    const TileKernel<T>& kernel = *choice.kernel;
+    for (int64_t i = 0; i < N; i++)
+        for (int64_t d = 0; d < D; d++) points.rows[i * D + d] = (x[i * D + d] - centre[d]) * T(kernel.scale);
     const T beta = stein_score_scale(points, score, N * D);
     for (int64_t at = 0; at < N * D; at++) {
         scores.rows[at] = score[at] * beta;
@@ -199,13 +200,32 @@ template <class T> void stein_element(const SteinCall<T>& call, const TileKernel
         call.total[b] = 0;
         for (const double sum : partial) call.total[b] += sum;
     }
+    return true;
 }
 
+template <class T> void run_stein(const SteinCall<T>& call);
+
+// One element of the batch in double, as run_wider of the reductions.
+inline void run_stein_wider(const SteinCall<float>& call, int64_t b) {
+    const int64_t count = call.points * call.dim;
+    const std::vector<double> x(call.x + b * count, call.x + (b + 1) * count);
+    const std::vector<double> score(call.score + b * count, call.score + (b + 1) * count);
+    std::vector<double> gradients(size_t(call.x_gradient ? 2 * count : 0));
+    double* const of_x = call.x_gradient ? gradients.data() : nullptr;
+    run_stein(SteinCall<double>{call.kernel, 1, call.points, call.dim, x.data(), score.data(), call.diagonal,
+                                call.total ? call.total + b : nullptr, of_x, of_x ? of_x + count : nullptr});
+    if (!of_x) return;
+    std::copy(of_x, of_x + count, call.x_gradient + b * count);
+    std::copy(of_x + count, of_x + 2 * count, call.score_gradient + b * count);
+}
+inline void run_stein_wider(const SteinCall<double>&, int64_t) {}
+
 template <class T> void run_stein(const SteinCall<T>& call) {
-    const TileKernel<T> kernel = tile_kernel<T>(call.kernel);
+    const KernelForms<T> forms(call.kernel);
     const double work = double(call.points) * double(call.points) * (double(call.dim) + 1);
     const int available = omp_in_parallel() ? 1 : omp_get_max_threads();
-    for (int64_t b = 0; b < call.batch; b++) stein_element(call, kernel, b, work < serial_below ? 1 : available);
+    for (int64_t b = 0; b < call.batch; b++)
+        if (!stein_element(call, forms, b, work < serial_below ? 1 : available)) run_stein_wider(call, b);
 }
 
 }  // namespace gwf::GWF_ISA

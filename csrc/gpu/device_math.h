@@ -22,6 +22,7 @@ GWF_DEVICE float exp2_of(float x) { return exp2f(x); }
 GWF_DEVICE double exp2_of(double x) { return exp2(x); }
 GWF_DEVICE float root(float t) { return sqrtf(t); }
 GWF_DEVICE double root(double t) { return sqrt(t); }
+template <class V> GWF_DEVICE V root_from(V t, V inverse_root) { return inverse_root * t; }
 GWF_DEVICE float log2_of(float u) { return log2f(u); }
 GWF_DEVICE double log2_of(double u) { return log2(u); }
 

@@ -1,5 +1,7 @@
 // Elementary functions on vectors: 2**x, log2, 1/sqrt, with relative errors near 1e-7 (float) and 2e-16 (double).
 // What profiles_generated.h is written in. NaN propagates; 2**x underflows to 0 and overflows to a huge number or inf.
+// Functions of double take infinity for what it is. Those of float need not (the fast ones give NaN): problems that
+// reach out of float's range are computed in double (pairwise_range.h).
 #pragma once
 #include "vector.h"
 
@@ -39,8 +41,8 @@ template <class V> GWF_INLINE V exp2_fraction(V f) {
 // 2**n for integer n in [lowest, highest], as the bits of a float
 template <class V> GWF_INLINE V exp2_integer(V n_plus_magic) {
     using T = scalar_t<V>;
-    const auto one = as_bits<T>(splat(T(1)));
-    return (V)((as_bits<T>(n_plus_magic) << exp2_constants<T>::mantissa) + one);
+    const auto one = as_unsigned<T>(splat(T(1)));  // unsigned: beyond the range the sum wraps, and is not used
+    return (V)((as_unsigned<T>(n_plus_magic) << exp2_constants<T>::mantissa) + one);
 }
 
 #if defined(__AVX512F__)
@@ -71,8 +73,8 @@ template <bool minus_x> GWF_INLINE vec<float> exp2_any(vec<float> x) {
 }
 template <bool minus_x> GWF_INLINE vec<double> exp2_any(vec<double> x) {
     if (minus_x) x = -x;
-    const vec<double> n = _mm512_roundscale_pd(x, 8);
-    return _mm512_scalef_pd(exp2_fraction(x - n), n);
+    const vec<double> fraction = _mm512_reduce_pd(x, 8);  // of infinity: 0
+    return _mm512_scalef_pd(exp2_fraction(fraction), _mm512_roundscale_pd(x, 8));
 }
 #else
 template <bool minus_x, class V> GWF_INLINE V exp2_any(V x) {
@@ -95,7 +97,18 @@ template <class V> GWF_INLINE V scale_by_exp2(V a, V n) {  // n an integer
 struct NoShift {};
 template <class V> GWF_INLINE V exp2_minus(NoShift, V x) { return exp2_any<true>(x); }
 template <class V> GWF_INLINE V exp2_minus(V shift, V x) { return exp2_any<false>(V(shift - x)); }
+// Far from the data column - row loses what x has to be compared with: here x goes first, as where the row's shift was
+// taken as the largest of (column - x). What exceeds that does so by rounding.
+template <class V> struct FarShift {
+    V column, row;
+};
+template <class V> GWF_INLINE V exp2_minus(FarShift<V> shift, V x) {
+    return exp2_any<false>(smaller(V{}, V((shift.column - rounded(x)) - shift.row)));
+}
 template <class V> GWF_INLINE V times_exp2(V value, NoShift) { return value; }
+template <class V> GWF_INLINE V times_exp2(V value, FarShift<V> shift) {
+    return value * exp2_any<false>(smaller(V{}, V(shift.column - shift.row)));
+}
 template <class V> GWF_INLINE V times_exp2(V value, V shift) { return value * exp2_any<false>(shift); }
 
 // ---- e^x and its kin ----------------------------------------------------------------------------------------
@@ -173,6 +186,14 @@ template <class V> GWF_INLINE V root(V t) {
     }
 }
 
+// The same, where the inverse is known.
+template <class V> GWF_INLINE V root_from(V t, V inverse_root) {
+    if constexpr (sizeof(t[0]) == 4)
+        return inverse_root * t;
+    else
+        return t < infinite<V> ? V(inverse_root * t) : t;
+}
+
 template <class V> GWF_INLINE V rsqrt0(V t) {
     const V bound = splat(tiny<scalar_t<V>>);
     return zero_below(V(scalar_t<V>(0.5) * two_rsqrt(larger(bound, t))), t, bound);
@@ -180,15 +201,15 @@ template <class V> GWF_INLINE V rsqrt0(V t) {
 
 // ---- logarithms and powers -----------------------------------------------------------------------------------
 
-// u = 2**n * m with m in [sqrt(1/2), sqrt(2)); returns log2(m) and sets n. u > 0 and normal.
+// u = 2**n * m with m in [sqrt(1/2), sqrt(2)); returns log2(m) and sets n. u > 0 and normal; else they are anything.
 template <class V> GWF_INLINE V log2_parts(V u, V& n) {
     using T = scalar_t<V>;
     constexpr int mantissa = exp2_constants<T>::mantissa;
     using I = integer_of<T>;
     constexpr I root_half = sizeof(T) == 4 ? I(0x3f3504f3) : I(0x3fe6a09e667f3bcd);
-    const auto shifted = as_bits<T>(u) - root_half;
-    n = __builtin_convertvector(shifted >> mantissa, V);
-    const V m = (V)(as_bits<T>(u) - ((shifted >> mantissa) << mantissa));
+    const auto exponent = (bits<T>)(as_unsigned<T>(u) - std::make_unsigned_t<I>(root_half)) >> mantissa;
+    n = __builtin_convertvector(exponent, V);
+    const V m = (V)(as_unsigned<T>(u) - ((unsigned_bits<T>)exponent << mantissa));
     const V z = (m - T(1)) / (m + T(1)), w = z * z;
     V q;
     if constexpr (sizeof(T) == 4) {
@@ -208,7 +229,7 @@ template <class V> GWF_INLINE V log2_parts(V u, V& n) {
 template <class V> GWF_INLINE V log2_of(V u) {
     V n;
     const V l = log2_parts(u, n);
-    return n + l;
+    return u < infinite<V> ? V(n + l) : u;  // infinity and NaN stay what they are
 }
 
 template <class V> GWF_INLINE V log0(V t) {  // natural logarithm; 0 for coincident points
@@ -235,7 +256,8 @@ template <class V> GWF_INLINE V pow0(V t, V e) {
     const V error = e * n - product;
     const V whole = (product + exp2_constants<T>::magic) - exp2_constants<T>::magic;
     const V rest = (product - whole) + (e * l + error);
-    return zero_below(scale_by_exp2(exp2_any<false>(rest), whole), t, bound);
+    const V power = zero_below(scale_by_exp2(exp2_any<false>(rest), whole), t, bound);
+    return t < infinite<V> ? power : e[0] > T(0) ? t : V(T(1) / t);  // infinity, and NaN, which passes
 }
 
 }  // namespace gwf::GWF_ISA

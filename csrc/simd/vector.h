@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 #include <utility>
 #if defined(__x86_64__)
@@ -27,10 +28,12 @@ template <class T> struct vector_types {
     typedef T vec __attribute__((vector_size(vector_bytes)));
     typedef T unaligned __attribute__((vector_size(vector_bytes), aligned(sizeof(T)), may_alias));
     typedef integer_of<T> bits __attribute__((vector_size(vector_bytes)));
+    typedef std::make_unsigned_t<integer_of<T>> unsigned_bits __attribute__((vector_size(vector_bytes)));
 };
 
 template <class T> using vec = typename vector_types<T>::vec;
 template <class T> using bits = typename vector_types<T>::bits;
+template <class T> using unsigned_bits = typename vector_types<T>::unsigned_bits;
 template <class T> inline constexpr int lanes = vector_bytes / int(sizeof(T));
 template <class V> using scalar_t = std::remove_cvref_t<decltype(std::declval<V>()[0])>;
 
@@ -68,6 +71,19 @@ template <class T> GWF_INLINE vec<T> pinned(T value) {
 }
 
 template <class T> GWF_INLINE bits<T> as_bits(vec<T> v) { return (bits<T>)v; }
+template <class T> GWF_INLINE unsigned_bits<T> as_unsigned(vec<T> v) { return (unsigned_bits<T>)v; }
+
+// v as it is stored: a product is not fused with the sum that it goes into, and comes out the same everywhere.
+template <class V> GWF_INLINE V rounded(V v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm("" : "+x"(v));
+#endif
+    return v;
+}
+
+template <class V> inline constexpr scalar_t<V> infinite = std::numeric_limits<scalar_t<V>>::infinity();
 
 // smaller(a, b) and larger(a, b) return b where either is NaN (the x86 rule): put the data second to propagate it.
 #if defined(__AVX512F__)
@@ -107,6 +123,25 @@ template <class V> GWF_INLINE V square_root(V a) {
 }
 template <class V> GWF_INLINE V zero_below(V value, V test, V bound) { return test < bound ? V{} : value; }
 #endif
+
+// Whether a < b in any lane.
+template <class V> GWF_INLINE bool any_less(V a, V b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(a[0]) == 4)
+        return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+    else
+        return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(a[0]) == 4)
+        return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ));
+    else
+        return _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_LT_OQ));
+#else
+    bool any = false;
+    for (int i = 0; i < int(sizeof(V) / sizeof(a[0])); i++) any |= a[i] < b[i];
+    return any;
+#endif
+}
 
 // a * b + c on one number, rounded as the vectors round it.
 template <class T> GWF_INLINE T multiply_add(T a, T b, T c) {
