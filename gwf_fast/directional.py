@@ -15,6 +15,7 @@ from .discrepancy import mmd2
 from .exponentials import power_of_distance
 from .kernels.sliced_reference import sliced as sliced_by_torch
 from .ops.dispatch import load
+from .passes import centre_of
 from .radial import Riesz
 from .ragged import exists, member_weights, members
 
@@ -105,7 +106,8 @@ def directional(
     """Mean over directions [*B], and the value of each [*B, P] in float64, without a graph."""
     batch = x.shape[:-2]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    u, v = (points.reshape(math.prod(batch), *points.shape[-2:]).to(wide).contiguous() for points in (x, y))
+    centre = centre_of(y, y_lengths).to(wide)  # differences of projections do not mind where the origin is
+    u, v = ((points.to(wide) - centre).reshape(math.prod(batch), *points.shape[-2:]).contiguous() for points in (x, y))
     lengths = _lengths("x_lengths", x_lengths, x), _lengths("y_lengths", y_lengths, y)
     a = _normalised("x_weights", x_weights, x, "x", lengths[0])
     b = _normalised("y_weights", y_weights, y, "y", lengths[1])

@@ -15,7 +15,7 @@ from . import ops
 from ._validation import check_companion, check_pair, check_points
 from .ops.modes import is_concrete
 from .pairwise import kernel_average, kernel_logsumexp
-from .passes import scaled_passes
+from .passes import centre_of, scaled_passes
 from .radial import Gaussian, Kernel, Riesz
 
 
@@ -123,7 +123,7 @@ def parzen_score(
     check_pair(x, y)
     kernel = Gaussian(bandwidth)
     # The mean shift minus x cancels far from the origin; differences do not mind where it is.
-    centre = y.detach().mean(-2, keepdim=True) if y.shape[-2] else 0.0
+    centre = centre_of(y)
     u = x - centre
     v = u if x is y else y - centre
     shifted = kernel_average(u, v, kernel=kernel, exclude_self=exclude_self, backend=backend)

@@ -11,6 +11,7 @@ from .directions import checked_directions
 from .fast_summation import Directions, FastOptions, choose, fast_reduction
 from .passes import scaled_passes
 from .radial import Kernel
+from .ragged import members
 
 
 class Method(NamedTuple):
@@ -56,6 +57,10 @@ def fast_sum(
 ) -> Tensor | tuple[Tensor, Tensor] | None:
     """The sum (order 0) or its gradient, with its error where asked for; None where the exact method is to do it."""
     options = method.options(x)
+    # What lies beyond the lengths may be anything, and must not be looked at: a box is fitted to the points.
+    same = y is x and y_lengths is x_lengths
+    x = members(x, x_lengths)
+    y = x if same else members(y, y_lengths)
     channels = weights is not None and weights.ndim == y.ndim
     carried = weights if weights is None or channels else weights.unsqueeze(-1)  # [*B, M, C]
     count = 1 if carried is None else carried.shape[-1]

@@ -38,15 +38,14 @@ def forces(
         for _, r in _distances(points, y, shift, floor):
             for k, temperature in enumerate(temperatures[:, b]):
                 columns[k] = torch.logaddexp(columns[k], (r / -temperature).logsumexp(0))
-        centred = y - y[-1:]
         for rows, r in _distances(points, y, shift, floor):
             for k, temperature in enumerate(temperatures[:, b]):
                 logit = r / -temperature
                 half = 0.5 * (logit.logsumexp(1, keepdim=True) + columns[k])
                 a = (logit - half).exp_().clamp_(min=math.sqrt(clip)).mul_(w)
                 negative, positive = a[:, :cut], a[:, cut:]
-                attraction = positive @ centred[cut:] * negative.sum(1, keepdim=True)
-                out[k, b, rows] = attraction - negative @ centred[:cut] * positive.sum(1, keepdim=True)
+                attraction = positive @ y[cut:] * negative.sum(1, keepdim=True)
+                out[k, b, rows] = attraction - negative @ y[:cut] * positive.sum(1, keepdim=True)
     return out
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..discrepancy import mmd2
 from ..pairwise import kernel_sum
+from ..passes import centre_of
 from ..radial import Gaussian, Kernel, Laplace, Riesz
 from ..transport.cost import half_self_cost, transport_cost
 from ..transport.problem import Entropic
@@ -101,7 +102,7 @@ class SamplesLoss(nn.Module):
         diameter = self.diameter
         if diameter is None and self.loss == "sinkhorn":
             diameter = bounding_diameter(x.detach(), y.detach())
-        centre = y.detach().mean(-2, keepdim=True)
+        centre = centre_of(y)
         x, y = x - centre, y - centre
         result = self._sinkhorn(a, x, b, y, diameter) if self.loss == "sinkhorn" else self._kernel_norm(a, x, b, y)
         if isinstance(result, Tensor):

@@ -9,6 +9,7 @@ from .. import ops
 from .._validation import check_counts
 from ..kernels import drift_cpp
 from ..ops.modes import is_concrete
+from ..passes import centre_of
 from ..radial import Laplace
 from ..ragged import members
 from ._checks import check_positive, check_sets, require_grad
@@ -87,7 +88,7 @@ def gmd(
             temperatures = particles.new_full((1, len(particles)), float(temperature))
             own = particles.new_full((len(particles),), _EXCLUDED) if exclude_self else None
             return joint.forces(temperatures, own, floor=0.0, clip=clip or 0.0, backend=backend)[0].view(x.shape)
-    centre = y.detach()[..., :1, :]  # differences of means do not mind where the origin is
+    centre = centre_of(y, y_lengths)  # differences of means do not mind where the origin is
     u, positive = _fold(x - centre), _fold(y - centre)
     negative = u if negatives is x else _fold(negatives - centre)
     rows, logs, means = [], [], []

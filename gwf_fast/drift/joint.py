@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..ops.dispatch import load, resolve
 from ..ops.modes import is_concrete
+from ..passes import centre_of
 from ..ragged import exists, members
 
 
@@ -79,8 +80,11 @@ class Joint(NamedTuple):
 
 
 def join(x: Tensor, x_lengths: Tensor | None, negatives: Sequence[Targets], positives: Targets) -> Joint:
-    """Put targets in a row; the members of ragged sets move up, so that no problem has a gap."""
-    kinds = [*negatives, positives]
+    """Put targets in a row, about the centre of the positives; members of ragged sets move up: no problem has a gap."""
+    # Forces do not mind where the origin is; their rounding does.
+    centre = centre_of(positives.points, positives.lengths)
+    x, kinds = x - centre, [kind._replace(points=kind.points - centre) for kind in (*negatives, positives)]
+    positives = kinds[-1]
     points = torch.cat([kind.points for kind in kinds], 1) if len(kinds) > 1 else positives.points
     weights = None
     if any(kind.weights is not None for kind in kinds):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._validation import check_counts
 from ..pairwise import kernel_average, kernel_logsumexp
+from ..passes import centre_of
 from ..radial import Gaussian
 from ..ragged import members
 from ._checks import check_positive, check_sets, inverse_counts
@@ -66,7 +67,7 @@ def parzen_kl(
     h = check_positive("bandwidth", bandwidth)
     kernel = Gaussian(h)
     # Both means are near x; what is left of their difference does not mind where the origin is.
-    centre = y.detach()[..., :1, :]
+    centre = centre_of(y, y_lengths)
     u, v = x - centre, y - centre
     towards = kernel_average(u, v, kernel=kernel, x_lengths=x_lengths, y_lengths=y_lengths, backend=backend)
     away = kernel_average(

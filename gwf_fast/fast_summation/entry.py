@@ -179,10 +179,10 @@ def _one_set(
     if not x.shape[0] or not y.shape[0]:
         return x.new_zeros(x.shape[0], weights.shape[1] if order == 0 else x.shape[1]), error
     even, series = moments.split(spec)
-    centre = y.detach().mean(0)
     out = None
     if even:
-        out = moments.moment_sum(x - centre, y - centre, weights, even, order)
+        centre = y.detach().double().mean(0)  # in double it may be far off: moments cancel least about the mean
+        out = moments.moment_sum(x.double() - centre, y.double() - centre, weights, even, order)
     own = 0.0  # what a point adds to its own sum
     if exclude_self and order == 0:
         own = float(far_field(torch.zeros((), dtype=torch.float64), spec, 0.0, 0))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..passes import centre_of
 from .lines import line_sums
 from .slicing import LineForm, Spec, line_form
 
@@ -50,7 +51,7 @@ def sliced_sums(
     directions: Directions,
 ) -> SlicedSum:
     """sum_j w_jc k(x_i - y_j), or its gradient, by the mean over directions; differentiable to any order."""
-    centre = y.detach().mean(0)
+    centre = centre_of(y)
     u = x - centre
     v = u if y is x else y - centre
     w = weights.T[None]  # [1, C, M]

@@ -8,16 +8,9 @@ from torch import Tensor
 
 from .._validation import check_counts, check_pair
 from ..ops.modes import is_readable
+from ..passes import centre_of
 from ..ragged import exists, member_weights, members
 from .problem import Entropic
-
-
-def centre(y: Tensor, lengths: Tensor | None) -> Tensor:
-    """Mean of each set, [*B, 1, D], without a graph."""
-    y = y.detach()
-    if lengths is None:
-        return y.mean(-2, keepdim=True)
-    return members(y, lengths).sum(-2, keepdim=True) / lengths[..., None, None].to(y.dtype)
 
 
 def make_problem(
@@ -48,7 +41,7 @@ def make_problem(
                 "x_weights and y_weights must have the same sum where marginals hold exactly, got "
                 f"{total_a.flatten()[0].item():g} and {total_b.flatten()[0].item():g}; or set marginal_strength"
             )
-    origin = centre(y, y_lengths)
+    origin = centre_of(y, y_lengths)
     u = members(x - origin, x_lengths)  # points beyond the lengths have no weight, and lie at the centre
     return Entropic(u, u if same else members(y - origin, y_lengths), a, b, 2, strength)
 
