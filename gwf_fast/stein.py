@@ -12,7 +12,7 @@ from . import ops
 from ._validation import check_companion, check_points
 from .ops.modes import is_concrete
 from .pairwise import kernel_gradient, kernel_sum
-from .passes import scaled_passes
+from .passes import centre_of, scaled_passes
 from .radial import Gaussian, Kernel
 
 # Of the points, in bandwidths: beyond, x_i sum_j k_ij - sum_j k_ij x_j would lose digits of their differences.
@@ -48,8 +48,9 @@ def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True) -> 
     if kernel.spec is None or kernel.has_formula:
         raise ValueError("kernel must have numbers as bandwidths and come from the table of profiles, for ksd2")
     fold = (-1, *x.shape[-2:])
-    total = _SteinSum.apply(x.reshape(fold), score.reshape(fold), kernel.spec, not unbiased)
-    return total.view(x.shape[:-2]) / (n * (n - 1) if unbiased else n * n)
+    pairs = n * (n - 1) if unbiased else n * n
+    mean = _SteinMean.apply(x.reshape(fold), score.reshape(fold), kernel.spec, not unbiased, pairs)
+    return mean.view(x.shape[:-2])
 
 
 def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | None = None) -> Tensor:
@@ -75,7 +76,7 @@ def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | N
         return fused
     if isinstance(kernel, Gaussian) and kernel.spec is not None and is_concrete(x, score) and x.is_cpu:
         h = float(kernel.bandwidth)
-        u = x - x.detach().mean(-2, keepdim=True)
+        u = x - centre_of(x)
         if float(u.detach().square().sum(-1).amax()) <= (_FUSED_RADIUS * h) ** 2:
             # grad k is -(x_i - x_j) k / h^2: one pass with the kernel's values for both terms
             values = torch.cat([score - u / h**2, torch.ones_like(u[..., :1])], -1)
@@ -118,17 +119,22 @@ def _implementation(x: Tensor) -> ModuleType:
     return ops.dispatch.implementation("stein", x.device, x.dtype, x.shape[-1])
 
 
-class _SteinSum(torch.autograd.Function):
+class _SteinMean(torch.autograd.Function):
+    """The sum over pairs by their number: divided in float64, since a sum leaves the range of a half soon."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool, pairs: int) -> Tensor:
         x, score = x.contiguous(), score.contiguous()
         ctx.save_for_backward(x, score)
-        ctx.spec, ctx.diagonal = spec, diagonal
-        return _implementation(x).stein_sum(x, score, spec, diagonal).to(x.dtype)
+        ctx.spec, ctx.diagonal, ctx.pairs = spec, diagonal, pairs
+        return (_implementation(x).stein_sum(x, score, spec, diagonal) / pairs).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
         x, score = ctx.saved_tensors
-        gx, gs = _implementation(x).stein_sum_gradients(x, score, ctx.spec, ctx.diagonal)
-        return u[:, None, None] * gx, u[:, None, None] * gs, None, None
+        wide = torch.promote_types(x.dtype, torch.float32)
+        gradients = _implementation(x).stein_sum_gradients(x.to(wide), score.to(wide), ctx.spec, ctx.diagonal)
+        factor = (u.to(wide) / ctx.pairs)[:, None, None]
+        gx, gs = ((factor * gradient).to(x.dtype) for gradient in gradients)
+        return gx, gs, None, None, None

@@ -58,7 +58,7 @@ def sliced(
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     sizes = (batch, n, y.shape[1], d, len(directions), 0 if exponentials is None else len(exponentials[0]))
     _cpu.sliced(x.dtype is torch.float64, KINDS.index(kind), power, scale, sizes, addresses)
-    return Sliced(values, *gradients, *potentials)
+    return Sliced(values, *gradients, *(p if wish else None for p, wish in zip(potentials, wanted[2:], strict=True)))
 
 
 def sliced_sum(

@@ -45,6 +45,8 @@ def stein_sum(x: Tensor, score: Tensor, spec: Sequence[float], diagonal: bool) -
     """sum_ij of the Stein kernel, [B] in float64; x, score [B, N, D]."""
     dim = x.shape[-1]
     total = x.new_zeros(x.shape[0], dtype=torch.float64)
+    wide = torch.promote_types(x.dtype, torch.float32)  # half precisions are computed in float32
+    x, score = x.to(wide), score.to(wide)
     for _, d, q, difference, products, (f0, f1, f2) in _tiles(x, score, spec, 2, diagonal):
         u = f0 * products - 2 * f1 * ((difference * d).sum(-1) + dim) - 4 * q * f2
         total += u.double().sum((1, 2))

@@ -28,6 +28,16 @@ def half_self_cost(problem: Entropic, epsilon: float, f: Tensor) -> Tensor:
     return _HalfSelfCost.apply(problem.x, problem.a, f, epsilon, problem)
 
 
+def moving_potential(problem: Entropic, epsilon: float, g: Tensor) -> Tensor:
+    """The optimal g [*B, M], given one near it, as a function of x, y, a and b; differentiable once."""
+    return _Potential.apply(problem.x, problem.y, problem.a, problem.b, g, epsilon, problem)
+
+
+def moving_own_potential(problem: Entropic, epsilon: float, f: Tensor) -> Tensor:
+    """The same of a sample with itself, as a function of x and a."""
+    return _SelfPotential.apply(problem.x, problem.a, f, epsilon, problem)
+
+
 def _rebuilt(problem: Entropic, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Entropic:
     return Entropic(x, y, a, b, problem.p, problem.strength)
 
@@ -69,7 +79,7 @@ class _Cost(torch.autograd.Function):
         epsilon, problem = ctx.epsilon, _rebuilt(ctx.problem, x, y, a, b)
         other = problem.swapped()
         if torch.is_grad_enabled():  # somebody will differentiate once more
-            g = _Potential.apply(x, y, a, b, g, epsilon, ctx.problem)
+            g = moving_potential(problem, epsilon, g)
             f = problem.row_update(g, epsilon)
         best_f, best_g = problem.row_update(g, epsilon), other.row_update(f, epsilon)
         needs, u = ctx.needs_input_grad, u[..., None]
@@ -93,7 +103,7 @@ class _HalfSelfCost(torch.autograd.Function):
         x, a, f = ctx.saved_tensors
         epsilon, problem = ctx.epsilon, _rebuilt(ctx.problem, x, x, a, a)
         if torch.is_grad_enabled():
-            f = _SelfPotential.apply(x, a, f, epsilon, ctx.problem)
+            f = moving_own_potential(problem, epsilon, f)
         best = problem.row_update(f, epsilon)
         needs, u = ctx.needs_input_grad, u[..., None]
         gx = u[..., None] * _point_gradient(problem, best, f, epsilon) if needs[0] else None

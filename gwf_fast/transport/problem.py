@@ -50,15 +50,28 @@ class Entropic:
         """rho / (rho + eps): what a finite marginal strength leaves of an update (Chizat et al. 2018)."""
         return 1.0 if self.strength is None else self.strength / (self.strength + epsilon)
 
+    @property
+    def log_b(self) -> Tensor:
+        """log b [*B, M]; -inf for weights of 0, unless a derivative in them is wanted.
+
+        exp(log b + ...) has a derivative in b at 0, which 0 times infinity would lose: there log b is that of a number
+        too small to be seen in any sum.
+        """
+        b = self.b
+        if not (torch.is_grad_enabled() and b.requires_grad):
+            return b.log()
+        unseen = torch.finfo(b.dtype).tiny * (1e18 if b.dtype == torch.float64 else 1e8)
+        return torch.where(b == 0, b + unseen, b).log()
+
     def row_update(self, g: Tensor | None, epsilon: float) -> Tensor:
         """The best f [*B, N] for a given g [*B, M]; None is 0."""
-        log_weights = self.b.log() if g is None else self.b.log() + g / epsilon
+        log_weights = self.log_b if g is None else self.log_b + g / epsilon
         kernel = cost_kernel(epsilon, self.p)
         return -epsilon * self.damping(epsilon) * kernel_logsumexp(self.x, self.y, log_weights, kernel=kernel)
 
     def row_average(self, values: Tensor | None, g: Tensor, epsilon: float) -> Tensor:
         """sum_j pi_ij v_j / sum_j pi_ij [*B, N, C] of values [*B, M, C]; None averages y: the barycentric map."""
-        log_weights = self.b.log() + g / epsilon
+        log_weights = self.log_b + g / epsilon
         return kernel_average(self.x, self.y, values, log_weights, kernel=cost_kernel(epsilon, self.p))
 
     def row_mass(self, f: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .._validation import check_companion
 from ..ops.modes import is_readable
+from ..passes import centre_of
 from ..ragged import members
-from .arguments import centre, check_numbers, make_problem
-from .cost import half_self_cost, transport_cost
+from .arguments import check_numbers, make_problem
+from .cost import half_self_cost, moving_own_potential, moving_potential, transport_cost
 from .problem import Entropic
 from .solve import Solution, alternate, anneal, average, bounding_diameter, schedule
 
@@ -210,7 +211,7 @@ def barycentric_map(
     check_companion("g", g, y, channels=False)
     problem = make_problem(x, y, None, y_weights, 1.0, None, y_lengths)  # any sum of the weights will do
     check_numbers(epsilon, 1, 0.0, None)
-    return problem.row_average(None, members(g, y_lengths), epsilon) + centre(y, y_lengths)
+    return problem.row_average(None, members(g, y_lengths), epsilon) + centre_of(y, y_lengths)
 
 
 def drift(
@@ -239,6 +240,8 @@ def drift(
     A flow is cheaper from the potentials of the step before:
         ``v, potentials = drift.sinkhorn(x, y, epsilon=0.01, start=potentials, return_potentials=True)``
 
+    Differentiable once, through the solution (its optimality conditions, implicitly), as exactly as it is converged.
+
     Args:
         x: Particles [*B, N, D].
         y: Samples [*B, M, D].
@@ -265,11 +268,12 @@ def drift(
     own = Entropic(problem.x, problem.x, problem.a, problem.a, 2, marginal_strength)
     cross = _solve_cross(problem, epsilon, max_iterations, tolerance, scaling, start)
     itself = _solve_own(own, epsilon, max_iterations, tolerance, None if start is None else start.x_own)
-    towards, away = (part.row_average(None, g, epsilon) for part, g in ((problem, cross.g), (own, itself.g)))
+    # The potentials move with the points and the weights: what is differentiated is the solution.
+    solved = (problem, moving_potential(problem, epsilon, cross.g)), (own, moving_own_potential(own, epsilon, itself.g))
+    towards, away = (part.row_average(None, g, epsilon) for part, g in solved)
     if marginal_strength is not None:
         for_cross, for_itself = (
-            torch.exp(-part.row_update(g, epsilon) / marginal_strength)[..., None]
-            for part, g in ((problem, cross.g), (own, itself.g))
+            torch.exp(-part.row_update(g, epsilon) / marginal_strength)[..., None] for part, g in solved
         )
         towards, away = for_cross * (towards - problem.x), for_itself * (away - problem.x)
     velocity = members(towards - away, x_lengths)
