@@ -4,6 +4,7 @@
 #   make test-slow   the slow part
 #   make fuzz        100,000 drawn calls of every public function against dense float64; SEED=n for others
 #   make sanitize    the fuzzer on builds with AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer
+#   make test-versions  import, operators and interpreter with the oldest and the newest torch and triton (gigabytes)
 #   make bench       time this library beside its peers; fills bench/results/
 #   make lint        ruff, clang-format, generated code, types
 #   make format      let ruff and clang-format lay out the sources
@@ -19,7 +20,7 @@ FORMATTED := $(filter-out %_generated.h,$(CSRC))
 
 SEED ?= 0
 
-.PHONY: compile-gpu demo test test-slow fuzz sanitize sanitize-memory sanitize-threads bench lint format codegen build clean
+.PHONY: test-versions compile-gpu demo test test-slow fuzz sanitize sanitize-memory sanitize-threads bench lint format codegen build clean
 .DELETE_ON_ERROR:
 
 # --- the environment, one stamp a set of dependencies ---------------------------------------------------------------
@@ -90,6 +91,10 @@ sanitize-threads: build .venv/dev.stamp
 	$(call sanitized-build,threads,thread)
 	$(call SANITIZED,threads,libtsan.so) TSAN_OPTIONS=halt_on_error=1:exitcode=66 setarch -R \
 		$(CURDIR)/$(BIN)/python -m tests.fuzz --calls $(SANITIZE_CALLS) --seed $(SEED) --larger 8 --mode plain
+
+# In environments of their own under build/versions: a few minutes and gigabytes each, the first time.
+test-versions: build
+	$(BIN)/python tests/versions.py
 
 # Every GPU kernel to machine code, no GPU needed: registers, spills, instructions beside KeOps'. Half an hour on two
 # cores; a run that was stopped goes on where it was. The suite compiles a subset.

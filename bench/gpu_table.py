@@ -84,6 +84,11 @@ def cell(rows: list[dict]) -> str:
 
 def main() -> int:
     """Writes the table; 1 if rows are missing."""
+    if sys.argv[1:] == ["--operations"]:  # the other table of that page: who serves what
+        from gwf_fast.ops.report import documented
+
+        DOCUMENT.write_text(documented(DOCUMENT.read_text()))
+        return 0
     path = Path(sys.argv[1])
     wanted = list(itertools.product(gpu_cases.all_cases(), gpu_cases.TARGETS))
     rows = compile_gpu.load_rows(path, wanted)

@@ -127,3 +127,13 @@ def test_explain_of_a_function_of_several_operations():
     assert "svgd_direction, gradient on cpu, torch.float32: cpp" in text
     assert "ksd2 on cpu, torch.float32: cpp" in gwf.explain(gwf.ksd2, X, -X, kernel=K)
     assert "triton: " in gwf.explain(gwf.ksd2, X, -X, kernel=K)
+
+
+def test_the_documentation_has_the_table():
+    """Printed by ``python bench/gpu_table.py --operations``."""
+    from pathlib import Path
+
+    from gwf_fast.ops.report import documented
+
+    page = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
+    assert page.read_text() == documented(page.read_text())

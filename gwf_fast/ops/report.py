@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import load, resolve
-from .table import BACKENDS, Backend
+from .table import AUTOMATIC, BACKENDS, OPERATIONS, Backend, needed
 
 CALLED_FOR: dict[str, tuple[str, ...]] = {
     "kernel_sum": ("sum",),
@@ -117,3 +117,33 @@ def public_name(fn: Callable[..., Any]) -> str:
             f" known are {', '.join(CALLED_FOR)}"
         )
     return name
+
+
+def served_table() -> list[str]:
+    """The table of docs/gpu.md, operations by backends, in Markdown (``bench/gpu_table.py --operations`` writes it)."""
+    lines = [f"| operation | asked for by | {' | '.join(BACKENDS)} | on a GPU |", "|" + " --- |" * (len(BACKENDS) + 3)]
+    for name, row in OPERATIONS.items():
+        callers = ", ".join(f"`{function}`" for function, asked in CALLED_FOR.items() if name in asked)
+        cells = []
+        for backend in BACKENDS:
+            service = row.served_by.get(backend)
+            limit = f"≤ {service.widest} {'wide' if name.startswith('mlp') else 'coordinates'}" if service else ""
+            parts = [OPERATIONS[part].served_by for part in needed(name)]
+            made = "composed" if row.composed and all(backend in served for served in parts) else ""
+            cells.append(made if service is None else limit if service.widest else "yes")
+        order = AUTOMATIC.get(name, AUTOMATIC[""])
+        able = [
+            b for b in order if b in row.served_by and (BACKENDS[b].devices is None or "cuda" in BACKENDS[b].devices)
+        ]
+        first = " or ".join(able[: 2 if row.served_by[able[0]].widest else 1]) if able else "composed"
+        lines.append(f"| {name}: {row.meaning} | {callers} | {' | '.join(cells)} | {first} |")
+    return lines
+
+
+MARKERS = ("<!-- table: python bench/gpu_table.py --operations -->", "<!-- end of the table of operations -->")
+
+
+def documented(text: str) -> str:
+    """A document with the table between its markers brought up to date."""
+    before, rest = text.split(MARKERS[0])
+    return "\n".join([before + MARKERS[0], "", *served_table(), "", MARKERS[1] + rest.split(MARKERS[1])[1]])

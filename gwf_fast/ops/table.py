@@ -288,7 +288,7 @@ REDUCTIONS = ("sum", "gradient", "sum_gradient", "logsumexp", "average", "jet")
 """What a call that names no operation may need."""
 
 
-COMPOSED_OF = {"mmd": REDUCTIONS, "svgd": ("sum", "gradient"), "transport": ("logsumexp",)}
+COMPOSED_OF = {"mmd": REDUCTIONS, "svgd": ("sum", "gradient"), "transport": ("logsumexp",), "mlp_objective": ("mlp",)}
 """What backends compute an operation from that they have not as one."""
 
 
