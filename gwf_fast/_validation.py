@@ -73,7 +73,8 @@ def _check_same(name: str, value: Tensor, x: Tensor) -> None:
     if value.dtype != x.dtype:
         raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {value.dtype}")
     if value.device != x.device:
-        raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
+        remedy = f"move it there, {name}.to(x.device)"
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}: {remedy}")
 
 
 def check_companion(name: str, value: Tensor, y: Tensor, channels: bool, y_name: str = "y") -> None:
@@ -111,7 +112,8 @@ def check_lengths(name: str, lengths: Tensor, points: Tensor, readable: bool) ->
             f" dimension), got {list(lengths.shape)}"
         )
     if lengths.device != points.device:
-        raise ValueError(f"{name} must be on the device of its points, {points.device}, got {lengths.device}")
+        where = f"{name} must be on the device of its points, {points.device}, got {lengths.device}"
+        raise ValueError(f"{where}: move it there, {name}.to({str(points.device)!r})")
     if readable and lengths.numel():
         low, high = int(lengths.min()), int(lengths.max())
         if low < 0 or high > points.shape[-2]:

@@ -215,9 +215,28 @@ gwf.{function}(x, x, kernel=gwf.Gaussian(1.0), backend="triton")
     assert "ValueError: backend='triton' can't serve torch.float32 tensors on cpu: serves cuda tensors" in done.stderr
 
 
-def test_two_devices():
-    with pytest.raises(ValueError, match="y must be on the device of x, cpu, got meta"):
-        gwf.kernel_sum(X, X.to("meta"), kernel=K, backend="torch")
+@pytest.mark.parametrize("backend", ["torch", None])
+def test_two_devices(backend):
+    """Points or weights elsewhere than x: one line with the remedy."""
+    w, message = torch.ones(3), r"must be on the device of x, cpu, got meta: move it there, \w+\.to\(x\.device\)"
+    calls = [
+        lambda: gwf.kernel_sum(X, X.to("meta"), kernel=K, backend=backend),
+        lambda: gwf.kernel_sum(X, X, w.to("meta"), kernel=K, backend=backend),
+        lambda: gwf.kernel_logsumexp(X, X, w.to("meta"), kernel=K, backend=backend),
+        lambda: gwf.kernel_average(X, X, X.to("meta"), kernel=K, backend=backend),
+        lambda: gwf.mmd2(X, X, kernel=K, x_weights=w.to("meta"), backend=backend),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_cards():
+    x, y = torch.zeros(3, 2, device="cuda:0"), torch.zeros(3, 2, device="cuda:1")
+    with pytest.raises(ValueError, match="y must be on the device of x, cuda:0, got cuda:1: move it there"):
+        gwf.kernel_sum(x, y, kernel=K)
 
 
 @pytest.mark.parametrize("backend", ["cpp", "triton", "keops", "torch", "cuda", None])
