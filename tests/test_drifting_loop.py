@@ -1,6 +1,7 @@
 """A drifting model's updates with nothing asked of the host, and looked at every so often.
 
-Here the device is the CPU and a replay calls the update again: what a graph adds is in ``gpu/test_drifting_graph.py``.
+Here the device is the CPU, and a replay calls the update again, or repeats its operations (``tape.py``); graphs
+themselves are in ``gpu/test_drifting_graph.py``.
 """
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 import gwf_fast as gwf
 from gwf_fast.drifting_loop import MOST, DriftingLoop
+from tests.tape import taped
 
 TARGET = torch.randn(300, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 0.3 + 1
 OPTIONS = {
@@ -44,11 +46,11 @@ def trained(flow, updates, target=TARGET, record=None, most=1):
     return state, loop
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
-def test_replays_change_nothing(kind):
+@pytest.mark.parametrize(("kind", "record"), [("gmd", again), *((kind, taped) for kind in OPTIONS)])
+def test_replays_change_nothing(kind, record):
     options = {"ema": 0.9, "lr_schedule": "cosine"}
     host, _ = trained(model(kind, **options), 40)
-    device, loop = trained(model(kind, **options), 40, record=again, most=17)
+    device, loop = trained(model(kind, **options), 40, record=record, most=17)
     assert loop.most == MOST and loop._repeated.refusal is None
     for mine, theirs in zip(values(device), values(host), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9)

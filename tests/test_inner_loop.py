@@ -1,6 +1,7 @@
 """The torch engine with draws and rates on the device, and what decides whether an iteration may be replayed.
 
-Here the device is the CPU and a replay calls the iteration again: what a graph adds is in ``gpu/test_graph.py``.
+Here the device is the CPU, and a replay calls the iteration again, or repeats its operations (``tape.py``); graphs
+themselves are in ``gpu/test_graph.py``.
 """
 
 import random
@@ -14,6 +15,7 @@ from gwf_fast import graph
 from gwf_fast.engine import StepProblem, TorchEngine
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.graph import HostReads, Repeated
+from tests.tape import taped
 
 CPU = torch.device("cpu")
 DTYPE = torch.float64
@@ -97,13 +99,13 @@ FUNCTIONALS = {
 OPTIONS = {"lr_schedule": "cosine", "gradient_clip": 0.05, "ema": 0.9, "dropout": 0.1, "map_steps": 2}
 
 
-@pytest.mark.parametrize("name", FUNCTIONALS)
-def test_counters_on_the_device_change_nothing(name, repeated):
+@pytest.mark.parametrize(("name", "record"), [("kl", again), *((name, taped) for name in FUNCTIONALS)])
+def test_counters_on_the_device_change_nothing(name, record, repeated):
     """Draws, rates and losses that live on the device: parameters and moments of the loop that has them on the host."""
     options = OPTIONS if name in ("kl", "ipm") else {}
     host, device = (step_problem(FUNCTIONALS[name](), **options) for _ in range(2))
     solved(host, on_device=False)
-    solved(device, on_device=True, record=again)
+    solved(device, on_device=True, record=record)
     assert repeated[-1].is_replaying and repeated[-1].refusal is None
     assert not repeated[0].is_replaying
     assert gap(host, device) <= 1e-9
