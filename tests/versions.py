@@ -27,8 +27,9 @@ PAIRS = {
         "torch==2.6.0",
         "numpy<2.3",
     ),  # the oldest that the CPU needs; with it comes triton 3.2, which is refused
-    "torch-2.9": ("torch==2.9.0", "triton==3.5.0"),  # the oldest for GPUs
-    "torch-2.11": ("torch==2.11.0", "triton==3.6.0"),
+    # the oldest for GPUs; the interpreters of triton 3.5 and 3.6 make numbers of arrays, which NumPy 2.4 refuses
+    "torch-2.9": ("torch==2.9.0", "triton==3.5.0", "numpy<2.4"),
+    "torch-2.11": ("torch==2.11.0", "triton==3.6.0", "numpy<2.4"),
     "newest": ("torch", "triton"),
 }
 """Environments by name: what is pinned in each."""
