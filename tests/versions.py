@@ -159,6 +159,7 @@ def triton() -> str:
     if absence is None:
         import numpy
 
+        warnings.filterwarnings("ignore", message="Conversion of an array with ndim > 0", category=DeprecationWarning)
         lines: list[str] = []
         with numpy.errstate(all="ignore"):
             failures = selftest_run.run(["triton"], "cpu", match="x2-float32", echo=lines.append)
