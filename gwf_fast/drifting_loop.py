@@ -15,7 +15,7 @@ from gwf_fast.drift.learned import is_stateful
 from gwf_fast.drift.loss import drifting_loss
 from gwf_fast.drifting_state import DriftingState
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.graph import Recorder, Repeated
+from gwf_fast.graph import Recorder, Repeated, plain_attributes
 from gwf_fast.randomness import seed_step
 from gwf_fast.rates import Rates
 from gwf_fast.samples import ASKED, Target, draw_target, is_asked
@@ -63,6 +63,7 @@ class DriftingLoop:
             refusal=self._refusal(),
             record=record,
             begin=lambda number: seed_step(model.seed, self._first + number + 1),
+            settings=lambda: plain_attributes([state.generator]),
         )
         self._has_warned = record is not None  # in a test
 

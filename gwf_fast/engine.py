@@ -156,6 +156,7 @@ class TorchEngine(Engine):
             total=training.iterations,
             refusal=loop.refusal(),
             record=record,
+            settings=loop.settings,
         )
         done = 0
         while done < training.iterations:

@@ -11,11 +11,11 @@ import contextlib
 import functools
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -68,6 +68,7 @@ class Repeated:
         refusal: Why not to capture, if that is known; None to find out.
         record: How to capture; None for :func:`capture` on CUDA devices, and not at all elsewhere.
         begin: What the host does before each call and each replay, given the number.
+        settings: Returns what a call reads on the host and a replay does not; where it changes, replays end.
     """
 
     def __init__(
@@ -80,8 +81,10 @@ class Repeated:
         refusal: str | None = None,
         record: Recorder | None = None,
         begin: Callable[[int], None] | None = None,
+        settings: Callable[[], object] | None = None,
     ) -> None:
-        self._begin = begin or _nothing
+        self._begin, self._settings = begin or _nothing, settings or (lambda: None)
+        self._captured_with: object = None
         self._body, self._tensors, self._device = body, tensors, device
         self._record = record or (capture if device.type == "cuda" else None)
         self._is_plain = self._record is None or total < FEWEST
@@ -97,6 +100,8 @@ class Repeated:
 
     def __call__(self, count: int) -> None:
         """The next so many calls."""
+        if self._replay is not None and self._settings() != self._captured_with:
+            self._replay, self.refusal = None, "an attribute of a module or functional has changed since the capture"
         with _side_stream(self._device):
             for _ in range(count):
                 self._next()
@@ -139,7 +144,7 @@ class Repeated:
         before.restore()
         replay()
         if after.agrees():
-            self._replay = replay
+            self._replay, self._captured_with = replay, self._settings()
         else:
             after.restore()
             self.refusal = "a replay differs from the iteration: something in it changes on the host from call to call"
@@ -147,6 +152,13 @@ class Repeated:
 
 def _nothing(number: int) -> None:
     pass
+
+
+def plain_attributes(owners: Iterable[object]) -> list[dict[str, object]]:
+    """Numbers, strings and flags that objects hold: of modules, those of the modules in them as well."""
+    parts = [part for owner in owners for part in (owner.modules() if isinstance(owner, nn.Module) else (owner,))]
+    plain = (bool, int, float, str, type(None))
+    return [{key: value for key, value in vars(part).items() if isinstance(value, plain)} for part in parts]
 
 
 class HostReads(TorchDispatchMode):

@@ -11,6 +11,7 @@ from torch import Tensor
 from gwf_fast.draws import DeviceDraws, Draws
 from gwf_fast.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
 from gwf_fast.functional import terms_of
+from gwf_fast.graph import plain_attributes
 from gwf_fast.rates import Rates
 from gwf_fast.samples import ASKED, is_asked
 
@@ -74,6 +75,12 @@ class InnerLoop:
             if optimizer is not None:
                 found += [value for state in optimizer.state.values() for value in state.values()]
         return found
+
+    def settings(self) -> object:
+        """What modules and functionals hold on the host."""
+        problem = self._problem
+        terms = (term for _, term in terms_of(problem.functional))
+        return plain_attributes([problem.map, *([problem.critic] if problem.critic is not None else []), *terms])
 
     def advance(self, iteration: int) -> None:
         """One iteration.

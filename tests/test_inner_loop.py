@@ -210,6 +210,28 @@ def test_what_the_host_has_a_part_in_is_not_replayed(kind, repeated):
         assert gap(host, device) <= 1e-9
 
 
+class Annealed(nn.Module):
+    """A map with a number that the host may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = 1.0
+        self.net = gwf.nn.MLP([2, 16, 2], "silu", residual=True)
+
+    def forward(self, x):
+        return self.factor * self.net(x)
+
+
+def test_a_number_that_changes_between_two_looks_ends_the_replays(repeated):
+    problems = []
+    for on_device in (False, True):
+        problem = step_problem(gwf.JensenShannon(samples()), map=Annealed, iterations=80)
+        problem.on_iteration = lambda iteration, loss, net=problem.map: setattr(net, "factor", 0.5)
+        problems.append(solved(problem, on_device, taped if on_device else None))
+    assert "has changed since the capture" in repeated[-1].refusal
+    assert gap(*problems) <= 1e-9
+
+
 @pytest.mark.parametrize("target", ["function", "potential"])
 def test_targets_that_are_callables(target, repeated):
     source = mixture().sample if target == "potential" else lambda n: samples(n)
