@@ -1,4 +1,4 @@
-// gwf_fast._cpu: the compiled CPU backend. Knows pointers and sizes; kernels/cpp.py knows tensors.
+// gwf_fast._cpu: the compiled CPU backend. Tensors come in by bindings/crossing.h, which checks them.
 #include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/crossing.h"
 #include "module_drift.h"
 #include "module_mlp.h"
 #include "module_primal_dual.h"
@@ -55,58 +56,91 @@ struct Kernel {
     explicit Kernel(const std::vector<double>& spec) {  // (profile, coefficient, bandwidth, parameter) a term
         for (size_t i = 0; i + 3 < spec.size(); i += 4)
             terms.push_back({int(spec[i]), spec[i + 1], spec[i + 2], spec[i + 3]});
+        if (terms.empty()) throw std::invalid_argument("spec: a kernel has terms");
     }
 };
 
-template <class T> T* pointer(uintptr_t address) { return reinterpret_cast<T*>(address); }
+// The shapes of a reduction: x [B?, N, D], y [B?, M, D], and C channels.
+struct PairShapes {
+    Shape rows, columns;  // [B?, N], [B?, M]
+    int64_t batch, n, m, dim;
 
-using Addresses = std::array<uintptr_t, 4>;
+    PairShapes(const Array& x, const Array& y) {
+        const bool batched = x.dims == 3;
+        batch = batched ? x.size(0) : 1;
+        n = x.size(-2), m = y.dims >= 2 ? y.size(-2) : 0, dim = x.size(-1);
+        if (batched) rows.add(batch), columns.add(batch);
+        rows.add(n), columns.add(m);
+    }
+};
 
 template <class T>
-void reduce(const Kernel& kernel, int reduction, std::array<int64_t, 5> sizes, uintptr_t x, uintptr_t y, uintptr_t b,
-            uintptr_t out, uintptr_t out2, bool exclude_self, uintptr_t a, uintptr_t row_shift, uintptr_t column_shift,
-            uintptr_t row_lengths, uintptr_t column_lengths, const std::vector<Addresses>& tangents,
+void reduce(const Kernel& kernel, int reduction, const PairShapes& shapes, py::handle x, py::handle y, py::handle b,
+            py::handle out, py::handle out2, bool exclude_self, py::handle a, py::handle row_shift,
+            py::handle column_shift, py::handle row_lengths, py::handle column_lengths, const py::sequence& tangents,
             void (*run)(const PairwiseCall<T>&)) {
+    Crossing crossing;
+    const auto& [rows, columns, batch, n, m, dim] = shapes;
+    const auto kind = Reduction(reduction);
     PairwiseCall<T> call{};
-    call.reduction = Reduction(reduction);
+    call.reduction = kind;
     call.kernel = kernel.terms;
-    call.batch = sizes[0];
-    call.rows = sizes[1];
-    call.columns = sizes[2];
-    call.dim = sizes[3];
-    call.channels = sizes[4];
-    call.x = pointer<T>(x);
-    call.y = pointer<T>(y);
-    call.a = pointer<T>(a);
-    call.b = pointer<T>(b);
-    call.row_shift = pointer<T>(row_shift);
-    call.column_shift = pointer<T>(column_shift);
-    call.row_lengths = pointer<int64_t>(row_lengths);
-    call.column_lengths = pointer<int64_t>(column_lengths);
+    call.batch = batch, call.rows = n, call.columns = m, call.dim = dim, call.channels = 1;
+    call.x = crossing.read<T>(x, "x", rows.with(dim));
+    call.y = crossing.read<T>(y, "y", columns.with(dim));
+    const bool jet = kind == Reduction::jet;
+    bool channels = jet || kind == Reduction::average;
+    if (!b.is_none()) {
+        const Array weights = Crossing::look(b, "weights");
+        channels |= kind == Reduction::sum && weights.dims == columns.count() + 1;
+        if (channels && weights.dims > 0) call.channels = weights.size(-1);
+    } else if (kind == Reduction::average) {
+        call.channels = dim;
+    }
+    const Shape of_rows = channels ? rows.with(call.channels) : rows;
+    const Shape of_columns = channels ? columns.with(call.channels) : columns;
+    call.b = jet ? crossing.read<T>(b, "b", of_columns) : crossing.read_if<T>(b, "weights", of_columns);
+    call.row_shift = crossing.read_if<T>(row_shift, "row_shift", rows);
+    call.column_shift = crossing.read_if<T>(column_shift, "log_weights", columns);
+    call.row_lengths = crossing.integers_if(row_lengths, "x_lengths", batch, n);
+    call.column_lengths = crossing.integers_if(column_lengths, "y_lengths", batch, m);
     call.exclude_self = exclude_self;
-    call.order = int(tangents.size());
-    for (int o = 0; o < call.order; o++)
-        call.tangents[o] = {pointer<T>(tangents[o][0]), pointer<T>(tangents[o][1]), pointer<T>(tangents[o][2]),
-                            pointer<T>(tangents[o][3])};
-    call.out = pointer<T>(out);
-    call.out2 = pointer<T>(out2);
+    const Shape points = rows.with(dim);
+    call.out = crossing.write<T>(out, "out", kind == Reduction::gradient || jet ? points : of_rows);
+    if (jet) {
+        call.a = crossing.read<T>(a, "a", of_rows);
+        call.out2 = crossing.write<T>(out2, "out2", of_rows);
+        call.order = int(tangents.size());
+        if (call.order > 2) throw std::invalid_argument("tangents: at most 2");
+        for (int o = 0; o < call.order; o++) {
+            const py::sequence t = tangents[size_t(o)];
+            call.tangents[o] = {crossing.read_if<T>(t[0], "dx", points),
+                                crossing.read_if<T>(t[1], "dy", columns.with(dim)),
+                                crossing.read_if<T>(t[2], "da", of_rows), crossing.read_if<T>(t[3], "db", of_columns)};
+        }
+    } else if (kind == Reduction::sum_gradient || kind == Reduction::average) {
+        call.out2 = crossing.write<T>(out2, "out2", kind == Reduction::average ? rows : points);
+    }
     py::gil_scoped_release release;
     run(call);
 }
 
 template <class T>
-void stein(const Kernel& kernel, std::array<int64_t, 3> sizes, uintptr_t x, uintptr_t score, bool diagonal,
-           uintptr_t total, uintptr_t x_gradient, uintptr_t score_gradient, void (*run)(const SteinCall<T>&)) {
+void stein(const Kernel& kernel, const Array& x, py::handle score, bool diagonal, py::handle total,
+           py::handle x_gradient, py::handle score_gradient, void (*run)(const SteinCall<T>&)) {
+    Crossing crossing;
+    const Shape points{x.size(0), x.size(1), x.size(2)};
     const SteinCall<T> call{kernel.terms,
-                            sizes[0],
-                            sizes[1],
-                            sizes[2],
-                            pointer<T>(x),
-                            pointer<T>(score),
+                            x.size(0),
+                            x.size(1),
+                            x.size(2),
+                            crossing.read<T>(x.tensor, "x", points),
+                            crossing.read<T>(score, "score", points),
                             diagonal,
-                            pointer<double>(total),
-                            pointer<T>(x_gradient),
-                            pointer<T>(score_gradient)};
+                            crossing.write_if<double>(total, "total", {x.size(0)}),
+                            crossing.write_if<T>(x_gradient, "x_gradient", points),
+                            crossing.write_if<T>(score_gradient, "score_gradient", points)};
+    if (!call.x_gradient != !call.score_gradient) throw std::invalid_argument("stein: both gradients, or none");
     py::gil_scoped_release release;
     run(call);
 }
@@ -137,67 +171,72 @@ PYBIND11_MODULE(_cpu, m) {
 
     m.def(
         "pairwise",
-        [](const Kernel& kernel, int reduction, bool is_double, int64_t batch, int64_t rows, int64_t columns,
-           int64_t dim, int64_t channels, uintptr_t x, uintptr_t y, uintptr_t b, uintptr_t out, uintptr_t out2,
-           bool exclude_self, uintptr_t a, uintptr_t row_shift, uintptr_t column_shift, uintptr_t row_lengths,
-           uintptr_t column_lengths, const std::vector<Addresses>& tangents) {
-            const std::array<int64_t, 5> sizes{batch, rows, columns, dim, channels};
-            if (is_double)
-                reduce<double>(kernel, reduction, sizes, x, y, b, out, out2, exclude_self, a, row_shift, column_shift,
+        [](const Kernel& kernel, int reduction, py::handle x, py::handle y, py::handle b, py::handle out,
+           py::handle out2, bool exclude_self, py::handle a, py::handle row_shift, py::handle column_shift,
+           py::handle row_lengths, py::handle column_lengths, const py::sequence& tangents) {
+            Crossing crossing;
+            const Array first = crossing.leading(x, "x", 2, 3);
+            const PairShapes shapes(first, Crossing::look(y, "y"));
+            if (first.is_double())
+                reduce<double>(kernel, reduction, shapes, x, y, b, out, out2, exclude_self, a, row_shift, column_shift,
                                row_lengths, column_lengths, tangents, active->run_double);
             else
-                reduce<float>(kernel, reduction, sizes, x, y, b, out, out2, exclude_self, a, row_shift, column_shift,
+                reduce<float>(kernel, reduction, shapes, x, y, b, out, out2, exclude_self, a, row_shift, column_shift,
                               row_lengths, column_lengths, tangents, active->run_float);
         },
-        "One pairwise reduction; addresses of contiguous arrays, 0 where an array is absent.", py::arg("kernel"),
-        py::arg("reduction"), py::arg("is_double"), py::arg("batch"), py::arg("rows"), py::arg("columns"),
-        py::arg("dim"), py::arg("channels"), py::arg("x"), py::arg("y"), py::arg("b"), py::arg("out"),
-        py::arg("out2") = 0, py::arg("exclude_self") = false, py::arg("a") = 0, py::arg("row_shift") = 0,
-        py::arg("column_shift") = 0, py::arg("row_lengths") = 0, py::arg("column_lengths") = 0,
-        py::arg("tangents") = std::vector<Addresses>{});
+        "One pairwise reduction; None where an array is absent.", py::arg("kernel"), py::arg("reduction"), py::arg("x"),
+        py::arg("y"), py::arg("b"), py::arg("out"), py::arg("out2") = py::none(), py::arg("exclude_self") = false,
+        py::arg("a") = py::none(), py::arg("row_shift") = py::none(), py::arg("column_shift") = py::none(),
+        py::arg("row_lengths") = py::none(), py::arg("column_lengths") = py::none(), py::arg("tangents") = py::tuple());
 
     m.def(
         "stein",
-        [](const Kernel& kernel, bool is_double, std::array<int64_t, 3> sizes, uintptr_t x, uintptr_t score,
-           bool diagonal, uintptr_t total, uintptr_t x_gradient, uintptr_t score_gradient) {
-            if (is_double)
-                stein<double>(kernel, sizes, x, score, diagonal, total, x_gradient, score_gradient,
+        [](const Kernel& kernel, py::handle x, py::handle score, bool diagonal, py::handle total, py::handle x_gradient,
+           py::handle score_gradient) {
+            const Array points = Crossing().leading(x, "x", 3, 3);
+            if (points.is_double())
+                stein<double>(kernel, points, score, diagonal, total, x_gradient, score_gradient,
                               active->run_stein_double);
             else
-                stein<float>(kernel, sizes, x, score, diagonal, total, x_gradient, score_gradient,
+                stein<float>(kernel, points, score, diagonal, total, x_gradient, score_gradient,
                              active->run_stein_float);
         },
-        "Sum of the Stein kernel over all pairs (float64) and its derivatives; addresses, 0 where not wanted.",
-        py::arg("kernel"), py::arg("is_double"), py::arg("sizes"), py::arg("x"), py::arg("score"), py::arg("diagonal"),
-        py::arg("total"), py::arg("x_gradient"), py::arg("score_gradient"));
+        "Sum of the Stein kernel over all pairs (float64) and its derivatives; None where not wanted.",
+        py::arg("kernel"), py::arg("x"), py::arg("score"), py::arg("diagonal"), py::arg("total") = py::none(),
+        py::arg("x_gradient") = py::none(), py::arg("score_gradient") = py::none());
 
     m.def(
         "near_field",
-        [](const Kernel& kernel, int order, int dim, int degree, double radius, int64_t targets, int64_t stride,
-           uintptr_t x, uintptr_t cell, uintptr_t y, uintptr_t weights, uintptr_t start, std::array<int64_t, 3> grid,
-           int64_t reach, uintptr_t out) {
+        [](const Kernel& kernel, int order, int degree, double radius, py::handle x, py::handle cell, py::handle y,
+           py::handle start, std::array<int64_t, 3> grid, int64_t reach, py::handle out) {
+            Crossing crossing;
+            const Array points = crossing.leading(x, "x", 2, 2), sources = crossing.leading(y, "y", 2, 2);
+            const int64_t targets = points.size(0), dim = points.size(1), stride = sources.size(1);
+            if (dim < 1 || dim > 3 || order < 0 || order > 2) throw std::invalid_argument("near_field: D or order");
+            const int64_t components[] = {1, dim, dim * (dim + 1) / 2};
+            const int64_t cells = grid[0] * grid[1] * grid[2];
+            const auto* packed = crossing.read<double>(y, "y", {dim + 1, stride});  // the weights come last
             NearFieldCall call{kernel.terms,
                                order,
-                               dim,
+                               int(dim),
                                degree,
                                radius,
                                targets,
                                stride,
-                               pointer<double>(x),
-                               pointer<int64_t>(cell),
-                               pointer<double>(y),
-                               pointer<double>(weights),
-                               pointer<int64_t>(start),
+                               crossing.read<double>(x, "x", {targets, dim}),
+                               crossing.integers_if(cell, "cell", targets, cells - 1),
+                               packed,
+                               packed + dim * stride,
+                               crossing.integers_if(start, "start", cells + 1, stride - 8),
                                {grid[0], grid[1], grid[2]},
                                reach,
-                               pointer<double>(out)};
+                               crossing.write<double>(out, "out", {targets, components[order]})};
             py::gil_scoped_release release;
             run_near_field(call);
         },
-        "Adds the near field of a fast summation to out; addresses of contiguous float64 and int64 arrays.",
-        py::arg("kernel"), py::arg("order"), py::arg("dim"), py::arg("degree"), py::arg("radius"), py::arg("targets"),
-        py::arg("stride"), py::arg("x"), py::arg("cell"), py::arg("y"), py::arg("weights"), py::arg("start"),
-        py::arg("grid"), py::arg("reach"), py::arg("out"));
+        "Adds the near field of a fast summation to out; y [D + 1, M + 8] ends in the weights.", py::arg("kernel"),
+        py::arg("order"), py::arg("degree"), py::arg("radius"), py::arg("x"), py::arg("cell"), py::arg("y"),
+        py::arg("start"), py::arg("grid"), py::arg("reach"), py::arg("out"));
 
     m.def(
         "instruction_sets",

@@ -1,14 +1,13 @@
-// gwf_fast._cpu.Mlp: the fused perceptrons, for kernels/mlp_cpp.py, which knows tensors.
+// gwf_fast._cpu.Mlp: the fused perceptrons, for kernels/mlp_cpp.py.
 #include "module_mlp.h"
 
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstring>
 #include <stdexcept>
-#include <string>
+#include <tuple>
 
-#include "mlp.h"
+#include "bindings/layers.h"
 
 namespace py = pybind11;
 
@@ -26,12 +25,7 @@ const MlpBackend& backend() {
     return mlp_baseline;
 }
 
-template <class T> T* pointer(uintptr_t address) { return reinterpret_cast<T*>(address); }
-
-using Addresses = std::vector<uintptr_t>;
-
-// The shape of a network. Parameters, tangents and gradients are weight, bias and, where learned, slope of each layer,
-// in this order.
+// The shape of a network.
 struct Mlp {
     std::vector<MlpLayer> layers;
     std::vector<bool> learned;
@@ -39,46 +33,47 @@ struct Mlp {
 
     Mlp(const std::vector<int64_t>& sizes, const std::vector<int>& functions, const std::vector<double>& constants,
         const std::vector<bool>& learned_slope, bool adds_input)
-        : learned(learned_slope), residual(adds_input) {
-        const size_t count = functions.size();
-        if (sizes.size() != count + 1 || constants.size() != count || learned.size() != count)
-            throw std::invalid_argument("Mlp: one function, constant and flag a layer, and one more size than layers");
-        for (size_t l = 0; l < count; l++)
-            layers.push_back({sizes[l], sizes[l + 1], Function(functions[l]), constants[l]});
+        : layers(make_layers(sizes, functions, constants, learned_slope)),
+          learned(learned_slope),
+          residual(adds_input) {
+        if (layers.empty()) throw std::invalid_argument("Mlp: at least one layer");
     }
+    int64_t in() const { return layers.front().in; }
+    int64_t out() const { return layers.back().out; }
+};
 
-    template <class T> MlpCall<T> call(MlpPass pass, const Addresses& addresses) const {
-        MlpCall<T> made{};
-        made.pass = pass;
-        made.residual = residual;
-        made.layers = layers;
-        made.parameters = members<const T>(addresses);
-        return made;
+// One pass over a network, with the tensors that it takes.
+template <class T> class Pass {
+  public:
+    Pass(const Mlp& net, MlpPass pass, const py::sequence& parameters) : net_(net) {
+        call.pass = pass;
+        call.residual = net.residual;
+        call.layers = net.layers;
+        if (parameters.size() == 0) throw std::invalid_argument("parameters: there are none");
+        call.parameters = layer_arrays<const T>(crossing, parameters, net.layers, net.learned);
+        for (const MlpArrays<const T>& layer : call.parameters)
+            if (!layer.weight || !layer.bias) throw py::type_error("parameters: expected tensors, got None");
     }
-
-    // Grouped by layer; no addresses at all stand for nulls.
-    template <class T> std::vector<MlpArrays<T>> members(const Addresses& addresses) const {
-        std::vector<MlpArrays<T>> list(layers.size());
-        if (addresses.empty()) return list;
-        size_t next = 0;
-        auto take = [&] { return pointer<T>(addresses.at(next++)); };
-        for (size_t l = 0; l < layers.size(); l++) {
-            list[l].weight = take();
-            list[l].bias = take();
-            if (learned[l]) list[l].slope = take();
-        }
-        return list;
+    void take_gradients(const py::sequence& gradients) {
+        if (gradients.size()) call.gradients = layer_arrays<T>(crossing, gradients, net_.layers, net_.learned);
     }
-
-    template <class T> MlpBatch<T> batch(int64_t rows, uintptr_t x) const {
+    MlpBatch<T>& add(py::handle x) {
+        const Array rows = Crossing::look(x, "x");
         MlpBatch<T> made{};
-        made.rows = rows;
-        made.x = pointer<const T>(x);
+        made.rows = rows.dims == 2 ? rows.size(0) : 0;
+        made.x = crossing.read<T>(x, "x", {made.rows, net_.in()});
         made.uniform_cotangent = T(1);
-        made.last = layers.back().function;
-        made.last_constant = layers.back().constant;
-        return made;
+        made.last = net_.layers.back().function;
+        made.last_constant = net_.layers.back().constant;
+        call.batches.push_back(made);
+        return call.batches.back();
     }
+
+    Crossing crossing;
+    MlpCall<T> call{};
+
+  private:
+    const Mlp& net_;
 };
 
 void run(const MlpCall<float>& call) {
@@ -90,67 +85,66 @@ void run(const MlpCall<double>& call) {
     backend().run_double(call);
 }
 
-template <class T> void forward(const Mlp& net, int64_t rows, uintptr_t x, const Addresses& parameters, uintptr_t out) {
-    MlpCall<T> call = net.call<T>(MlpPass::forward, parameters);
-    MlpBatch<T> batch = net.batch<T>(rows, x);
-    batch.out = pointer<T>(out);
-    call.batches = {batch};
-    run(call);
+template <class T> void forward(const Mlp& net, py::handle x, const py::sequence& parameters, py::handle out) {
+    Pass<T> pass(net, MlpPass::forward, parameters);
+    MlpBatch<T>& batch = pass.add(x);
+    batch.out = pass.crossing.template write<T>(out, "out", {batch.rows, net.out()});
+    run(pass.call);
 }
 
 template <class T>
-void backward(const Mlp& net, int64_t rows, uintptr_t x, const Addresses& parameters, uintptr_t cotangent,
-              uintptr_t out, uintptr_t dx, const Addresses& gradients) {
-    MlpCall<T> call = net.call<T>(MlpPass::backward, parameters);
-    if (!gradients.empty()) call.gradients = net.members<T>(gradients);
-    MlpBatch<T> batch = net.batch<T>(rows, x);
-    batch.cotangent = pointer<const T>(cotangent);
-    batch.out = pointer<T>(out);
-    batch.dx = pointer<T>(dx);
-    call.batches = {batch};
-    run(call);
+void backward(const Mlp& net, py::handle x, const py::sequence& parameters, py::handle cotangent, py::handle out,
+              py::handle dx, const py::sequence& gradients) {
+    Pass<T> pass(net, MlpPass::backward, parameters);
+    pass.take_gradients(gradients);
+    MlpBatch<T>& batch = pass.add(x);
+    const Shape results{batch.rows, net.out()}, inputs{batch.rows, net.in()};
+    batch.cotangent = pass.crossing.template read_if<T>(cotangent, "cotangent", results);
+    batch.out = pass.crossing.template write_if<T>(out, "out", results);
+    batch.dx = pass.crossing.template write_if<T>(dx, "dx", inputs);
+    run(pass.call);
 }
 
 template <class T>
-void second(const Mlp& net, int64_t rows, uintptr_t x, const Addresses& parameters, uintptr_t cotangent,
-            uintptr_t x_tangent, const Addresses& tangents, uintptr_t out_tangent, uintptr_t dx,
-            const Addresses& gradients) {
-    MlpCall<T> call = net.call<T>(MlpPass::second, parameters);
-    call.tangents = net.members<const T>(tangents);
-    if (!gradients.empty()) call.gradients = net.members<T>(gradients);
-    MlpBatch<T> batch = net.batch<T>(rows, x);
-    batch.cotangent = pointer<const T>(cotangent);
-    batch.x_tangent = pointer<const T>(x_tangent);
-    batch.out_tangent = pointer<T>(out_tangent);
-    batch.dx = pointer<T>(dx);
-    call.batches = {batch};
-    run(call);
+void second(const Mlp& net, py::handle x, const py::sequence& parameters, py::handle cotangent, py::handle x_tangent,
+            const py::sequence& tangents, py::handle out_tangent, py::handle dx, const py::sequence& gradients) {
+    Pass<T> pass(net, MlpPass::second, parameters);
+    pass.call.tangents = layer_arrays<const T>(pass.crossing, tangents, net.layers, net.learned);
+    pass.take_gradients(gradients);
+    MlpBatch<T>& batch = pass.add(x);
+    const Shape results{batch.rows, net.out()}, inputs{batch.rows, net.in()};
+    batch.cotangent = pass.crossing.template read<T>(cotangent, "cotangent", results);
+    batch.x_tangent = pass.crossing.template read_if<T>(x_tangent, "x_tangent", inputs);
+    batch.out_tangent = pass.crossing.template write<T>(out_tangent, "out_tangent", results);
+    batch.dx = pass.crossing.template write_if<T>(dx, "dx", inputs);
+    run(pass.call);
 }
 
-// (rows, x, last function, its constant, weight, dx): the batch contributes weight * sum of its outputs
-using Side = std::tuple<int64_t, uintptr_t, int, double, double, uintptr_t>;
+// (x, last function, its constant, weight, dx): the batch contributes weight * sum of its outputs
+using Side = std::tuple<py::object, int, double, double, py::object>;
 
 template <class T>
-double objective(const Mlp& net, const Addresses& parameters, const std::vector<Side>& sides, bool with_gradients,
-                 const Addresses& gradients) {
-    MlpCall<T> call = net.call<T>(with_gradients ? MlpPass::backward : MlpPass::forward, parameters);
-    if (!gradients.empty()) call.gradients = net.members<T>(gradients);
+double objective(const Mlp& net, const py::sequence& parameters, const std::vector<Side>& sides, bool with_gradients,
+                 const py::sequence& gradients) {
+    Pass<T> pass(net, with_gradients ? MlpPass::backward : MlpPass::forward, parameters);
+    pass.take_gradients(gradients);
     std::vector<double> totals(sides.size());
     for (size_t s = 0; s < sides.size(); s++) {
-        const auto& [rows, x, last, constant, weight, dx] = sides[s];
-        MlpBatch<T> batch = net.batch<T>(rows, x);
+        const auto& [x, last, constant, weight, dx] = sides[s];
+        MlpBatch<T>& batch = pass.add(x);
         batch.last = Function(last);
         batch.last_constant = constant;
         batch.uniform_cotangent = T(weight);
-        batch.dx = pointer<T>(dx);
+        batch.dx = pass.crossing.template write_if<T>(dx, "dx", {batch.rows, net.in()});
         batch.total = &totals[s];
-        call.batches.push_back(batch);
     }
-    run(call);
+    run(pass.call);
     double sum = 0;
-    for (size_t s = 0; s < sides.size(); s++) sum += std::get<4>(sides[s]) * totals[s];
+    for (size_t s = 0; s < sides.size(); s++) sum += std::get<3>(sides[s]) * totals[s];
     return sum;
 }
+
+bool is_double(py::handle x) { return Crossing().leading(x, "x", 2, 2).is_double(); }
 
 }  // namespace
 
@@ -179,32 +173,31 @@ void bind_mlp(py::module_& m, const char* (*instruction_set)()) {
         .value("below", Function::below)
         .value("ramp_power", Function::ramp_power);
 
-    py::class_<Mlp>(m, "Mlp",
-                    "A network's shape; its passes take addresses of contiguous arrays, 0 where one is absent.")
+    py::class_<Mlp>(m, "Mlp", "A network's shape; its passes take tensors, None where one is absent.")
         .def(py::init<const std::vector<int64_t>&, const std::vector<int>&, const std::vector<double>&,
                       const std::vector<bool>&, bool>(),
              py::arg("sizes"), py::arg("functions"), py::arg("constants"), py::arg("learned"), py::arg("residual"))
         .def("forward",
-             [](const Mlp& net, bool is_double, int64_t rows, uintptr_t x, const Addresses& parameters, uintptr_t out) {
-                 (is_double ? forward<double> : forward<float>)(net, rows, x, parameters, out);
+             [](const Mlp& net, py::handle x, const py::sequence& parameters, py::handle out) {
+                 (is_double(x) ? forward<double> : forward<float>)(net, x, parameters, out);
              })
         .def("backward",
-             [](const Mlp& net, bool is_double, int64_t rows, uintptr_t x, const Addresses& parameters,
-                uintptr_t cotangent, uintptr_t out, uintptr_t dx, const Addresses& gradients) {
-                 (is_double ? backward<double> : backward<float>)(net, rows, x, parameters, cotangent, out, dx,
-                                                                  gradients);
+             [](const Mlp& net, py::handle x, const py::sequence& parameters, py::handle cotangent, py::handle out,
+                py::handle dx, const py::sequence& gradients) {
+                 (is_double(x) ? backward<double> : backward<float>)(net, x, parameters, cotangent, out, dx, gradients);
              })
-        .def("second",
-             [](const Mlp& net, bool is_double, int64_t rows, uintptr_t x, const Addresses& parameters,
-                uintptr_t cotangent, uintptr_t x_tangent, const Addresses& tangents, uintptr_t out_tangent,
-                uintptr_t dx, const Addresses& gradients) {
-                 (is_double ? second<double> : second<float>)(net, rows, x, parameters, cotangent, x_tangent, tangents,
-                                                              out_tangent, dx, gradients);
-             })
-        .def("objective", [](const Mlp& net, bool is_double, const Addresses& parameters,
-                             const std::vector<Side>& sides, bool with_gradients, const Addresses& gradients) {
-            return (is_double ? objective<double> : objective<float>)(net, parameters, sides, with_gradients,
-                                                                      gradients);
+        .def(
+            "second",
+            [](const Mlp& net, py::handle x, const py::sequence& parameters, py::handle cotangent, py::handle x_tangent,
+               const py::sequence& tangents, py::handle out_tangent, py::handle dx, const py::sequence& gradients) {
+                (is_double(x) ? second<double> : second<float>)(net, x, parameters, cotangent, x_tangent, tangents,
+                                                                out_tangent, dx, gradients);
+            })
+        .def("objective", [](const Mlp& net, const py::sequence& parameters, const std::vector<Side>& sides,
+                             bool with_gradients, const py::sequence& gradients) {
+            if (sides.empty()) throw std::invalid_argument("sides: at least one");
+            const bool wide = is_double(std::get<0>(sides[0]));
+            return (wide ? objective<double> : objective<float>)(net, parameters, sides, with_gradients, gradients);
         });
 }
 

@@ -1,15 +1,14 @@
-// gwf_fast._cpu.PrimalDual: the fused inner loop, for kernels/primal_dual_cpp.py, which knows tensors.
+// gwf_fast._cpu.PrimalDual: the fused inner loop, for kernels/primal_dual_cpp.py.
 #include "module_primal_dual.h"
 
 #include <pybind11/stl.h>
 
 #include <chrono>
 #include <cstring>
+#include <stdexcept>
 
+#include "bindings/interruption.h"
 #include "bindings/primal_dual_problem.h"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace py = pybind11;
 
@@ -26,25 +25,8 @@ const PrimalDualBackend& backend() {
     return primal_dual_baseline;
 }
 
-// While it lives, results too small for a normal number are what IEEE 754 says, as the caller's code expects.
-class GradualUnderflow {
-  public:
-#if defined(__x86_64__)
-    GradualUnderflow() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~0x8040u); }
-    ~GradualUnderflow() { _mm_setcsr(before_); }
-
-  private:
-    unsigned before_;
-#else
-    GradualUnderflow() {}
-#endif
-  public:
-    GradualUnderflow(const GradualUnderflow&) = delete;
-    GradualUnderflow& operator=(const GradualUnderflow&) = delete;
-};
-
-template <class T> PrimalDualProblem<T> problem(const py::dict& from) {
-    PrimalDualProblem<T> made = primal_dual_problem<T>(from);
+template <class T> PrimalDualProblem<T> problem(Crossing& crossing, const py::dict& from) {
+    PrimalDualProblem<T> made = primal_dual_problem<T>(crossing, from);
     // The loop runs without the interpreter's lock. What these hold is dropped with the loop, under the lock.
     if (const py::object draw = from["begin"]; !draw.is_none())
         made.begin = [draw](int64_t iteration, T* z) {
@@ -63,20 +45,24 @@ template <class T> PrimalDualProblem<T> problem(const py::dict& from) {
 
 class Loop {
   public:
-    Loop(bool is_double, const py::dict& from)
-        : loop_(is_double ? backend().make_double(problem<double>(from)) : backend().make_float(problem<float>(from))) {
+    explicit Loop(const py::dict& from) {
+        const bool is_double = Crossing().leading(from["inputs"], "inputs", 2, 2).is_double();
+        if (is_double)
+            loop_ = make(problem<double>(crossing_, from), backend().make_double);
+        else
+            loop_ = make(problem<float>(crossing_, from), backend().make_float);
     }
 
     py::dict run(int64_t first, int64_t count, int threads) {
+        if (first < 0 || count < 0 || first + count > iterations_)
+            throw std::invalid_argument("iterations: more than the schedule has");
         using Clock = std::chrono::steady_clock;
         constexpr std::chrono::milliseconds between_signals{50};
         auto asked = Clock::now();
         auto interrupted = [&] {
             if (Clock::now() - asked < between_signals) return false;
             asked = Clock::now();
-            const py::gil_scoped_acquire lock;
-            const GradualUnderflow python;
-            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+            check_signals();
             return false;
         };
         PrimalDualReport report;
@@ -95,6 +81,13 @@ class Loop {
     void write_back() { loop_->write_back(); }
 
   private:
+    template <class Problem, class Make> std::unique_ptr<PrimalDual> make(const Problem& problem, Make made) {
+        iterations_ = problem.iterations;
+        return made(problem);
+    }
+
+    Crossing crossing_;  // what it copied must outlive the loop
+    int64_t iterations_ = 0;
     std::unique_ptr<PrimalDual> loop_;
 };
 
@@ -102,32 +95,39 @@ class Loop {
 
 void bind_primal_dual(py::module_& m, const char* (*instruction_set)()) {
     active_set = instruction_set;
-    py::class_<Loop>(m, "PrimalDual", "The inner loop of a JKO step; arrays are given by address, in PyTorch's layout.")
-        .def(py::init<bool, const py::dict&>(), py::arg("is_double"), py::arg("problem"))
+    py::class_<Loop>(m, "PrimalDual", "The inner loop of a JKO step; tensors must live as long.")
+        .def(py::init<const py::dict&>(), py::arg("problem"))
         .def("run", &Loop::run, py::arg("first"), py::arg("count"), py::arg("threads"))
         .def("write_back", &Loop::write_back);
     m.def(
         "philox_indices",
-        [](uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, int64_t bound, uintptr_t out) {
-            backend().indices(seed, iteration, stream, count, bound, reinterpret_cast<int64_t*>(out));
+        [](uint64_t seed, uint32_t iteration, uint32_t stream, int64_t bound, py::handle out) {
+            const int64_t count = Crossing::look(out, "out").count();
+            if (bound < 1) throw std::invalid_argument("bound: at least 1");
+            auto* to = Crossing().write<int64_t>(out, "out", {count});
+            backend().indices(seed, iteration, stream, count, bound, to);
         },
-        py::arg("seed"), py::arg("iteration"), py::arg("stream"), py::arg("count"), py::arg("bound"), py::arg("out"));
+        py::arg("seed"), py::arg("iteration"), py::arg("stream"), py::arg("bound"), py::arg("out"));
     m.def(
         "philox_uniforms",
-        [](uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, uintptr_t out) {
-            backend().uniforms(seed, iteration, stream, count, reinterpret_cast<double*>(out));
+        [](uint64_t seed, uint32_t iteration, uint32_t stream, py::handle out) {
+            const int64_t count = Crossing::look(out, "out").count();
+            backend().uniforms(seed, iteration, stream, count, Crossing().write<double>(out, "out", {count}));
         },
-        py::arg("seed"), py::arg("iteration"), py::arg("stream"), py::arg("count"), py::arg("out"));
+        py::arg("seed"), py::arg("iteration"), py::arg("stream"), py::arg("out"));
     m.def(
         "philox_normals",
-        [](bool is_double, uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, uintptr_t out) {
-            if (is_double)
-                backend().normals_double(seed, iteration, stream, count, reinterpret_cast<double*>(out));
+        [](uint64_t seed, uint32_t iteration, uint32_t stream, py::handle out) {
+            Crossing crossing;
+            const Array to = crossing.leading(out, "out", 2, 2);
+            const Shape shape{to.size(0), to.size(1)};
+            if (to.is_double())
+                backend().normals_double(seed, iteration, stream, to.count(),
+                                         crossing.write<double>(out, "out", shape));
             else
-                backend().normals_float(seed, iteration, stream, count, reinterpret_cast<float*>(out));
+                backend().normals_float(seed, iteration, stream, to.count(), crossing.write<float>(out, "out", shape));
         },
-        py::arg("is_double"), py::arg("seed"), py::arg("iteration"), py::arg("stream"), py::arg("count"),
-        py::arg("out"));
+        py::arg("seed"), py::arg("iteration"), py::arg("stream"), py::arg("out"));
 }
 
 }  // namespace gwf

@@ -80,6 +80,7 @@ template <class T> struct PrimalDualProblem {
     double map_dropout, critic_dropout;  // rates at which hidden units are dropped
     AdamSettings adam;
     const double* schedule;  // factor on the rates, [iterations]
+    int64_t iterations;
     uint64_t seed;
     uint32_t target_stream, penalty_stream;    // of the draws; the latter and those after it
     std::function<void(int64_t, T*)> begin;    // (iteration, z [target_batch, D]), called first where it is there

@@ -1,7 +1,9 @@
-"""The compiled module (csrc/module*.cpp): addresses and sizes of arrays that the caller keeps alive."""
+"""The compiled module (csrc/module*.cpp), which checks its tensors (csrc/bindings/crossing.h)."""
 
 import enum
 from collections.abc import Sequence
+
+from torch import Tensor
 
 class Reduction(enum.IntEnum):
     sum = 0
@@ -42,120 +44,129 @@ class Mlp:
         learned: Sequence[bool],
         residual: bool,
     ) -> None: ...
-    def forward(self, is_double: bool, rows: int, x: int, parameters: Sequence[int], out: int, /) -> None: ...
+    def forward(self, x: Tensor, parameters: Sequence[Tensor], out: Tensor, /) -> None: ...
     def backward(
         self,
-        is_double: bool,
-        rows: int,
-        x: int,
-        parameters: Sequence[int],
-        cotangent: int,
-        out: int,
-        dx: int,
-        gradients: Sequence[int],
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        cotangent: Tensor | None,
+        out: Tensor | None,
+        dx: Tensor | None,
+        gradients: Sequence[Tensor],
         /,
     ) -> None: ...
     def second(
         self,
-        is_double: bool,
-        rows: int,
-        x: int,
-        parameters: Sequence[int],
-        cotangent: int,
-        x_tangent: int,
-        tangents: Sequence[int],
-        out_tangent: int,
-        dx: int,
-        gradients: Sequence[int],
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        cotangent: Tensor,
+        x_tangent: Tensor | None,
+        tangents: Sequence[Tensor | None],
+        out: Tensor,
+        dx: Tensor | None,
+        gradients: Sequence[Tensor],
         /,
     ) -> None: ...
     def objective(
         self,
-        is_double: bool,
-        parameters: Sequence[int],
-        sides: Sequence[tuple[int, int, int, float, float, int]],
+        parameters: Sequence[Tensor],
+        sides: Sequence[tuple[Tensor, int, float, float, Tensor | None]],
         with_gradients: bool,
-        gradients: Sequence[int],
+        gradients: Sequence[Tensor],
         /,
     ) -> float: ...
 
 def pairwise(
     kernel: Kernel,
     reduction: int,
-    is_double: bool,
-    batch: int,
-    rows: int,
-    columns: int,
-    dim: int,
-    channels: int,
-    x: int,
-    y: int,
-    b: int,
-    out: int,
-    out2: int = 0,
+    x: Tensor,
+    y: Tensor,
+    b: Tensor | None,
+    out: Tensor,
+    out2: Tensor | None = None,
     exclude_self: bool = False,
-    a: int = 0,
-    row_shift: int = 0,
-    column_shift: int = 0,
-    row_lengths: int = 0,
-    column_lengths: int = 0,
-    tangents: Sequence[Sequence[int]] = ...,
+    a: Tensor | None = None,
+    row_shift: Tensor | None = None,
+    column_shift: Tensor | None = None,
+    row_lengths: Tensor | None = None,
+    column_lengths: Tensor | None = None,
+    tangents: Sequence[Sequence[Tensor | None]] = ...,
 ) -> None: ...
 def stein(
     kernel: Kernel,
-    is_double: bool,
-    sizes: Sequence[int],
-    x: int,
-    score: int,
+    x: Tensor,
+    score: Tensor,
     diagonal: bool,
-    total: int,
-    x_gradient: int,
-    score_gradient: int,
+    total: Tensor | None = None,
+    x_gradient: Tensor | None = None,
+    score_gradient: Tensor | None = None,
 ) -> None: ...
 def near_field(
     kernel: Kernel,
     order: int,
-    dim: int,
     degree: int,
     radius: float,
-    targets: int,
-    stride: int,
-    x: int,
-    cell: int,
-    y: int,
-    weights: int,
-    start: int,
+    x: Tensor,
+    cell: Tensor,
+    y: Tensor,
+    start: Tensor,
     grid: Sequence[int],
     reach: int,
-    out: int,
+    out: Tensor,
 ) -> None: ...
+
+_Pair = tuple[Tensor | None, Tensor | None]
+
 def sliced(
-    is_double: bool,
     kind: int,
     power: float,
     scale: float,
-    sizes: Sequence[int],
-    addresses: Sequence[int],
+    x: Tensor,
+    y: Tensor,
+    directions: Tensor,
+    weights: _Pair,
+    tangents: _Pair,
+    gradients: _Pair,
+    values: Tensor,
+    counts: _Pair,
+    potentials: _Pair,
+    nodes: _Pair,
 ) -> None: ...
 def sliced_sum(
-    is_double: bool,
     order: int,
-    sizes: Sequence[int],
     period: float,
-    addresses: Sequence[int],
+    first: int,
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor,
+    waves: Tensor,
+    powers: Tensor,
+    out: Tensor,
 ) -> None: ...
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
 def threads() -> int: ...
 def fma_peak() -> float: ...
-def philox_indices(seed: int, iteration: int, stream: int, count: int, bound: int, out: int) -> None: ...
-def philox_uniforms(seed: int, iteration: int, stream: int, count: int, out: int) -> None: ...
-def philox_normals(is_double: bool, seed: int, iteration: int, stream: int, count: int, out: int) -> None: ...
+def philox_indices(seed: int, iteration: int, stream: int, bound: int, out: Tensor) -> None: ...
+def philox_uniforms(seed: int, iteration: int, stream: int, out: Tensor) -> None: ...
+def philox_normals(seed: int, iteration: int, stream: int, out: Tensor) -> None: ...
 
 class PrimalDual:
-    def __init__(self, is_double: bool, problem: dict[str, object]) -> None: ...
+    def __init__(self, problem: dict[str, object]) -> None: ...
     def run(self, first: int, count: int, threads: int) -> dict[str, float]: ...
     def write_back(self) -> None: ...
 
-def drift(is_double: bool, sizes: Sequence[int], addresses: Sequence[int], floor: float, clip: float) -> None: ...
+def drift(
+    x: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    split: int,
+    sizes: Tensor | None,
+    temperatures: Tensor,
+    own: Tensor | None,
+    floor: float,
+    clip: float,
+    out: Tensor | None,
+    total: Tensor | None,
+) -> None: ...

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops.modes import is_concrete, is_readable
+from .ops.modes import PLAIN, is_concrete, is_eager, is_readable
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -32,7 +32,12 @@ def as_integer(name: str, value: Any, least: int = 1) -> int:
 def check_pair(x: Tensor, y: Tensor, y_name: str = "y") -> None:
     """Points x [*B, N, D] and y [*B, M, D] are of the same kind."""
     # The usual case first, with few attribute reads: it is on the path of every call.
-    if isinstance(x, Tensor) and isinstance(y, Tensor):
+    if (
+        type(x) in PLAIN
+        and type(y) in PLAIN
+        and x.layout is y.layout is torch.strided
+        and not (x.is_nested or y.is_nested)
+    ):
         dtype, shape, other = x.dtype, x.shape, y.shape
         if (
             dtype is y.dtype
@@ -42,11 +47,14 @@ def check_pair(x: Tensor, y: Tensor, y_name: str = "y") -> None:
             and shape[-1] == other[-1] > 0
             and (rank == 2 or shape[:-2] == other[:-2])
             and x.device == y.device
+            and not x.is_meta
         ):
             return
     check_points("x", x)
     check_points(y_name, y)
     _check_same(y_name, y, x)
+    if x.ndim == y.ndim and x.shape[:-2] == y.shape[:-2] and x.shape[-1] == y.shape[-1]:
+        return
     if x.ndim != y.ndim or x.shape[:-2] != y.shape[:-2]:
         raise ValueError(
             f"{y_name} must have the batch dimensions of x, {list(x.shape[:-2])}, got shape {list(y.shape)}"
@@ -63,10 +71,23 @@ def check_points(name: str, points: Tensor) -> None:
 
 def check_floating(name: str, value: Tensor) -> None:
     """A tensor of real numbers."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    check_kind(name, value)
     if value.dtype not in _FLOATING:
         raise TypeError(f"{name} must have a floating dtype (float32, float64, float16, bfloat16), got {value.dtype}")
+
+
+def check_kind(name: str, value: Tensor) -> None:
+    """A dense tensor with memory of its own; while tracing or transforming, what stands for one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one: pad it, and give x_lengths or y_lengths")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {value.layout}: give {name}.to_dense()")
+    if is_eager() and type(value) not in PLAIN:
+        raise TypeError(f"{name} must be a torch.Tensor itself, got its subclass {type(value).__name__}")
+    if is_eager() and value.is_meta:
+        raise TypeError(f"{name} must have values, got a meta tensor")
 
 
 def _check_same(name: str, value: Tensor, x: Tensor) -> None:
@@ -79,7 +100,13 @@ def _check_same(name: str, value: Tensor, x: Tensor) -> None:
 
 def check_companion(name: str, value: Tensor, y: Tensor, channels: bool, y_name: str = "y") -> None:
     """A quantity per source: [*B, M], or [*B, M, C] where channels are allowed."""
-    if not (isinstance(value, Tensor) and value.dtype is y.dtype and value.device == y.device):
+    if not (
+        type(value) in PLAIN
+        and value.layout is torch.strided
+        and not value.is_nested
+        and value.dtype is y.dtype
+        and value.device == y.device
+    ):
         check_floating(name, value)
         _check_same(name, value, y)
     shape, expected = value.shape, y.shape[:-1]

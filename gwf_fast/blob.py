@@ -14,12 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from ._validation import check_companion, check_pair, check_points
+from .ambient import entry
 from .pairwise import kernel_gradient, kernel_sum
 from .radial import Gaussian
 
 FORMS = ("energy", "density")
 
 
+@entry
 def blob_density(
     x: Tensor, bandwidth: float, *, sources: Tensor | None = None, masses: Tensor | None = None, **method: Any
 ) -> Tensor:
@@ -42,6 +44,7 @@ def blob_density(
     return scale * kernel_sum(x, sources, masses, kernel=Gaussian(bandwidth), **method)
 
 
+@entry
 def blob_energy(x: Tensor, bandwidth: float, *, m: float = 1.0, **method: Any) -> Tensor:
     """E f(rho)/rho over particles x [*B, N, D] of equal mass: mean rho^(m-1) / (m-1), or mean log rho for m = 1; [*B].
 
@@ -53,6 +56,7 @@ def blob_energy(x: Tensor, bandwidth: float, *, m: float = 1.0, **method: Any) -
     return (rho.log() if m == 1 else rho ** (m - 1) / (m - 1)).mean(-1)
 
 
+@entry
 def blob_velocity(
     x: Tensor,
     bandwidth: float,

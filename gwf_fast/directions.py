@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ._validation import check_kind
+
 SAMPLINGS = ("normal", "orthogonal", "quasi")
 _SOBOL_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
 
@@ -59,7 +61,8 @@ def checked_directions(
         if n_projections is None:
             raise TypeError("n_projections must be given where directions are not")
         return draw_directions(n_projections, x.detach(), sampling, generator)
-    if not isinstance(directions, Tensor) or directions.dtype != x.dtype or directions.device != x.device:
+    check_kind("directions", directions)
+    if directions.dtype != x.dtype or directions.device != x.device:
         raise TypeError(f"directions must be a tensor of x's dtype {x.dtype} on {x.device}, got {_kind(directions)}")
     if directions.ndim != 2 or directions.shape[1] != x.shape[-1] or not len(directions):
         raise ValueError(

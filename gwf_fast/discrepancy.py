@@ -13,12 +13,14 @@ from torch import Tensor
 
 from . import ops
 from ._validation import check_companion, check_pair, check_points
+from .ambient import entry
 from .ops.modes import is_concrete
 from .pairwise import kernel_average, kernel_logsumexp
 from .passes import centre_of, scaled_passes
 from .radial import Gaussian, Kernel, Riesz
 
 
+@entry
 def mmd2(
     x: Tensor,
     y: Tensor,
@@ -68,6 +70,7 @@ def mmd2(
     return out.view(x.shape[:-2])
 
 
+@entry
 def energy_distance(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
     """2 E|x - y| - E|x - x'| - E|y - y'| (Szekely & Rizzo 2013): the squared MMD of the kernel -r.
 
@@ -82,6 +85,7 @@ def energy_distance(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tens
     return mmd2(x, y, kernel=Riesz(1.0), backend=backend)
 
 
+@entry
 def parzen_log_density(
     x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: str | None = None
 ) -> Tensor:
@@ -105,6 +109,7 @@ def parzen_log_density(
     return total - (math.log(max(count, 1)) + 0.5 * x.shape[-1] * math.log(2 * math.pi) + x.shape[-1] * log_h)
 
 
+@entry
 def parzen_score(
     x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: str | None = None
 ) -> Tensor:
@@ -134,6 +139,7 @@ MEDIAN_SAMPLE = 2048
 """Points that ``median_bandwidth`` looks at; of larger sets, evenly spaced ones."""
 
 
+@entry
 @torch.no_grad()
 def median_bandwidth(x: Tensor) -> Tensor:
     """The median rule of SVGD (Liu & Wang 2016): h^2 = median(|x_i - x_j|^2) / (2 log(N + 1)), over pairs i < j.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gwf_fast import drift as drifts
 from gwf_fast._validation import as_integer
+from gwf_fast.ambient import entry
 from gwf_fast.drift.learned import LearnedCritic, is_stateful
 from gwf_fast.drifting_loop import DriftingLoop, cosine
 from gwf_fast.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState
@@ -108,6 +109,7 @@ class DriftingModel:
                     warnings.simplefilter("ignore")
                     function(*torch.randn(2, 4, dim))  # options out of range are told here, not in the first update
 
+    @entry(differentiates=True)
     def init(self, like: Tensor) -> DriftingState:
         """The state before the first update, on the device and in the precision of ``like``."""
         with seeded(self.seed, 0, like.device):
@@ -135,6 +137,8 @@ class DriftingModel:
         if is_stateful(state.drift):
             state.drift.load_state_dict(parts["drift"])  # type: ignore[attr-defined]
 
+    @entry(differentiates=True)
+    @torch.enable_grad()
     def step(self, state: DriftingState, target: Target, n_steps: int) -> None:
         """One update of ``state``, in place.
 
@@ -147,6 +151,7 @@ class DriftingModel:
         """The factor on the learning rate after some updates of a run."""
         return cosine(update, n_steps) if self.lr_schedule == "cosine" else 1.0
 
+    @entry(differentiates=True)
     def run(
         self,
         target: Target,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gwf_fast.ambient import entry
 from gwf_fast.drift.learned import is_stateful
 from gwf_fast.optimizer_state import optimizer_tensors
 
@@ -84,6 +85,7 @@ class DriftingResult:
     latent_dim: int
     step: int
 
+    @entry
     def sample(self, n: int) -> Tensor:
         """n new samples [n, D], their noise from torch's global generator."""
         parameter = next(self.generator.parameters())

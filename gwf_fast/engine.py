@@ -130,8 +130,8 @@ class TorchEngine(Engine):
         critics = critic.children() if isinstance(critic, nn.ModuleList) else () if critic is None else (critic,)
         of_map, of_critic = training.dropouts
         for name, rate, modules in (("map", of_map, (map,)), ("critic", of_critic, critics)):
-            if rate and not all(isinstance(module, MLP) for module in modules):
-                return f"Training(dropout=) is for gwf_fast.nn.MLP; put nn.Dropout into the {name}"
+            if rate and not all(isinstance(module, MLP) and module.matches_spec() for module in modules):
+                return f"Training(dropout=) is for gwf_fast.nn.MLP as it was made; put nn.Dropout into the {name}"
         return None
 
     @override

@@ -27,10 +27,10 @@ def _default_width(dim: int) -> int:
     return next((width for limit, width in ((2, 16), (8, 32), (32, 64)) if dim <= limit), 128)
 
 
-def _is_changed(net: MLP) -> bool:
-    """Whether it has a parametrisation or frozen parameters, which a new one of its configuration would not have."""
+def is_changed(net: MLP) -> bool:
+    """Whether it has layers, parametrisations or frozen parameters that a new one would not have."""
     parametrised = any(parametrize.is_parametrized(module) for module in net.modules())
-    return parametrised or not all(parameter.requires_grad for parameter in net.parameters())
+    return parametrised or not net.matches_spec() or not all(p.requires_grad for p in net.parameters())
 
 
 def make_module(template: nn.Module | Callable[[], nn.Module], name: str) -> nn.Module:
@@ -41,7 +41,7 @@ def make_module(template: nn.Module | Callable[[], nn.Module], name: str) -> nn.
     Raises:
         TypeError: If that isn't a module; names the argument ``name``.
     """
-    if type(template) is MLP and not _is_changed(template):
+    if type(template) is MLP and not is_changed(template):
         return MLP(**template.config)  # new weights for each, drawn from the flow's own generator
     module = copy.deepcopy(template) if isinstance(template, nn.Module) else template()
     if not isinstance(module, nn.Module):

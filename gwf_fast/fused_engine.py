@@ -101,11 +101,18 @@ def _advance(optimizer: torch.optim.Optimizer, steps: int) -> None:
 def _refuses_network(module: nn.Module | None) -> str | None:
     if type(module) is not MLP:
         return f"is a {type(module).__name__}, not a gwf_fast.nn.MLP"
+    if not module.matches_spec():
+        return "has layers that were replaced, changed or hooked into"
     if parametrize.is_parametrized(module) or any(parametrize.is_parametrized(layer) for layer in module):
         return "has a parametrization"
     if max(module.spec.sizes) > WIDEST_FUSED:
         return f"is wider than {WIDEST_FUSED}: {list(module.spec.sizes)}"
-    for parameter in module.parameters():
+    parameters = module.parameter_list()
+    if [None if p is None else p.shape for p in parameters] != module.shapes:
+        return "has parameters of other shapes than its spec"
+    for parameter in parameters:
+        if parameter.dtype != parameters[0].dtype:
+            return f"has parameters of different types, {parameters[0].dtype} and {parameter.dtype}"
         if parameter.device.type not in _LOOPS or parameter.dtype not in _DTYPES:
             return f"is {parameter.dtype} on {parameter.device}, not float32 or float64 on the CPU or a CUDA device"
         if not parameter.requires_grad or not parameter.is_contiguous():

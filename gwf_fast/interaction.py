@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from . import ops
-from ._validation import check_pair, check_points
+from ._validation import check_kind, check_pair, check_points
+from .ambient import entry
 from .ops.modes import is_concrete
 from .pairwise import kernel_gradient, kernel_sum
 from .radial import Kernel
 
 
+@entry
 def interaction_energy(x: Tensor, *, kernel: Kernel, backend: str | None = None, **method: Any) -> Tensor:
     """(1/2) mean_ij W(x_i - x_j), over all N^2 pairs.
 
@@ -44,6 +46,7 @@ def interaction_energy(x: Tensor, *, kernel: Kernel, backend: str | None = None,
     return 0.5 / x.shape[-2] * kernel_sum(x, x, kernel=kernel, backend=backend, **method).mean(-1)
 
 
+@entry
 def interaction_velocity(
     x: Tensor, sources: Tensor | None = None, *, kernel: Kernel, backend: str | None = None, **method: Any
 ) -> Tensor:
@@ -71,6 +74,7 @@ def interaction_velocity(
     return gradient * scale
 
 
+@entry
 def forward_step(
     x: Tensor,
     step_size: float,
@@ -183,8 +187,7 @@ def _check_step(step_size: float) -> float:
 
 
 def _check_out(out: Tensor, x: Tensor, sources: Tensor) -> None:
-    if not isinstance(out, Tensor):
-        raise TypeError(f"out must be a torch.Tensor, got {type(out).__name__}")
+    check_kind("out", out)
     if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
         raise ValueError(
             f"out must be as x, {list(x.shape)} {x.dtype} on {x.device},"

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from gwf_fast import engine as engines
 from gwf_fast import fused_engine  # noqa: F401 - enters itself among the engines
-from gwf_fast._validation import as_integer
+from gwf_fast._validation import as_integer, check_kind
+from gwf_fast.ambient import entry
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flow_networks import default_critic, default_map, make_module
 from gwf_fast.functional import Functional
@@ -93,10 +94,8 @@ class JKOFlow:
             raise TypeError(f"training: expected a gwf_fast.Training, got {type(training).__name__}")
         if isinstance(step_size, (str, bool)) or not step_size > 0:
             raise ValueError(f"step_size: expected a positive number or math.inf, got {step_size!r}")
-        for name, value, known in (
-            ("scheme", scheme, SCHEMES),
-            ("parametrization", parametrization, PARAMETRIZATIONS),
-        ):
+        choices = (("scheme", scheme, SCHEMES), ("parametrization", parametrization, PARAMETRIZATIONS))
+        for name, value, known in choices:
             if value not in known:
                 raise ValueError(f"{name}: {value!r} is not available, expected one of: {', '.join(known)}")
         is_generator = parametrization == "generator"
@@ -127,6 +126,7 @@ class JKOFlow:
             if self._split.implicit is not None:
                 self._engine(make_module(self.map, "map"), self._new_critic())
 
+    @entry(differentiates=True)
     def init(self, x0: Source) -> FlowState:
         """The state before the first step.
 
@@ -148,6 +148,8 @@ class JKOFlow:
             require_shape("map", particles, (len(source), self.dim))
             return FlowState(0, self.seed, particles, maps, critic=critic, latents=source)
 
+    @entry(differentiates=True)
+    @torch.enable_grad()
     def step(self, state: FlowState, *, x0: Source | None = None, on_iteration: Any = None) -> FlowState:
         """Solve one JKO step. ``state`` stays as it was, whatever happens.
 
@@ -214,6 +216,7 @@ class JKOFlow:
             history=(*state.history, record),
         )
 
+    @entry(differentiates=True)
     def run(
         self,
         x0: Source,
@@ -372,6 +375,8 @@ class JKOFlow:
         return StepRecord(k, loss, value, w2, time.perf_counter() - start)
 
     def _check_source(self, particles: Tensor) -> None:
+        if isinstance(particles, Tensor):
+            check_kind("x0", particles)
         if not isinstance(particles, Tensor) or particles.ndim != 2 or particles.shape[1] != self._source_dim:
             got = list(particles.shape) if isinstance(particles, Tensor) else type(particles).__name__
             raise ValueError(f"x0: expected samples [N, {self._source_dim}], got {got}")
@@ -379,11 +384,9 @@ class JKOFlow:
             raise ValueError(f"x0: expected floating-point samples, N > 0; got {particles.dtype}, N = {len(particles)}")
         if not particles.isfinite().all():
             raise ValueError("x0: contains NaN or infinity")
-        draws_batches = self._split.implicit is not None or self.functional.needs_critic
-        if draws_batches and self.training.batch_size > len(particles):
-            raise ValueError(
-                f"batch_size: {self.training.batch_size} is larger than the pool of {len(particles)} particles"
-            )
+        draws_batches, size = self._split.implicit is not None or self.functional.needs_critic, self.training.batch_size
+        if draws_batches and size > len(particles):
+            raise ValueError(f"batch_size: {size} is larger than the pool of {len(particles)} particles")
 
 
 def _postfix(bar: Any, iterations: int) -> Callable[[int, float], None]:

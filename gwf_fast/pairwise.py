@@ -13,12 +13,14 @@ from torch import Tensor
 
 from . import ops
 from ._validation import check_companion, check_lengths, check_pair
+from .ambient import entry
 from .methods import Method, fast_sum
 from .ops.modes import is_concrete
 from .passes import centre_of, exists, scaled_passes
 from .radial import Kernel
 
 
+@entry
 def kernel_sum(
     x: Tensor,
     y: Tensor,
@@ -92,6 +94,7 @@ def kernel_sum(
     return _unfold(out, x)
 
 
+@entry
 def kernel_gradient(
     x: Tensor,
     y: Tensor,
@@ -154,6 +157,7 @@ def kernel_gradient(
     return _unfold(sum(part if bandwidth is None else part / bandwidth for bandwidth, part in parts), x)
 
 
+@entry
 def kernel_logsumexp(
     x: Tensor,
     y: Tensor,
@@ -193,6 +197,7 @@ def kernel_logsumexp(
     return _unfold(out, x)
 
 
+@entry
 def kernel_average(
     x: Tensor,
     y: Tensor,

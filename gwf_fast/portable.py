@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from gwf_fast import adversarial, energies, functional, potentials
+from gwf_fast.flow_networks import is_changed
 from gwf_fast.nn import MLP, ICNNGradient
 from gwf_fast.training import Training
 
@@ -55,7 +56,9 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         return {"tensor": name}
     if isinstance(value, (tuple, list)):
         return [pack(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
-    if isinstance(value, (MLP, ICNNGradient)):
+    if type(value) is MLP and is_changed(value):
+        raise NotPortableError(f"{name} (an MLP whose layers were changed or frozen) can't be stored")
+    if type(value) in (MLP, ICNNGradient):
         return {"class": type(value).__name__, "arguments": value.config}
     if _known(type(value).__name__, type(value).__module__) is type(value):
         arguments = {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from gwf_fast.ambient import entry
 from gwf_fast.errors import NonFiniteError
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -75,14 +76,17 @@ class Gaussian:
         """D."""
         return len(self.mean)
 
+    @entry
     def whiten(self, x: Tensor) -> Tensor:
         """Coordinates in which this distribution is N(0, I)."""
         return (x - self.mean) @ self._inverse.T
 
+    @entry
     def log_density(self, x: Tensor) -> Tensor:
         """log N(x; mean, covariance), [*B, N]."""
         return self._log_norm - self.whiten(x).square().sum(-1) / 2
 
+    @entry
     def score(self, x: Tensor) -> Tensor:
         """-covariance^-1 (x - mean), [*B, N, D]."""
         return -self.whiten(x) @ self._inverse
@@ -92,6 +96,7 @@ class Gaussian:
         noise = torch.randn(n, len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
         return self.colour(noise)
 
+    @entry
     def colour(self, w: Tensor) -> Tensor:
         """The inverse of :meth:`whiten`."""
         return self.mean + w @ self._scale.T
@@ -141,10 +146,12 @@ class GaussianMixture:
         d = x.unsqueeze(-2) - self.means  # [*B, N, K, D]
         return d, self._log_w - d.square().sum(-1) / (2 * self._s**2)
 
+    @entry
     def log_density(self, x: Tensor) -> Tensor:
         """log sum_k w_k N(x; m_k, s_k^2 I), [*B, N]."""
         return self._log_terms(x)[1].logsumexp(-1)
 
+    @entry
     def score(self, x: Tensor) -> Tensor:
         """Gradient of :meth:`log_density`, [*B, N, D]."""
         d, log_terms = self._log_terms(x)
@@ -194,6 +201,7 @@ class BayesianLogisticRegression:
         """Dimension of x: the number of features, and one for log a."""
         return self.features.shape[1] + 1
 
+    @entry
     def log_density(self, x: Tensor) -> Tensor:
         """The log posterior up to the evidence, [*B, N]."""
         w, log_a = x[..., :-1], x[..., -1]
@@ -203,6 +211,7 @@ class BayesianLogisticRegression:
         hyper = math.log(self.rate) - self.rate * a + log_a
         return prior + hyper + logsigmoid(w @ self._signed.T).sum(-1)
 
+    @entry
     def score(self, x: Tensor) -> Tensor:
         """Gradient of :meth:`log_density`, [*B, N, D]."""
         w, log_a = x[..., :-1], x[..., -1:]

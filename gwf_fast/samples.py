@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gwf_fast._validation import check_kind
 from gwf_fast.draws import Draws
 from gwf_fast.potentials import POTENTIALS
 
@@ -21,6 +22,7 @@ ASKED = "the target is a Python function, asked in every iteration; give it as a
 def check_target(target: Target) -> None:
     """Samples of Q: a finite tensor [M, D] with M > 0, or a callable."""
     if isinstance(target, Tensor):
+        check_kind("target", target)
         if target.ndim != 2 or len(target) == 0 or not target.is_floating_point():
             raise ValueError(
                 f"target: expected floating-point samples [M, D] with M > 0, got {target.dtype} {list(target.shape)}"

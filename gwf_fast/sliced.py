@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ._validation import check_pair
+from .ambient import entry
 from .directional import directional
 from .directions import checked_directions
 
 
+@entry
 def sliced_wasserstein2(
     x: Tensor,
     y: Tensor,
@@ -54,6 +56,7 @@ def sliced_wasserstein2(
     return directional("wasserstein", x, y, theta, 2.0, x_weights, y_weights, x_lengths, y_lengths)[0]
 
 
+@entry
 def sliced_energy_distance(
     x: Tensor,
     y: Tensor,

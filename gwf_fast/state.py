@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gwf_fast.ambient import entry
+
 Source = Tensor | Callable[[int], Tensor]
 """P_0: samples [N, D], or a callable n -> [n, D]; of a generator, its latent noise [N, L]."""
 
@@ -146,6 +148,7 @@ class FlowResult:
             return total + log_density(x)
 
 
+@entry(differentiates=True)
 def push(maps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
     """Carry x [N, D] through the maps, in evaluation mode, chunk by chunk."""
     for transport in maps:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import ops
 from ._validation import check_companion, check_points
+from .ambient import entry
 from .ops.modes import is_concrete
 from .pairwise import kernel_gradient, kernel_sum
 from .passes import centre_of, scaled_passes
@@ -19,6 +20,7 @@ from .radial import Gaussian, Kernel
 _FUSED_RADIUS = 8.0
 
 
+@entry
 def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True) -> Tensor:
     """Squared kernel Stein discrepancy of samples from a density with the given score (Liu et al. 2016).
 
@@ -53,6 +55,7 @@ def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True) -> 
     return mean.view(x.shape[:-2])
 
 
+@entry
 def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | None = None) -> Tensor:
     """phi(x_i) = mean_j [k(x_j, x_i) score_j + grad_{x_j} k(x_j, x_i)] (Liu & Wang 2016, equation 8).
 

@@ -1,7 +1,8 @@
 """The backend "cpp": compiled C++ for the CPU, float32 and float64. Same functions as ``reference.py``.
 
-Tensors may come without the batch dimension, all alike. Sizes go to ``new_empty`` one by one: a tuple doubles its
-price.
+Tensors may come without the batch dimension, all alike, and in any memory order. They cross into C++ as they are:
+``csrc/bindings/crossing.h`` looks at type, device, layout and size of each. Sizes go to ``new_empty`` one by one: a
+tuple doubles its price.
 """
 
 from __future__ import annotations
@@ -32,17 +33,6 @@ def _kernel(spec: tuple[float, ...]) -> _cpu.Kernel:
     return _cpu.Kernel(list(spec))
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _sizes(x: Tensor, y: Tensor, channels: int) -> tuple[bool, int, int, int, int, int]:
-    shape = x.shape
-    if len(shape) == 2:
-        return x.dtype is torch.float64, 1, shape[0], y.shape[0], shape[1], channels
-    return x.dtype is torch.float64, shape[0], shape[1], y.shape[1], shape[2], channels
-
-
 def _per_row(x: Tensor, *channels: int) -> Tensor:
     """An output of a number, or of some channels, a row. (Slices of a shape would take longer than a small sum.)"""
     shape = x.shape
@@ -65,10 +55,7 @@ def pair_sum(
     else:
         channels = 1
         out = _per_row(x)
-    _cpu.pairwise(
-        _kernel(tuple(spec)), _SUM, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
-        exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
-    )  # fmt: skip
+    _cpu.pairwise(_kernel(tuple(spec)), _SUM, x, y, b, out, None, exclude_self, None, None, None, x_lengths, y_lengths)
     return out
 
 
@@ -85,9 +72,8 @@ def pair_gradient(
     """sum_j b_j grad_x k_ij, [B, N, D]; written to ``out`` where given, contiguous and not x or y."""
     out = torch.empty_like(x) if out is None else out
     _cpu.pairwise(
-        _kernel(tuple(spec)), _GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(), 0,
-        exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
-    )  # fmt: skip
+        _kernel(tuple(spec)), _GRADIENT, x, y, b, out, None, exclude_self, None, None, None, x_lengths, y_lengths
+    )
     return out
 
 
@@ -103,9 +89,8 @@ def pair_sum_gradient(
     """Both of the above in one pass over the pairs, [B, N] and [B, N, D]."""
     out, out2 = _per_row(x), torch.empty_like(x)
     _cpu.pairwise(
-        _kernel(tuple(spec)), _SUM_GRADIENT, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), _address(b), out.data_ptr(),
-        out2.data_ptr(), exclude_self, 0, 0, 0, _address(x_lengths), _address(y_lengths),
-    )  # fmt: skip
+        _kernel(tuple(spec)), _SUM_GRADIENT, x, y, b, out, out2, exclude_self, None, None, None, x_lengths, y_lengths
+    )
     return out, out2
 
 
@@ -121,9 +106,8 @@ def pair_logsumexp(
     """log sum_j e^beta_j k_ij, [B, N]."""
     out = _per_row(x)
     _cpu.pairwise(
-        _kernel(tuple(spec)), _LOGSUMEXP, *_sizes(x, y, 1), x.data_ptr(), y.data_ptr(), 0, out.data_ptr(), 0,
-        exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
-    )  # fmt: skip
+        _kernel(tuple(spec)), _LOGSUMEXP, x, y, None, out, None, exclude_self, None, None, beta, x_lengths, y_lengths
+    )
     return out
 
 
@@ -141,9 +125,8 @@ def pair_average(
     channels = x.shape[-1] if v is None else v.shape[-1]
     out, out2 = _per_row(x, channels), _per_row(x)
     _cpu.pairwise(
-        _kernel(tuple(spec)), _AVERAGE, *_sizes(x, y, channels), x.data_ptr(), y.data_ptr(), _address(v),
-        out.data_ptr(), out2.data_ptr(), exclude_self, 0, 0, _address(beta), _address(x_lengths), _address(y_lengths),
-    )  # fmt: skip
+        _kernel(tuple(spec)), _AVERAGE, x, y, v, out, out2, exclude_self, None, None, beta, x_lengths, y_lengths
+    )
     return out, out2
 
 
@@ -163,31 +146,22 @@ def pair_jet(
     """The (x, a) part of grad D_t1 .. D_tk E (csrc/pairwise_jet.h), [B, N, D] and [B, N, C]."""
     out, out2 = torch.empty_like(x), torch.empty_like(a)
     _cpu.pairwise(
-        _kernel(tuple(spec)), _JET, *_sizes(x, y, a.shape[-1]), x.data_ptr(), y.data_ptr(), b.data_ptr(),
-        out.data_ptr(), out2.data_ptr(), exclude_self, a.data_ptr(), _address(alpha), _address(beta),
-        _address(x_lengths), _address(y_lengths),
-        [tuple(_address(piece) for piece in tangent) for tangent in tangents],
-    )  # fmt: skip
+        _kernel(tuple(spec)), _JET, x, y, b, out, out2, exclude_self, a, alpha, beta, x_lengths, y_lengths, tangents
+    )
     return out, out2
 
 
 def stein_sum(x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool) -> Tensor:
     """sum_ij of the Stein kernel (csrc/stein.h), [B] in float64; x, score [B, N, D]."""
     total = x.new_zeros(x.shape[0], dtype=torch.float64)
-    _cpu.stein(
-        _kernel(tuple(spec)), x.dtype is torch.float64, x.shape, x.data_ptr(), score.data_ptr(), diagonal,
-        total.data_ptr(), 0, 0,
-    )  # fmt: skip
+    _cpu.stein(_kernel(tuple(spec)), x, score, diagonal, total)
     return total
 
 
 def stein_sum_gradients(x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool) -> tuple[Tensor, Tensor]:
     """The derivatives of ``stein_sum`` in x and score, [B, N, D] each."""
     gx, gs = torch.empty_like(x), torch.empty_like(score)
-    _cpu.stein(
-        _kernel(tuple(spec)), x.dtype is torch.float64, x.shape, x.data_ptr(), score.data_ptr(), diagonal, 0,
-        gx.data_ptr(), gs.data_ptr(),
-    )  # fmt: skip
+    _cpu.stein(_kernel(tuple(spec)), x, score, diagonal, None, gx, gs)
     return gx, gs
 
 
@@ -209,10 +183,6 @@ def near_field(
     padded = torch.zeros(dim + 1, columns + 8, dtype=torch.float64)  # a vector may read past the last source
     padded[:dim, :columns], padded[dim, :columns] = y.T, b
     out = x.new_zeros(rows, (1, dim, dim * (dim + 1) // 2)[order])
-    x = x.contiguous()
-    _cpu.near_field(
-        _kernel(tuple(spec)), order, dim, degree, radius, rows, columns + 8, x.data_ptr(), cell.data_ptr(),
-        padded.data_ptr(), padded[dim].data_ptr(), start.data_ptr(), [1] * (3 - dim) + list(grid), reach,
-        out.data_ptr(),
-    )  # fmt: skip
+    cells = [1] * (3 - dim) + list(grid)
+    _cpu.near_field(_kernel(tuple(spec)), order, degree, radius, x, cell, padded, start, cells, reach, out)
     return out

@@ -1,6 +1,8 @@
-"""Drifting on the CPU, compiled (csrc/drift.h). No checks: float32 or float64, x [B, N, D]."""
+"""Drifting on the CPU, compiled (csrc/drift.h). Float32 or float64, x [B, N, D]."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def forces(
 ) -> Tensor:
     """V of Algorithm 2 (Deng et al. 2026) at each temperature, [K, B, N, D]; 0 beyond a problem's rows."""
     out = x.new_empty(len(temperatures), *x.shape)
-    _call(x, targets, weights, split, sizes, temperatures, own, floor, clip, out, None)
+    _cpu().drift(x, targets, weights, split, sizes, temperatures, own, floor, clip, out, None)
     return out
 
 
@@ -35,25 +37,11 @@ def total_distances(
 ) -> Tensor:
     """sum_ij w_j r_ij of each problem, [B] in float64; r is at least sqrt(floor)."""
     total = torch.empty(len(x), dtype=torch.float64)
-    _call(x, targets, weights, split, sizes, x.new_empty(0, len(x)), None, floor, 0.0, None, total)
+    _cpu().drift(x, targets, weights, split, sizes, x.new_empty(0, len(x)), None, floor, 0.0, None, total)
     return total
 
 
-def _call(
-    x: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-    split: int,
-    sizes: Tensor | None,
-    temperatures: Tensor,
-    own: Tensor | None,
-    floor: float,
-    clip: float,
-    out: Tensor | None,
-    total: Tensor | None,
-) -> None:
-    from .cpp import _address, _cpu  # only when called: other backends do without the extension
+def _cpu() -> Any:
+    from .cpp import _cpu  # only when called: other backends do without the extension
 
-    inputs = [t if t is None else t.contiguous() for t in (x, targets, weights, temperatures, own, sizes)]
-    shape = [len(x), x.shape[1], targets.shape[1], split, x.shape[2], len(temperatures)]
-    _cpu.drift(x.dtype is torch.float64, shape, [_address(t) for t in (*inputs, out, total)], floor, clip)
+    return _cpu

@@ -1,6 +1,6 @@
 """Fused perceptrons on the CPU: compiled passes over a whole network, float32 and float64.
 
-No autograd, no checks: contiguous tensors, x [N, D]. ``parameters`` are weight, bias and, where it is learned, slope of
+No autograd; x [N, D]. ``parameters`` are weight, bias and, where it is learned, slope of
 each layer in turn; so are gradients and tangents.
 """
 
@@ -27,14 +27,6 @@ def _function(name: str) -> int:
     return int(getattr(_cpu.Function, name))
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _addresses(tensors: Sequence[Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
-
-
 def _empty(parameters: Sequence[Tensor], wanted: bool) -> list[Tensor]:
     return [torch.empty_like(p) for p in parameters] if wanted else []
 
@@ -42,8 +34,7 @@ def _empty(parameters: Sequence[Tensor], wanted: bool) -> list[Tensor]:
 def mlp_forward(x: Tensor, parameters: Sequence[Tensor], spec: MLPSpec) -> Tensor:
     """The network at x, [N, out]."""
     out = x.new_empty((x.shape[0], spec.sizes[-1]))
-    double = x.dtype is torch.float64
-    _network(spec).forward(double, x.shape[0], x.data_ptr(), _addresses(parameters), out.data_ptr())
+    _network(spec).forward(x, parameters, out)
     return out
 
 
@@ -64,10 +55,7 @@ def mlp_backward(
     out = x.new_empty((x.shape[0], spec.sizes[-1])) if wants_out else None
     dx = torch.empty_like(x) if wants_dx else None
     gradients = _empty(parameters, wants_parameters)
-    _network(spec).backward(
-        x.dtype is torch.float64, x.shape[0], x.data_ptr(), _addresses(parameters), _address(cotangent), _address(out),
-        _address(dx), _addresses(gradients),
-    )  # fmt: skip
+    _network(spec).backward(x, parameters, cotangent, out, dx, gradients)
     return out, dx, gradients
 
 
@@ -89,10 +77,7 @@ def mlp_second(
     out = x.new_empty((x.shape[0], spec.sizes[-1]))
     dx = torch.empty_like(x) if wants_dx else None
     gradients = _empty(parameters, wants_parameters)
-    _network(spec).second(
-        x.dtype is torch.float64, x.shape[0], x.data_ptr(), _addresses(parameters), cotangent.data_ptr(),
-        _address(x_tangent), [_address(t) for t in tangents], out.data_ptr(), _address(dx), _addresses(gradients),
-    )  # fmt: skip
+    _network(spec).second(x, parameters, cotangent, x_tangent, tangents, out, dx, gradients)
     return out, dx, gradients
 
 
@@ -108,14 +93,8 @@ def mlp_objective(
     inputs = [torch.empty_like(side.x) if wanted else None for side, wanted in zip(sides, wants_dx, strict=True)]
     gradients = _empty(parameters, wants_parameters)
     rows = [
-        (side.x.shape[0], side.x.data_ptr(), _function(side.function), side.constant, side.weight, _address(dx))
+        (side.x, _function(side.function), side.constant, side.weight, dx)
         for side, dx in zip(sides, inputs, strict=True)
     ]
-    value = _network(spec).objective(
-        sides[0].x.dtype is torch.float64,
-        _addresses(parameters),
-        rows,
-        any(wants_dx) or wants_parameters,
-        _addresses(gradients),
-    )
+    value = _network(spec).objective(parameters, rows, any(wants_dx) or wants_parameters, gradients)
     return value, inputs, gradients

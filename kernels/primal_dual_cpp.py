@@ -1,7 +1,7 @@
 """The fused inner loop of a JKO step on the CPU, and the counter-based draws that it shares with the other engines.
 
-No checks: contiguous tensors of one dtype, float32 or float64. The loop keeps them alive, and works on copies of its
-own until :meth:`PrimalDual.write_back`.
+Tensors of one dtype, float32 or float64. The loop keeps them alive, and works on copies of its own until
+:meth:`PrimalDual.write_back`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .cpp import _cpu
 from .mlp import MLPSpec
-from .mlp_cpp import _address, _addresses, _function
+from .mlp_cpp import _function
 
 Elementwise = tuple[str, float]
 
@@ -28,21 +28,21 @@ DENSITY_KINDS = ("none", "gaussian", "mixture", "logistic")
 def philox_indices(seed: int, iteration: int, stream: int, n: int, bound: int) -> Tensor:
     """n integers in 0 .. bound - 1, [n] int64."""
     out = torch.empty(n, dtype=torch.int64)
-    _cpu.philox_indices(seed, iteration, stream, n, bound, out.data_ptr())
+    _cpu.philox_indices(seed, iteration, stream, bound, out)
     return out
 
 
 def philox_uniforms(seed: int, iteration: int, stream: int, n: int) -> Tensor:
     """Uniform in (0, 1), [n] float64; from 32 bits each."""
     out = torch.empty(n, dtype=torch.float64)
-    _cpu.philox_uniforms(seed, iteration, stream, n, out.data_ptr())
+    _cpu.philox_uniforms(seed, iteration, stream, out)
     return out
 
 
 def philox_normals(seed: int, iteration: int, stream: int, n: int, d: int, dtype: torch.dtype) -> Tensor:
     """Standard normals [n, d]; from 32 bits each, in either precision."""
     out = torch.empty((n, d), dtype=dtype)
-    _cpu.philox_normals(dtype is torch.float64, seed, iteration, stream, n * d, out.data_ptr())
+    _cpu.philox_normals(seed, iteration, stream, out)
     return out
 
 
@@ -73,9 +73,9 @@ class Trained:
             "constants": self.spec.constants,
             "learned": self.spec.learned,
             "residual": self.spec.residual,
-            "parameters": _addresses(self.parameters),
-            "first_moments": _addresses(self.first_moments),
-            "second_moments": _addresses(self.second_moments),
+            "parameters": self.parameters,
+            "first_moments": self.first_moments,
+            "second_moments": self.second_moments,
             "steps": self.steps,
             "rate": self.rate,
         }
@@ -105,11 +105,10 @@ class Density:
         """As the compiled module takes it."""
         return {
             "kind": DENSITY_KINDS.index(self.kind),
-            "count": 0 if self.points is None else len(self.points),
-            "points": _address(self.points),
-            "matrix": _address(self.matrix),
-            "precision": _address(self.precision),
-            "log_weights": _address(self.log_weights),
+            "points": self.points,
+            "matrix": self.matrix,
+            "precision": self.precision,
+            "log_weights": self.log_weights,
             "rate": self.rate,
         }
 
@@ -177,19 +176,14 @@ def compiled_problem(p: Problem) -> dict[str, Any]:
     """A problem as the compiled modules take it, without its callbacks. Its tensors must outlive the loop."""
     mean, whitening, log_norm = p.whitening or (None, None, None)
     return {
-        "input_dim": p.inputs.shape[1],
-        "dim": p.anchors.shape[1],
         "batch": p.batch_size,
         "critic_steps": p.critic_steps,
         "map_steps": p.map_steps,
         "step_size": p.step_size,
-        "inputs": p.inputs.data_ptr(),
-        "anchors": 0 if p.anchors is p.inputs else p.anchors.data_ptr(),
-        "pool_size": len(p.inputs),
-        "whole_pool": p.batch_size == len(p.inputs),
+        "inputs": p.inputs,
+        "anchors": None if p.anchors is p.inputs else p.anchors,
         "target_kind": TARGET_KINDS.index(p.target_kind),
-        "target": _address(p.target),
-        "target_size": 0 if p.target is None else len(p.target),
+        "target": p.target,
         "target_batch": p.target_batch,
         "coefficient": p.coefficient,
         "map_coefficient": p.map_coefficient,
@@ -197,8 +191,8 @@ def compiled_problem(p: Problem) -> dict[str, Any]:
         "of_target": (_function(p.of_target[0]), p.of_target[1]),
         "log_mean": p.log_mean,
         "penalty": p.penalty,
-        "mean": _address(mean),
-        "whitening": _address(whitening),
+        "mean": mean,
+        "whitening": whitening,
         "with_log_mu": log_norm is not None,
         "log_norm": log_norm or 0.0,
         "density": p.density.problem(),
@@ -206,7 +200,7 @@ def compiled_problem(p: Problem) -> dict[str, Any]:
         "critic": None if p.critic is None else p.critic.problem(),
         "dropout": p.dropout,
         "adam": p.adam,
-        "schedule": p.schedule.data_ptr(),
+        "schedule": p.schedule,
         "seed": p.seed,
         "target_stream": p.target_stream,
         "penalty_stream": p.penalty_stream,
@@ -226,7 +220,7 @@ class PrimalDual:
             "begin": None if p.begin is None else functools.partial(_begin, p),
             "rest": None if p.rest is None else functools.partial(_rest, p),
         }
-        self._loop = _cpu.PrimalDual(p.inputs.dtype is torch.float64, compiled_problem(p) | callbacks)
+        self._loop = _cpu.PrimalDual(compiled_problem(p) | callbacks)
 
     def run(self, first: int, count: int, threads: int) -> dict[str, float]:
         """Iterations first .. first + count - 1; fewer where a loss is not finite.

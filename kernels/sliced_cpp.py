@@ -1,4 +1,4 @@
-"""Sliced discrepancies on the CPU. No checks: contiguous float32 or float64 tensors, x [B, N, D], y [B, M, D]."""
+"""Sliced discrepancies on the CPU. Float32 or float64, x [B, N, D], y [B, M, D]."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from .cpp import _cpu
 
 KINDS = ("wasserstein", "energy", "power")
+_NEITHER = (None, None)
 
 
 class Sliced(NamedTuple):
@@ -46,18 +47,15 @@ def sliced(
     wanted: Sequence[bool] = (True, True, False, False),
 ) -> Sliced:
     """The discrepancy ``kind`` of the projections on each direction."""
-    batch, n, d = x.shape
-    values = torch.empty(batch, len(directions), dtype=torch.float64)
+    values = torch.empty(len(x), len(directions), dtype=torch.float64)
     gradients = [torch.empty_like(points) if wish else None for points, wish in zip((x, y), wanted[:2], strict=True)]
     potentials: list[Tensor | None] = [None, None]
     if any(wanted[2:]):
         potentials = [points.new_empty(points.shape[:2], dtype=torch.float64) for points in (x, y)]
-    nodes = exponentials or (None, None)
-    inputs = (x, y, directions, *weights, *(tangents or (None, None)))
-    tensors = (*inputs, *gradients, values, *lengths, *potentials, *nodes)
-    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-    sizes = (batch, n, y.shape[1], d, len(directions), 0 if exponentials is None else len(exponentials[0]))
-    _cpu.sliced(x.dtype is torch.float64, KINDS.index(kind), power, scale, sizes, addresses)
+    _cpu.sliced(
+        KINDS.index(kind), power, scale, x, y, directions, tuple(weights), tangents or _NEITHER, tuple(gradients),
+        values, tuple(lengths), tuple(potentials), exponentials or _NEITHER,
+    )  # fmt: skip
     return Sliced(values, *gradients, *(p if wish else None for p, wish in zip(potentials, wanted[2:], strict=True)))
 
 
@@ -72,10 +70,6 @@ def sliced_sum(
     powers: Tensor,  # b [at most 8], float64
 ) -> Tensor:  # [L, C, N]
     """sum_j w_j f^(order)(x_i - y_j) in each line, f(t) = sum a_m cos(2 pi m t / period) + sum b_k |t|^k."""
-    (lines, rows), columns, channels = x.shape, y.shape[1], weights.shape[1]
-    out = x.new_empty(lines, channels, rows)
-    stride = channels * columns if len(weights) > 1 else 0
-    sizes = (lines, rows, columns, channels, stride, first, len(waves), len(powers))
-    addresses = [tensor.data_ptr() for tensor in (x, y, weights, waves, powers, out)]
-    _cpu.sliced_sum(x.dtype is torch.float64, order, sizes, period, addresses)
+    out = x.new_empty(len(x), weights.shape[1], x.shape[1])
+    _cpu.sliced_sum(order, period, first, x, y, weights, waves, powers, out)
     return out

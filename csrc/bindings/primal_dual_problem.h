@@ -1,5 +1,5 @@
 // A PrimalDualProblem from the dictionary that kernels/primal_dual_cpp.py makes of one, for the modules of the CPU and
-// of CUDA: arrays are given by address, and lie where the loop runs.
+// of CUDA: its tensors are checked, and lie where the loop runs.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -9,92 +9,107 @@
 #include <vector>
 
 #include "../primal_dual.h"
+#include "layers.h"
 
 namespace gwf {
 
 namespace py = pybind11;
-
-template <class T> T* pointer(const py::handle& address) { return reinterpret_cast<T*>(address.cast<uintptr_t>()); }
 
 inline Elementwise elementwise(const py::handle& pair) {
     const auto [function, constant] = pair.cast<std::pair<int, double>>();
     return {Function(function), constant};
 }
 
-// Weight, bias and, where learned, slope of each layer, in this order.
-template <class T> std::vector<MlpArrays<T>> arrays(const py::handle& addresses, const std::vector<bool>& learned) {
-    std::vector<MlpArrays<T>> list(learned.size());
-    auto next = py::iter(addresses);
-    auto take = [&] { return pointer<T>(*next++); };
-    for (size_t l = 0; l < learned.size(); l++) {
-        list[l].weight = take();
-        list[l].bias = take();
-        list[l].slope = learned[l] ? take() : nullptr;
-    }
-    return list;
-}
-
-template <class T> TrainedArrays<T> trained(const py::dict& from) {
+template <class T> TrainedArrays<T> trained(Crossing& crossing, const py::dict& from) {
     TrainedArrays<T> made{};
-    const auto sizes = from["sizes"].cast<std::vector<int64_t>>();
-    const auto functions = from["functions"].cast<std::vector<int>>();
-    const auto constants = from["constants"].cast<std::vector<double>>();
     const auto learned = from["learned"].cast<std::vector<bool>>();
-    for (size_t l = 0; l < functions.size(); l++)
-        made.layers.push_back({sizes[l], sizes[l + 1], Function(functions[l]), constants[l]});
-    made.parameters = arrays<T>(from["parameters"], learned);
-    made.first_moments = arrays<T>(from["first_moments"], learned);
-    made.second_moments = arrays<T>(from["second_moments"], learned);
+    made.layers = make_layers(from["sizes"].cast<std::vector<int64_t>>(), from["functions"].cast<std::vector<int>>(),
+                              from["constants"].cast<std::vector<double>>(), learned);
+    auto arrays = [&](const char* name) {
+        const py::sequence tensors = from[name];
+        if (tensors.size() == 0) throw std::invalid_argument(std::string(name) + ": there are none");
+        return layer_arrays<T>(crossing, tensors, made.layers, learned);
+    };
+    made.parameters = arrays("parameters");
+    made.first_moments = arrays("first_moments");
+    made.second_moments = arrays("second_moments");
     made.residual = from["residual"].cast<bool>();
     made.steps = from["steps"].cast<int64_t>();
     made.rate = from["rate"].cast<double>();
+    if (made.residual && made.layers.front().in != made.layers.back().out)
+        throw std::invalid_argument("residual: a network with as many outputs as inputs");
     return made;
 }
 
-template <class T> Density<T> density(const py::dict& from) {
-    return {DensityKind(from["kind"].cast<int>()),
-            from["count"].cast<int64_t>(),
-            pointer<const T>(from["points"]),
-            pointer<const T>(from["matrix"]),
-            pointer<const T>(from["precision"]),
-            pointer<const T>(from["log_weights"]),
-            from["rate"].cast<double>()};
+template <class T> Density<T> density(Crossing& crossing, const py::dict& from, int64_t dim) {
+    const auto kind = DensityKind(from["kind"].cast<int>());
+    const py::object points = from["points"], matrix = from["matrix"], precision = from["precision"],
+                     log_weights = from["log_weights"];
+    const int64_t count = points.is_none() ? 0 : Crossing::look(points, "points").size(0);
+    const double rate = from["rate"].cast<double>();
+    Density<T> made{kind, count, nullptr, nullptr, nullptr, nullptr, rate};
+    if (kind == DensityKind::gaussian) {
+        made.points = crossing.read<T>(points, "mean", {dim});
+        made.matrix = crossing.read<T>(matrix, "matrix", {dim, dim});
+    } else if (kind == DensityKind::mixture) {
+        made.points = crossing.read<T>(points, "means", {count, dim});
+        made.precision = crossing.read<T>(precision, "precision", {count});
+        made.log_weights = crossing.read<T>(log_weights, "log_weights", {count});
+    } else if (kind == DensityKind::logistic) {
+        made.points = crossing.read<T>(points, "features", {count, dim - 1});
+    }
+    return made;
 }
 
 // Without the callbacks.
-template <class T> PrimalDualProblem<T> primal_dual_problem(const py::dict& from) {
+template <class T> PrimalDualProblem<T> primal_dual_problem(Crossing& crossing, const py::dict& from) {
     PrimalDualProblem<T> made{};
-    made.input_dim = from["input_dim"].cast<int64_t>();
-    made.dim = from["dim"].cast<int64_t>();
+    const py::object inputs = from["inputs"], anchors = from["anchors"], target = from["target"], mean = from["mean"];
+    const Array pool = crossing.leading(inputs, "inputs", 2, 2);
+    const Array images = anchors.is_none() ? pool : crossing.leading(anchors, "anchors", 2, 2);
+    made.input_dim = pool.size(1);
+    made.dim = images.size(1);
+    made.pool_size = pool.size(0);
     made.batch = from["batch"].cast<int64_t>();
     made.critic_steps = from["critic_steps"].cast<int64_t>();
     made.map_steps = from["map_steps"].cast<int64_t>();
     made.step_size = from["step_size"].cast<double>();
-    made.inputs = pointer<const T>(from["inputs"]);
-    made.anchors = pointer<const T>(from["anchors"]);
-    made.pool_size = from["pool_size"].cast<int64_t>();
-    made.whole_pool = from["whole_pool"].cast<bool>();
+    made.inputs = crossing.read<T>(inputs, "inputs", {made.pool_size, made.input_dim});
+    made.anchors = crossing.read_if<T>(anchors, "anchors", {made.pool_size, made.dim});
+    made.whole_pool = made.batch == made.pool_size;
     made.target_kind = TargetKind(from["target_kind"].cast<int>());
-    made.target = pointer<const T>(from["target"]);
-    made.target_size = from["target_size"].cast<int64_t>();
+    made.target_size = target.is_none() ? 0 : Crossing::look(target, "target").size(0);
+    made.target = crossing.read_if<T>(target, "target", {made.target_size, made.dim});
     made.target_batch = from["target_batch"].cast<int64_t>();
+    if (made.batch < 1 || made.batch > made.pool_size) throw std::invalid_argument("batch: 1 to the size of the pool");
+    const bool stored = made.target_kind == TargetKind::samples || made.target_kind == TargetKind::whole;
+    const bool needed = stored && !from["critic"].is_none();
+    if (needed && (made.target_batch < 1 || made.target_batch > made.target_size))
+        throw std::invalid_argument("target_batch: 1 to the size of the target");
     made.coefficient = from["coefficient"].cast<double>();
     made.map_coefficient = from["map_coefficient"].cast<double>();
     made.of_model = elementwise(from["of_model"]);
     made.of_target = elementwise(from["of_target"]);
     made.log_mean = from["log_mean"].cast<bool>();
     made.penalty = from["penalty"].cast<double>();
-    made.mean = pointer<const T>(from["mean"]);
+    made.mean = crossing.read_if<T>(mean, "mean", {made.dim});
     made.with_log_mu = from["with_log_mu"].cast<bool>();
     made.log_norm = from["log_norm"].cast<double>();
-    made.whitening = pointer<const T>(from["whitening"]);
-    made.density = density<T>(from["density"].cast<py::dict>());
-    made.map = trained<T>(from["map"].cast<py::dict>());
-    if (const py::object critic = from["critic"]; !critic.is_none()) made.critic = trained<T>(critic.cast<py::dict>());
+    if (made.mean) made.whitening = crossing.read<T>(from["whitening"], "whitening", {made.dim, made.dim});
+    made.density = density<T>(crossing, from["density"].cast<py::dict>(), made.dim);
+    made.map = trained<T>(crossing, from["map"].cast<py::dict>());
+    if (made.map.layers.front().in != made.input_dim || made.map.layers.back().out != made.dim)
+        throw std::invalid_argument("map: from the dimension of the inputs to that of the anchors");
+    if (const py::object critic = from["critic"]; !critic.is_none()) {
+        made.critic = trained<T>(crossing, critic.cast<py::dict>());
+        if (made.critic.layers.front().in != made.dim || made.critic.layers.back().out != 1)
+            throw std::invalid_argument("critic: from the dimension of the anchors to one number");
+    }
     std::tie(made.map_dropout, made.critic_dropout) = from["dropout"].cast<std::pair<double, double>>();
     const auto adam = from["adam"].cast<std::vector<double>>();
     made.adam = {adam.at(0), adam.at(1), adam.at(2), adam.at(3), adam.at(4), adam.at(5)};
-    made.schedule = pointer<const double>(from["schedule"]);
+    made.iterations = Crossing::look(from["schedule"], "schedule").count();
+    made.schedule = crossing.read<double>(from["schedule"], "schedule", {made.iterations});
     made.seed = from["seed"].cast<uint64_t>();
     made.target_stream = from["target_stream"].cast<uint32_t>();
     made.penalty_stream = from["penalty_stream"].cast<uint32_t>();

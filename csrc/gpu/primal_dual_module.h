@@ -148,9 +148,9 @@ class AnyLoop {
   public:
     AnyLoop(bool is_double, const py::dict& from, int blocks) {
         if (is_double)
-            wide_ = std::make_unique<DeviceLoop<double>>(primal_dual_problem<double>(from), blocks);
+            wide_ = std::make_unique<DeviceLoop<double>>(primal_dual_problem<double>(crossing_, from), blocks);
         else
-            narrow_ = std::make_unique<DeviceLoop<float>>(primal_dual_problem<float>(from), blocks);
+            narrow_ = std::make_unique<DeviceLoop<float>>(primal_dual_problem<float>(crossing_, from), blocks);
     }
     py::dict layout() const { return plan_layout(wide_ ? wide_->plan() : narrow_->plan()); }
     void run(std::int64_t first, std::int64_t count, const std::vector<std::uintptr_t>& workspace) {
@@ -161,6 +161,7 @@ class AnyLoop {
     }
 
   private:
+    Crossing crossing_{true};  // on the device; what it copied must outlive the loop
     std::unique_ptr<DeviceLoop<float>> narrow_;
     std::unique_ptr<DeviceLoop<double>> wide_;
 };

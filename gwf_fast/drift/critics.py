@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._validation import check_points
+from ..ambient import entry
 
 # What multiplies grad d. MonoFlow: h'(d), h increasing; VGrow: s(d), of the divergence named, d = log p/q.
 _TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -81,6 +82,7 @@ def critic_step(
         return moved if bounds is None else moved.clamp_(*bounds)
 
 
+@entry(differentiates=True)
 def _weight_and_gradient(
     x: Tensor, critic: Callable[[Tensor], Tensor], transform: str, shift: float
 ) -> tuple[Tensor | None, Tensor]:  # [*B, N, 1], None for ones; [*B, N, D]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from .._validation import check_counts
+from ..ambient import entry
 from ..kernels import drift_cpp
 from ..ops.modes import is_concrete
 from ..passes import centre_of
@@ -18,6 +19,7 @@ from .joint import Targets, join
 _EXCLUDED = 1e30  # a distance that no pair has
 
 
+@entry
 def gmd(
     x: Tensor,
     y: Tensor,

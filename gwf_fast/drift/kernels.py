@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from .._validation import check_counts
+from ..ambient import entry
 from ..pairwise import kernel_gradient
 from ..radial import Kernel, Riesz
 from ._checks import check_sets, inverse_counts
 from .sliced import sliced_energy
 
 
+@entry
 def mmd(
     x: Tensor,
     y: Tensor,
@@ -60,6 +62,7 @@ def mmd(
     return attraction * inverse_counts(y, y_lengths) - repulsion * inverse_counts(x, x_lengths, int(exclude_self))
 
 
+@entry
 def energy(
     x: Tensor,
     y: Tensor,

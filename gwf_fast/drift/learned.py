@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..ambient import entry
 from ..nn import MLP
 from ..optimizer_state import optimizer_tensors, restore_optimizer
 from ._checks import check_positive, check_sets
@@ -37,6 +38,7 @@ class LearnedCritic:
         ValueError, TypeError: If the transform is unknown, or a number out of range.
     """
 
+    @entry(differentiates=True)
     def __init__(
         self,
         dim: int,
@@ -63,6 +65,7 @@ class LearnedCritic:
             self.network.parameters(), lr=rate, betas=(float(betas[0]), float(betas[1])), fused=True
         )
 
+    @entry(differentiates=True)
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on x [N, D] against y [M, D]; the drift at x, [N, D]."""
         check_sets(x, y, exclude_self=False)

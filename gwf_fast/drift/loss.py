@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from .._validation import check_points
+from ..ambient import entry
 
 
+@entry
 def drifting_loss(x: Tensor, velocity: Tensor) -> Tensor:
     """Mean of |x - stopgrad(x + v)|^2 over the samples (Deng et al. 2026): its gradient in x_i is -2 v_i / N.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._validation import check_counts
+from ..ambient import entry
 from ..ragged import member_weights
 from ._checks import check_positive, check_sets
 from .joint import Targets, join
@@ -32,6 +33,7 @@ class MultiDrift(NamedTuple):
     raw: Tensor
 
 
+@entry
 def gmd_multi(
     x: Tensor,
     y: Tensor,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._validation import check_counts
+from ..ambient import entry
 from ..pairwise import kernel_average, kernel_logsumexp
 from ..passes import centre_of
 from ..radial import Gaussian
@@ -31,6 +32,7 @@ DIVERGENCES = tuple(_SLOPES)
 """What ``f_divergence`` knows. Convention: the model q first, D_f(q|p) = E_p f(q/p)."""
 
 
+@entry
 def parzen_kl(
     x: Tensor,
     y: Tensor,
@@ -76,6 +78,7 @@ def parzen_kl(
     return (towards - away) / h**2
 
 
+@entry
 def f_divergence(
     x: Tensor,
     y: Tensor,

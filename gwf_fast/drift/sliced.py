@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ambient import entry
 from ..ragged import members
 from ..sliced import sliced_energy_distance, sliced_wasserstein2
 from ._checks import inverse_counts
 
 
+@entry(differentiates=True)
 def sliced_wasserstein(
     x: Tensor,
     y: Tensor,
@@ -61,6 +63,7 @@ def sliced_wasserstein(
     return _velocity(sliced_wasserstein2, x, y, options)
 
 
+@entry(differentiates=True)
 def sliced_energy(
     x: Tensor, y: Tensor, n_projections: int, exponent: float, x_lengths: Tensor | None, y_lengths: Tensor | None
 ) -> Tensor:

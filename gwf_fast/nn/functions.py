@@ -100,6 +100,19 @@ class ScaledSigmoid(nn.Module):
         return self.scale * v.sigmoid()
 
 
+SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.LeakyReLU: ("negative_slope",),
+    nn.PReLU: ("num_parameters",),
+    nn.CELU: ("alpha",),
+    nn.ELU: ("alpha",),
+    nn.Softplus: ("beta", "threshold"),
+    Elementwise: ("function",),
+    OutputActivation: ("name", "parameter"),
+    ScaledSigmoid: ("scale",),
+}
+"""The attributes that two activations of a class may differ in."""
+
+
 def activation_of(name: str, parameter: float | None = None) -> Compiled:
     """The compiled form of an f-divergence's output activation."""
     if name == "alpha" and parameter is not None and parameter < 1:

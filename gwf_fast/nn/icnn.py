@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from typing_extensions import override
 
+from .._validation import check_kind
+from ..ambient import entry
+
 _CHUNK = 1 << 13  # rows of a Hessian or an inverse at once: bounds the memory
 _HALVINGS = 50
 _SLOPE_LEFT = 0.25
@@ -58,22 +61,26 @@ class ICNNGradient(nn.Module):
             with torch.no_grad():
                 self.positive[-1].fill_(math.log(math.expm1(1e-2 / hidden[-1])))
 
+    @entry
     @override
     def forward(self, x: Tensor) -> Tensor:
         """T(x) [*B, D] for x [*B, D]."""
         self._check("x", x)
         return self._evaluate(x)[1]
 
+    @entry
     def potential(self, x: Tensor) -> Tensor:
         """phi(x) [*B] for x [*B, D]."""
         self._check("x", x)
         return self._evaluate(x)[0]
 
+    @entry
     def jacobian(self, x: Tensor) -> Tensor:
         """The Hessian of phi [*B, D, D], symmetric positive definite."""
         self._check("x", x)
         return self._evaluate(x, hessian=True)[2]
 
+    @entry
     def log_abs_det(self, x: Tensor) -> Tensor:
         """log |det dT/dx| [*B]; differentiable."""
         self._check("x", x)
@@ -84,6 +91,7 @@ class ICNNGradient(nn.Module):
             parts.append(2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1))
         return torch.cat(parts).view(x.shape[:-1]) if parts else rows.new_zeros(x.shape[:-1])
 
+    @entry
     @torch.no_grad()
     def inverse(self, z: Tensor, *, tolerance: float | None = None, max_iterations: int = 100) -> Tensor:
         """x with T(x) = z, for z [*B, D]: the maximum of <x, z> - phi(x), by Newton's method with a line search.
@@ -201,6 +209,7 @@ class ICNNGradient(nn.Module):
         return value, gradient, curvature
 
     def _check(self, name: str, points: Tensor) -> None:
+        check_kind(name, points)
         dim = self.config["dim"]
         if points.ndim < 1 or points.shape[-1] != dim:
             raise ValueError(f"{name} must have shape [*B, {dim}], got {list(points.shape)}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..ops.mlp import MLPSpec, is_served, mlp, value_and_gradient
-from ..ops.modes import is_transformed
-from .functions import ACTIVATIONS, output_activation
+from ..ops.modes import PLAIN, is_eager, is_transformed
+from .functions import ACTIVATIONS, SETTINGS, output_activation
 
 
 class MLP(nn.Sequential):
@@ -23,8 +25,10 @@ class MLP(nn.Sequential):
     are exact to second order, and results do not depend on the number of threads. Backward repeats the forward pass
     instead of storing it. On CUDA devices, with widths to 128 and bfloat16 and float16 too, forward and backward are a
     Triton kernel each, the whole network in one program for each tile of the batch; double backward is PyTorch's.
-    Elsewhere (other devices and dtypes, ``torch.func`` transforms, autocast) its modules run one by one. Hooks on the
-    layers are not called by the compiled path.
+    Elsewhere (other devices and dtypes, ``torch.func`` transforms, autocast) its modules run one by one. So they do
+    once a layer was replaced, added or changed, or has a hook, as old-style ``spectral_norm``, ``weight_norm`` and
+    ``prune`` have: the network is always what it prints as. Parametrisations (``torch.nn.utils.parametrizations``)
+    stay compiled.
 
     A residual network x + net(x) starts as the identity: its last layer is initialised to zero.
 
@@ -67,6 +71,10 @@ class MLP(nn.Sequential):
         if last is not None:
             layers.append(last.module())
         super().__init__(*layers)
+        self._made_of = [
+            (type(layer), [(name, getattr(layer, name)) for name in SETTINGS.get(type(layer), ())]) for layer in layers
+        ]
+        self.shapes = [tuple(parameter.shape) for parameter in self.parameter_list()]  # that the spec asks for
         written = output if output is None or isinstance(output, str) else list(output)
         self.config: dict[str, Any] = {
             "sizes": list(sizes),
@@ -86,9 +94,9 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network to x [*B, sizes[0]]; returns [*B, sizes[-1]]."""
-        self._check(x)
-        if self._is_fused(x):
-            out = mlp(x.reshape(-1, x.shape[-1]), self.parameter_list(), self.spec)
+        parameters = self._compiled_parameters(x)
+        if parameters is not None:
+            out = mlp(x.reshape(-1, x.shape[-1]), parameters, self.spec)
             return out.view(*x.shape[:-1], out.shape[-1])
         y = super().forward(x)
         return torch.add(x, y) if self.spec.residual else y
@@ -102,18 +110,39 @@ class MLP(nn.Sequential):
         Raises:
             ValueError: If the network has more than one output.
         """
-        self._check(x)
-        if self.spec.sizes[-1] != 1:
-            raise ValueError(f"value_and_grad: needs a network with one output, got sizes {list(self.spec.sizes)}")
-        if self._is_fused(x) and not torch.compiler.is_compiling():
-            value, gradient = value_and_gradient(x.reshape(-1, x.shape[-1]), self.parameter_list(), self.spec)
+        parameters = self._compiled_parameters(x)
+        if parameters is not None and self.spec.sizes[-1] == 1 and not torch.compiler.is_compiling():
+            value, gradient = value_and_gradient(x.reshape(-1, x.shape[-1]), parameters, self.spec)
             return value.view(x.shape[:-1]), gradient.view(x.shape)
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             point = x if x.requires_grad else x.detach().requires_grad_()
-            value = self(point)[..., 0]
+            out = self(point)
+            if out.shape[-1] != 1:
+                raise ValueError(f"value_and_grad: needs a network with one output, got {out.shape[-1]}: {self.config}")
+            value = out[..., 0]
             (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=graph)
         return (value, gradient) if graph else (value.detach(), gradient)
+
+    def matches_spec(self) -> bool:
+        """Whether the modules are still those that it was made with, parametrised or not, and nothing hooks into them.
+
+        Where they are not, ``spec`` and ``config`` say nothing about the network.
+        """
+        layers = self._modules.values()
+        if len(layers) != len(self._made_of):
+            return False
+        for layer, (kind, settings) in zip(layers, self._made_of, strict=True):
+            if type(layer) is not kind and not _is_parametrised(layer, kind):
+                return False
+            if layer._forward_pre_hooks or layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+                return False
+            if "forward" in layer.__dict__:  # replaced on this very module
+                return False
+            for name, value in settings:
+                if getattr(layer, name) != value:
+                    return False
+        return True
 
     def parameter_list(self) -> list[Tensor]:
         """Weight, bias and slope of each layer in turn, as the compiled passes take them.
@@ -128,24 +157,66 @@ class MLP(nn.Sequential):
                 parameters.append(layer.weight)
         return parameters
 
-    def serves_objective(self, x: Tensor) -> bool:
-        """Whether :func:`critic_objective` at x can take the compiled pass: one raw output, on the compiled path."""
-        self._check(x)
-        is_raw = self.config["output"] is None and not self.spec.residual
-        return is_raw and self.spec.sizes[-1] == 1 and x.device.type == "cpu" and self._is_fused(x)
+    def objective_parameters(self, x: Tensor) -> list[Tensor] | None:
+        """What the compiled pass of :func:`critic_objective` takes; None where it can't take this network at x.
 
-    def _is_fused(self, x: Tensor) -> bool:
-        return (
+        It takes networks with one raw output, where the compiled path serves.
+        """
+        is_raw = self.config["output"] is None and not self.spec.residual and self.spec.sizes[-1] == 1
+        return self._compiled_parameters(x) if is_raw and x.device.type == "cpu" else None
+
+    def _compiled_parameters(self, x: Tensor) -> list[Tensor] | None:
+        """Parameters for the compiled path; None where the modules have to run: they say what does not fit."""
+        if not self.matches_spec() or type(self).forward is not MLP.forward or not _is_plain(x):
+            return None
+        self._check(x)
+        served = (
             is_served(x.device.type, x.dtype, max(self.spec.sizes))
             and not is_transformed()
             and not torch.is_autocast_enabled(x.device.type)
         )
+        if not served:
+            return None
+        parameters = self.parameter_list()
+        dtype, device = x.dtype, x.device
+        for parameter, shape in zip(parameters, self.shapes, strict=True):
+            if (
+                parameter is None  # a layer without a bias
+                or parameter.shape != shape
+                or parameter.dtype is not dtype
+                or parameter.device != device
+            ):
+                return None
+        return parameters
 
     def _check(self, x: Tensor) -> None:
         weight, width = self[0].bias, self.spec.sizes[0]  # the weight may be a parametrisation, which counts its calls
         if x.ndim < 1 or x.shape[-1] != width:
             raise ValueError(f"x must have shape [*B, {width}] for sizes {self.config['sizes']}, got {list(x.shape)}")
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        if weight is None or torch.is_autocast_enabled(x.device.type):
+            return
+        if x.dtype != weight.dtype:
             raise TypeError(f"x must have the dtype of the network, {weight.dtype}, got {x.dtype}")
         if x.device != weight.device:
             raise ValueError(f"x must be on the device of the network, {weight.device}, got {x.device}")
+
+    @overload
+    def __getitem__(self, index: slice) -> nn.Sequential: ...
+    @overload
+    def __getitem__(self, index: int) -> nn.Module: ...
+    def __getitem__(self, index: slice | int) -> nn.Module:
+        """A layer; or some of them, as an ``nn.Sequential``: part of this network is not one of its kind."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))  # type: ignore[arg-type]
+        return super().__getitem__(index)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether compiled passes may see x; its modules have rules of their own for sparse, nested and other kinds."""
+    dense = isinstance(x, Tensor) and not x.is_nested and x.layout is torch.strided and not x.is_meta
+    return dense and (type(x) in PLAIN or not is_eager())
+
+
+def _is_parametrised(layer: nn.Module, kind: type) -> bool:
+    """Whether a layer is of a class that a parametrisation made of another."""
+    return type(layer).__bases__ == (kind,) and parametrize.is_parametrized(layer)

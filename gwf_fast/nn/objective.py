@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .._validation import check_pair
+from ..ambient import entry
 from ..divergences import DIVERGENCES, TAME, tame_exp
 from ..divergences import divergence as row_of
-from ..ops.mlp import Side, mlp, objective
+from ..ops.mlp import MLPSpec, Side, mlp, objective
 from ..ops.modes import is_eager
 from .functions import Compiled, activation_of, conjugate_of, split_name
 from .mlp import MLP
@@ -31,6 +32,7 @@ class _Row(NamedTuple):
     log_mean: bool = False  # log E_Q e^h in place of E_Q B(h)
 
 
+@entry(differentiates=True)
 def critic_objective(
     critic: nn.Module,
     x: Tensor,
@@ -80,8 +82,9 @@ def critic_objective(
             raise ValueError(f"{label} must have shape [N, D] with N >= 1, got {list(points.shape)}")
     if not (math.isfinite(penalty) and penalty >= 0):
         raise ValueError(f"penalty must be a number >= 0, got {penalty!r}")
-    if isinstance(critic, MLP) and critic.serves_objective(x) and is_eager():
-        value = _compiled_objective(row, critic, x, z)
+    parameters = critic.objective_parameters(x) if isinstance(critic, MLP) and is_eager() else None
+    if parameters is not None:
+        value = _compiled_objective(row, critic.spec, parameters, x, z)
     else:
         value = _torch_objective(row, critic(torch.cat((x, z))), len(x))
     if penalty == 0:
@@ -89,6 +92,7 @@ def critic_objective(
     return value - penalty * gradient_penalty(critic, x.detach(), z.detach(), mixing)
 
 
+@entry(differentiates=True)
 def gradient_penalty(critic: nn.Module, x: Tensor, z: Tensor, mixing: Tensor | None = None) -> Tensor:
     """E (|grad h| - 1)^2 on segments between two batches (Gulrajani et al. 2017), a scalar.
 
@@ -147,8 +151,7 @@ def _identity(v: Tensor) -> Tensor:
     return v
 
 
-def _compiled_objective(row: _Row, critic: MLP, x: Tensor, z: Tensor) -> Tensor:
-    spec, parameters = critic.spec, critic.parameter_list()
+def _compiled_objective(row: _Row, spec: MLPSpec, parameters: list[Tensor], x: Tensor, z: Tensor) -> Tensor:
     of_model, of_target = row.compiled
     offset = 0.0
     if row.log_mean:  # the gradient of log E e^h is that of E e^(h - l) with l its value

@@ -90,6 +90,7 @@ def swap(tangent: Tangent) -> Tangent:
 def _run(x: Tensor, y: Tensor, a: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     alpha, beta, *directions = contiguous(*rest[:10])
     order, spec, exclude_self, x_lengths, y_lengths, backend = rest[10:]
+    x_lengths, y_lengths = contiguous(x_lengths, y_lengths)
     return dispatch.function(backend, "pair_jet")(
         *contiguous(x, y, a, b),
         alpha,

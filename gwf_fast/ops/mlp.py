@@ -18,7 +18,7 @@ from torch.autograd import Function
 from ..kernels.mlp import MLPSpec, Side
 from . import dispatch
 from .modes import is_eager
-from .registry import _LIBRARY
+from .registry import _LIBRARY, register_autocast
 from .table import BACKENDS, COMPILED, OPERATIONS
 
 __all__ = ["MLPSpec", "Side", "is_served", "mlp", "objective", "value_and_gradient"]
@@ -159,6 +159,7 @@ def _register(schema: str, run: Callable, fake: Callable, setup: Callable, backw
         _LIBRARY.impl(name, run, device)
     torch.library.register_fake(f"gwf_fast::{name}", fake, lib=_LIBRARY)
     torch.library.register_autograd(f"gwf_fast::{name}", backward, setup_context=setup, lib=_LIBRARY)
+    register_autocast(f"gwf_fast::{name}")
 
 
 _register(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .jet import OPTIONS, Options, jet, load, safe_exp_difference, save
+from .jet import OPTIONS, Options, contiguous, jet, load, safe_exp_difference, save
 from .registry import Operator
 
 
@@ -26,6 +26,7 @@ def _caller(name: str) -> Any:
         spec = tuple(spec)  # torch.library hands a list
         if not exclude_self and x_lengths is None and y_lengths is None:
             return function(*tensors, spec)
+        x_lengths, y_lengths = contiguous(x_lengths, y_lengths)  # a column of a table, an expanded number
         return function(*tensors, spec, exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=y_lengths)
 
     return run

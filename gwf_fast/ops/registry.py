@@ -20,6 +20,13 @@ from .modes import PLAIN, check_forward_mode, is_eager, is_transformed
 _LIBRARY = torch.library.Library("gwf_fast", "DEF")
 
 
+def register_autocast(qualified: str) -> None:
+    """Under autocast an operator takes and gives float32: sums over pairs cancel."""
+    if hasattr(torch.library, "register_autocast"):  # torch >= 2.7
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(qualified, device, torch.float32, lib=_LIBRARY)
+
+
 class Operator:
     """An operator whose tensors all have one leading batch dimension, or all have none.
 
@@ -49,6 +56,7 @@ class Operator:
             _LIBRARY.impl(name, run, device)
         torch.library.register_fake(qualified, fake, lib=_LIBRARY)
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+        register_autocast(qualified)
         self.library_op = getattr(torch.ops.gwf_fast, name).default
         torch.library.register_vmap(qualified, _vmap_rule(self.library_op), lib=_LIBRARY)
         self.run = run

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._validation import check_companion
+from ..ambient import entry
 from ..ops.modes import is_readable
 from ..passes import centre_of
 from ..ragged import members
@@ -58,6 +59,7 @@ class DivergencePotentials:
         return torch.stack(parts).amax(0)
 
 
+@entry
 def sinkhorn(
     x: Tensor,
     y: Tensor,
@@ -121,6 +123,7 @@ def sinkhorn(
     return SinkhornResult(members(f, x_lengths), members(g, y_lengths), n, error)
 
 
+@entry
 def sinkhorn_divergence(
     x: Tensor,
     y: Tensor,
@@ -186,6 +189,7 @@ def sinkhorn_divergence(
     return (value, DivergencePotentials(cross, *own)) if return_potentials else value
 
 
+@entry
 def barycentric_map(
     x: Tensor,
     y: Tensor,
@@ -214,6 +218,7 @@ def barycentric_map(
     return problem.row_average(None, members(g, y_lengths), epsilon) + centre_of(y, y_lengths)
 
 
+@entry
 def drift(
     x: Tensor,
     y: Tensor,

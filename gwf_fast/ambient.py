@@ -1,0 +1,69 @@
+"""PyTorch's ambient modes – autocast, inference mode – and what they mean to the functions for people: one place.
+
+Sums over pairs cancel, so that half the digits of float32 would be none of the result's: under autocast they take and
+give float32. Forces that are gradients need autograd, which inference mode switches off for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar, overload
+
+import torch
+from torch import Tensor
+from torch._C import _is_any_autocast_enabled
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@overload
+def entry(function: Callable[P, T]) -> Callable[P, T]: ...
+@overload
+def entry(*, differentiates: bool) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+def entry(function: Any = None, *, differentiates: bool = False) -> Any:
+    """Make a function that people call the same under autocast and, if it asks autograd, in inference mode.
+
+    Args:
+        function: Takes tensors as arguments, or in lists and tuples of them.
+        differentiates: Whether it forms gradients by itself.
+    """
+    if function is None:
+        return functools.partial(entry, differentiates=differentiates)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not _is_any_autocast_enabled() and not (differentiates and torch.is_inference_mode_enabled()):
+            return function(*args, **kwargs)
+        with plain_modes(differentiates):
+            args, kwargs = _fitted(args, differentiates), _fitted(kwargs, differentiates)
+            return function(*args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def plain_modes(differentiates: bool = True) -> Iterator[None]:
+    """Without autocast and, where something is to be differentiated, without inference mode."""
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if differentiates and torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        yield
+
+
+def _fitted(value: Any, differentiates: bool) -> Any:
+    """Tensors as autocast gives them to functions that want float32; copies of those made in inference mode."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and value.dtype in (torch.float16, torch.bfloat16):
+            return value.float()
+        return value.clone() if differentiates and value.is_inference() else value
+    if isinstance(value, dict):
+        return {name: each if name == "out" else _fitted(each, differentiates) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_fitted(each, differentiates) for each in value)
+    return value
