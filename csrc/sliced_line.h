@@ -74,7 +74,7 @@ double transport(SortedSide<T>& x, SortedSide<T>& y, const Transport& cost, doub
         y.gradient[j] -= T(force);
         left_x -= piece;
         left_y -= piece;
-        const bool next_x = left_x <= 0, next_y = left_y <= 0;
+        const bool next_x = !(left_x > 0), next_y = !(left_y > 0);  // one of them, whatever the masses
         if (next_x) {
             x.gradient[i++] = T(own);
             own = 0;

@@ -31,6 +31,9 @@ template <class T> class PowerLine {
     bool merge(const SortedSide<T>& x, const SortedSide<T>& y) {
         points_ = size_t(x.n + y.n);
         at_.resize(points_), charge_.resize(points_), tangent_.resize(points_), from_.resize(points_);
+        if (x.n == 0 || y.n == 0) return false;
+        for (const T end : {x.value[0], x.value[x.n - 1], y.value[0], y.value[y.n - 1]})
+            if (!std::isfinite(end)) return false;  // NaNs of either sign come first or last in the order of the sort
         const double low = std::min(x.value[0], y.value[0]), high = std::max(x.value[x.n - 1], y.value[y.n - 1]);
         width_ = high - low;
         if (!std::isfinite(width_)) return false;
@@ -75,10 +78,11 @@ template <class T> class PowerLine {
             vec<double> sum = {};
             for (size_t q = 0; q < active; q += lanes<double>) sum += load(&c[q]) * load(&state_[q]);
             const double here = sign * horizontal_sum<double>(sum);
-            for (; last != end && at_[last] == at_[a]; last += step) {
+            do {  // at least one, whatever the numbers are
                 out[last] += here;
                 group += charge[last];
-            }
+                last += step;
+            } while (last != end && at_[last] == at_[a]);
             if (last == end) break;
             const double gap = std::abs(at_[last] - at_[a]);
             const size_t before = active;

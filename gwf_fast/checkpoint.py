@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from gwf_fast.functional import Functional
 from gwf_fast.jko import JKOFlow
+from gwf_fast.optimizer_state import require_moments
 from gwf_fast.portable import NotPortableError, pack, unpack
-from gwf_fast.run_folder import RunFolder, read_manifest, read_values, serialize, verify
+from gwf_fast.run_folder import RunFolder, read_manifest, read_values, serialize, told_in_one_line, verify
+from gwf_fast.schemes import ForwardStep
 from gwf_fast.state import FlowState, Source, StepRecord
 
 FORMAT = 1
@@ -134,21 +136,51 @@ def load(
     if manifest.get("format") != FORMAT:
         raise ValueError(f"checkpoint: {folder.path} has format {manifest.get('format')!r}, expected {FORMAT}")
     verify(manifest, folder.path)
-    config = dict(manifest["flow"])
-    fixed = read_values(folder.path / manifest["files"]["fixed"])
     given = {"functional": functional, "map": map, "critic": critic, "x0": x0}
-    for part, value in given.items():
-        config[part] = given_or_stored(part, value, config[part], fixed)
-    config["training"] = unpack(config["training"], fixed)
-    source = config.pop("x0")
-    flow = flow_class(config.pop("functional"), config.pop("dim"), config.pop("step_size"), **config)
-    return flow, _state(folder, manifest, flow), manifest["n_steps"], source
+    with told_in_one_line(folder.path):
+        config = dict(manifest["flow"])
+        fixed = read_values(folder.path / manifest["files"]["fixed"])
+        for part, value in given.items():
+            config[part] = given_or_stored(part, value, config[part], fixed)
+        config["training"] = unpack(config["training"], fixed)
+        source = config.pop("x0")
+        leading = config.pop("functional"), config.pop("dim"), config.pop("step_size")
+    flow = flow_class(*leading, **config)
+    with told_in_one_line(folder.path):
+        return flow, _state(folder, manifest, flow), manifest["n_steps"], source
+
+
+def _trained_part(transport: nn.Module) -> nn.Module:
+    """Of a step's map, what its optimiser trained."""
+    parts = list(transport.children())
+    return parts[-1] if len(parts) == 2 and isinstance(parts[0], ForwardStep) else transport
+
+
+def _check_points(path: Path, name: str, points: Any, like: Tensor | None, dim: int) -> Tensor:
+    """Points of a state: a floating tensor [N, D] of finite numbers, as many and of the precision of ``like``."""
+    fits = isinstance(points, Tensor) and points.ndim == 2 and points.shape[1] == dim and points.is_floating_point()
+    if fits and like is not None:
+        fits = len(points) == len(like) and points.dtype == like.dtype
+    if not fits or len(points) == 0 or not points.isfinite().all():
+        got = f"{points.dtype} {list(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
+        raise ValueError(f"checkpoint: {path}: {name} must be finite and [N, {dim}], got {got}")
+    return points
+
+
+def _check_moments(path: Path, name: str, slots: dict[int, dict[str, Any]], module: nn.Module | None) -> None:
+    try:
+        require_moments(slots, [] if module is None else [p for p in module.parameters() if p.requires_grad])
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path}: {name}: {error}") from None
 
 
 def _state(folder: RunFolder, manifest: dict[str, Any], flow: JKOFlow) -> FlowState:
     path = folder.path / manifest["files"]["moving"]
     moving = read_values(path)
-    particles = moving["particles"]
+    particles = _check_points(path, "particles", moving["particles"], None, flow.dim)
+    latents = moving.get("latents")
+    if latents is not None:
+        _check_points(path, "latents", latents, particles, flow.latent_dim or flow.dim)
     maps = []
     for name in manifest["files"]["maps"]:
         transport, _ = flow.blank_modules(particles)
@@ -163,6 +195,8 @@ def _state(folder: RunFolder, manifest: dict[str, Any], flow: JKOFlow) -> FlowSt
         for key, tensor in nested(moving, name).items():
             index, slot = key.split(".", 1)
             slots.setdefault(int(index), {})[slot] = tensor
+        trained = critic if name == "critic_optimizer" else _trained_part(maps[-1]) if maps else None
+        _check_moments(path, name, slots, trained)
         groups = [{**g, "params": p} for g, p in zip(stored["param_groups"], stored["params"], strict=True)]
         optimizers[name] = {"state": slots, "param_groups": groups}
     history = tuple(StepRecord(**record) for record in manifest["history"])
@@ -173,7 +207,7 @@ def _state(folder: RunFolder, manifest: dict[str, Any], flow: JKOFlow) -> FlowSt
         tuple(maps),
         critic=critic,
         history=history,
-        latents=moving.get("latents"),
+        latents=latents,
         **optimizers,
     )
 

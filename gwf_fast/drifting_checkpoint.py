@@ -16,7 +16,7 @@ from gwf_fast.checkpoint import given_or_stored, packed_or_named
 from gwf_fast.drifting_model import DriftingModel
 from gwf_fast.drifting_state import DriftingRecord, DriftingState
 from gwf_fast.portable import NotPortableError, pack, unpack
-from gwf_fast.run_folder import RunFolder, read_manifest, read_values, verify
+from gwf_fast.run_folder import RunFolder, read_manifest, read_values, told_in_one_line, verify
 from gwf_fast.samples import Target
 
 KIND = "drifting"
@@ -113,25 +113,32 @@ def load(
     if (manifest.get("kind"), manifest.get("format")) != (KIND, FORMAT):
         raise ValueError(f"checkpoint: {folder.path} is not that of a DriftingModel of format {FORMAT}")
     verify(manifest, folder.path)
-    fixed = read_values(folder.path / manifest["files"]["fixed"])
-    config = dict(manifest["model"])
-    config["options"] = {name: unpack(value, fixed) for name, value in config["options"].items()}
-    for part in _PARTS:
-        config[part] = given_or_stored(part, given.get(part), config[part], fixed)
-    target = config.pop("target")
-    model = model_class(config.pop("drift"), config.pop("dim"), **config)
+    with told_in_one_line(folder.path):
+        fixed = read_values(folder.path / manifest["files"]["fixed"])
+        config = dict(manifest["model"])
+        config["options"] = {name: unpack(value, fixed) for name, value in config["options"].items()}
+        for part in _PARTS:
+            config[part] = given_or_stored(part, given.get(part), config[part], fixed)
+        target = config.pop("target")
+        leading = config.pop("drift"), config.pop("dim")
+    model = model_class(*leading, **config)
+    with told_in_one_line(folder.path):
+        return model, _state(folder, manifest, model), manifest["n_steps"], target
+
+
+def _state(folder: RunFolder, manifest: dict[str, Any], model: DriftingModel) -> DriftingState:
     path = folder.path / manifest["files"]["moving"]
     moving = read_values(path)
     ours = (value for name, value in moving.items() if name.startswith("generator.") and isinstance(value, Tensor))
     state = model.init(next(tensor for tensor in ours if tensor.is_floating_point()))  # a counter says no precision
     try:
         model.restore(state, moving)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f"checkpoint: {path} does not fit the networks ({reason})") from None
     state.step, state.seconds, state.pending = manifest["step"], manifest["seconds"], manifest["pending"]
     state.history = [DriftingRecord(**record) for record in manifest["history"]]
-    return model, state, manifest["n_steps"], target
+    return state
 
 
 def _configuration(model: DriftingModel, target: Target, fixed: dict[str, Tensor]) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,10 +15,30 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{slot}": tensor for index, slots in state.items() for slot, tensor in slots.items()}
 
 
+def require_moments(slots: Mapping[int, Mapping[str, Any]], parameters: Sequence[Tensor]) -> None:
+    """Raise ValueError where a moment has not the shape and type of the parameter that it goes with."""
+    for index, moments in slots.items():
+        if not 0 <= index < len(parameters):
+            raise ValueError(f"moments of parameter {index}, of which there are {len(parameters)}")
+        like = parameters[index]
+        for name, value in moments.items():
+            number = isinstance(value, Tensor) and value.ndim == 0  # a counter
+            if not number and not (
+                isinstance(value, Tensor) and value.shape == like.shape and value.dtype == like.dtype
+            ):
+                got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{index}.{name} must be {like.dtype} {list(like.shape)}, got {got}")
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what :func:`optimizer_tensors` gave; rates and the like are the optimiser's own."""
+    """Put back what :func:`optimizer_tensors` gave; rates and the like are the optimiser's own.
+
+    Raises:
+        ValueError: If it does not fit the optimiser's parameters.
+    """
     slots: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, slot = key.split(".", 1)
         slots.setdefault(int(index), {})[slot] = tensor
+    require_moments(slots, [parameter for group in optimizer.param_groups for parameter in group["params"]])
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

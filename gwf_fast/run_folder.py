@@ -9,6 +9,7 @@ else lies there is swept by the next writer. Nothing is pickled: reading can't r
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -17,7 +18,7 @@ import os
 import re
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -261,6 +262,18 @@ def verify(manifest: dict[str, Any], folder: Path) -> None:
     """
     if manifest.get("checksum", checksum := _checksum(manifest)) != checksum:
         raise ValueError(f"checkpoint: {folder / MANIFEST} is damaged: its content is not what was written")
+
+
+@contextlib.contextmanager
+def told_in_one_line(folder: Path) -> Iterator[None]:
+    """Around what reads a manifest: one that is not as a run writes it ends in a ValueError that says so."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, OverflowError, ValueError) as error:
+        if str(error).startswith("checkpoint: "):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"checkpoint: {folder / MANIFEST} is not as a run writes it ({reason})") from None
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

@@ -288,3 +288,14 @@ def test_no_points() -> None:
     x, y, _, _ = clouds(6, 5)
     with pytest.raises(ValueError, match="y must have at least one point"):
         gwf.sinkhorn_divergence(x, y[:0], epsilon=0.1)
+
+
+def test_a_scaling_of_nearly_one_is_refused():
+    """It built a list of 10^9 epsilons."""
+    x, y = torch.randn(20, 2), torch.randn(30, 2)
+    with pytest.raises(ValueError, match=r"scaling .* at most 10000 steps"):
+        gwf.sinkhorn(x, y, epsilon=1e-3, scaling=1 - 1e-9)
+    assert gwf.sinkhorn(x, y, epsilon=0.1, scaling=0.9, max_iterations=1000).error < 1e-5
+    x[0, 0] = torch.inf
+    with pytest.warns(RuntimeWarning, match="Sinkhorn stopped"):
+        gwf.sinkhorn(x, y, epsilon=0.1, scaling=0.9)

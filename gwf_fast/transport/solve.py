@@ -12,6 +12,9 @@ from ..ops import dispatch
 from ..ops.modes import is_concrete, is_readable
 from .problem import Entropic
 
+MOST_EPSILONS = 10_000
+"""Of a schedule."""
+
 _WINDOW = 10  # sweeps over which the rate of convergence is measured
 
 
@@ -135,8 +138,19 @@ def _in_one_launch(
 
 
 def schedule(diameter: float, blur: float, scaling: float, p: int) -> list[float]:
-    """Epsilons from diameter^p down to blur^p, each scaling^p times the one before (geomloss; Feydy 2020)."""
+    """Epsilons from diameter^p down to blur^p, each scaling^p times the one before (geomloss; Feydy 2020).
+
+    Raises:
+        ValueError: If there would be more than ``MOST_EPSILONS``: a scaling of 1 - 1e-9 means a thousand million.
+    """
+    if not math.isfinite(diameter):  # the points are not: nothing to anneal
+        return [blur**p]
     count = max(0, math.ceil((math.log(blur) - math.log(diameter)) / math.log(scaling)))
+    if count > MOST_EPSILONS:
+        raise ValueError(
+            f"scaling must lead from the diameter {diameter:.3g} to {blur:.3g} in at most {MOST_EPSILONS} steps, got"
+            f" {scaling!r}, which takes {count}"
+        )
     falling = [math.exp(p * (math.log(diameter) + k * math.log(scaling))) for k in range(count)]
     return [diameter**p, *falling, blur**p]
 
