@@ -29,6 +29,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from gwf_fast.errors import caller_level
 from gwf_fast.portable import pack_plain, unpack_plain
 
 MANIFEST = "checkpoint.json"
@@ -97,7 +98,7 @@ class RunFolder:
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 message = f"{self._what}: the file system of {self.path} has no locks; write from one process only"
-                warnings.warn(message, stacklevel=4)
+                warnings.warn(message, stacklevel=caller_level())
             else:
                 owner = os.read(lock, 100).decode(errors="replace").strip()
                 os.close(lock)

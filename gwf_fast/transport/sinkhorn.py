@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._validation import check_companion
 from ..ambient import entry
+from ..errors import caller_level
 from ..ops.modes import is_readable
 from ..passes import centre_of
 from ..ragged import members
@@ -338,5 +339,5 @@ def _warn(tolerance: float, *errors: Tensor) -> None:
             f"Sinkhorn stopped before its marginal error was below the tolerance of {tolerance:.1e}: raise "
             "max_iterations or epsilon, or set scaling; the error that is left is in what sinkhorn() returns",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=caller_level(),
         )
