@@ -72,6 +72,7 @@ class DriftingLoop:
         """Updates that are best done at once."""
         return MOST if self._repeated.is_replaying else 1
 
+    @torch.enable_grad()
     def run(self, count: int) -> None:
         """So many updates, at most ``MOST``.
 

@@ -138,7 +138,6 @@ class DriftingModel:
             state.drift.load_state_dict(parts["drift"])  # type: ignore[attr-defined]
 
     @entry(differentiates=True)
-    @torch.enable_grad()
     def step(self, state: DriftingState, target: Target, n_steps: int) -> None:
         """One update of ``state``, in place.
 
