@@ -72,7 +72,7 @@ def call(operation: str, kernel: str, dim: int, precision: str) -> None:
     """One of the four reductions as the backend is called for it, float32."""
     import torch
 
-    from gwf_fast.kernels.profiles import profile_id
+    from gwf_fast.kernels.profile_numbers import profile_id
     from gwf_fast.kernels.triton import backend
 
     x, y = torch.randn(1, N, dim), torch.randn(1, N, dim)

@@ -112,7 +112,7 @@ def directional(
     a = _normalised("x_weights", x_weights, x, "x", lengths[0])
     b = _normalised("y_weights", y_weights, y, "y", lengths[1])
     theta = directions.to(wide).contiguous()
-    if u.is_cpu:
+    if u.is_cpu and not torch.compiler.is_compiling():  # traced, plain PyTorch is what a compiler can work on
         mean, values = _Mean.apply(u, v, a, b, Problem(kind, power, theta, lengths))
     else:
         u, a = _padded(u, a, lengths[0])

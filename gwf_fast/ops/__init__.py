@@ -6,6 +6,7 @@ flat specs; ``gwf_fast.pairwise`` is the interface for people.
 
 from .dispatch import optional, resolve
 from .jet import pair_jet
+from .opaque import Opaque
 from .reductions import (
     pair_average,
     pair_gradient,
@@ -19,6 +20,7 @@ from .table import BACKENDS
 
 __all__ = [
     "BACKENDS",
+    "Opaque",
     "backends",
     "explain",
     "optional",

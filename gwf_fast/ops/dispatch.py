@@ -44,7 +44,9 @@ def resolve(
     key = (requested, device, dtype, formula, operation, dim)
     name = _RESOLVED.get(key)
     if name is None:
-        name = _RESOLVED[key] = _choose(requested, device, dtype, formula, operation, dim)
+        name = _choose(requested, device, dtype, formula, operation, dim)
+        if not torch.compiler.is_compiling():  # a trace may not change what is outside of it
+            _RESOLVED[key] = name
     return name
 
 

@@ -31,8 +31,8 @@ def is_concrete(*tensors: Tensor | None) -> bool:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether the host may look at the values: not while a CUDA graph is captured, which has none yet."""
-    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    """Whether the host may look at the values: not while a graph is traced, or captured on CUDA, which has none yet."""
+    return not (torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
 def is_transformed() -> bool:

@@ -118,7 +118,8 @@ class Backend(NamedTuple):
         served = [OPERATIONS[name].served_by.get(self.name) for name in needed(operation)]
         if None in served:
             reasons.append(f"serves {', '.join(self.operations)} only, not {operation or 'all that this needs'}")
-        widest = min((service.widest for service in served if service and service.widest), default=None)
+        limits = [service.widest for service in served if service and service.widest]
+        widest = min(limits) if limits else None  # min(default=) can't be traced
         if widest is not None and (dim or 0) > widest:
             reasons.append(f"serves at most {widest} coordinates, not {dim}")
         return "; ".join(reasons) or None

@@ -19,10 +19,16 @@ from ..pairwise import kernel_average, kernel_logsumexp
 from ..radial import Gaussian, Kernel, Laplace
 
 
-@functools.lru_cache(maxsize=256)
+def _kernel(epsilon: float, p: int) -> Kernel:
+    return Gaussian(math.sqrt(epsilon)) if p == 2 else Laplace(epsilon)
+
+
+_kept = functools.lru_cache(maxsize=256)(_kernel)
+
+
 def cost_kernel(epsilon: float, p: int) -> Kernel:
     """exp(-r^p / (p eps))."""
-    return Gaussian(math.sqrt(epsilon)) if p == 2 else Laplace(epsilon)
+    return _kernel(epsilon, p) if torch.compiler.is_compiling() else _kept(epsilon, p)  # a trace warns of caches
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from .._validation import check_companion
 from ..ambient import entry
 from ..errors import caller_level
+from ..ops import Opaque
 from ..ops.modes import is_readable
 from ..passes import centre_of
 from ..ragged import members
@@ -115,10 +117,8 @@ def sinkhorn(
         g = members(g, y_lengths)
     with torch.no_grad():
         fixed = problem.detached()
-        if fixed.x is fixed.y and fixed.a is fixed.b:
-            solution = average(fixed, epsilon, g, max_iterations=max_iterations, tolerance=tolerance)
-        else:
-            solution = _solve(fixed, epsilon, max_iterations, tolerance, scaling, g)
+        own = fixed.x is fixed.y and fixed.a is fixed.b
+        solution = _solve(fixed, own, epsilon, max_iterations, tolerance, scaling, g)
     _warn(tolerance, solution.error)
     f, g, n, error = solution
     return SinkhornResult(members(f, x_lengths), members(g, y_lengths), n, error)
@@ -300,7 +300,7 @@ def _solve_cross(
         check_companion("start.cross.g", start.cross.g, problem.y, channels=False)
     with torch.no_grad():
         g = None if start is None else start.cross.g
-        solution = _solve(problem.detached(), epsilon, max_iterations, tolerance, scaling, g)
+        solution = _solve(problem.detached(), False, epsilon, max_iterations, tolerance, scaling, g)
     return SinkhornResult(*solution)
 
 
@@ -311,7 +311,7 @@ def _solve_own(
         check_companion("start", start.f, problem.x, channels=False, y_name="the points")
     with torch.no_grad():
         f = None if start is None else start.f
-        solution = average(problem.detached(), epsilon, f, max_iterations=max_iterations, tolerance=tolerance)
+        solution = _solve(problem.detached(), True, epsilon, max_iterations, tolerance, None, f)
     return SinkhornResult(*solution)
 
 
@@ -321,14 +321,57 @@ def _check_start(start: object) -> None:
 
 
 def _solve(
-    problem: Entropic, epsilon: float, max_iterations: int, tolerance: float, scaling: float | None, g: Tensor | None
+    problem: Entropic,
+    own: bool,
+    epsilon: float,
+    max_iterations: int,
+    tolerance: float,
+    scaling: float | None,
+    start: Tensor | None,
 ) -> Solution:
-    if scaling is not None and g is None:
+    """The potentials of a problem; ``own`` of a sample with itself."""
+    if torch.compiler.is_compiling():
+        tensors = problem.x, problem.y, problem.a, problem.b, start
+        return Solution(*_TRACED(*tensors, own, problem.strength, epsilon, max_iterations, tolerance, scaling))
+    if own:
+        return average(problem, epsilon, start, max_iterations=max_iterations, tolerance=tolerance)
+    if scaling is not None and start is None:
         diameter = bounding_diameter(problem.x, problem.y)
         blur = math.sqrt(epsilon)
         if diameter > blur:
-            _, g = anneal(problem, schedule(diameter, blur, scaling, problem.p))
-    return alternate(problem, epsilon, g, max_iterations=max_iterations, tolerance=tolerance)
+            _, start = anneal(problem, schedule(diameter, blur, scaling, problem.p))
+    return alternate(problem, epsilon, start, max_iterations=max_iterations, tolerance=tolerance)
+
+
+def _run_traced(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    start: Tensor | None,
+    own: bool,
+    strength: float | None,
+    epsilon: float,
+    max_iterations: int,
+    tolerance: float,
+    scaling: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    problem = Entropic(x, x if own else y, a, a if own else b, 2, strength)
+    f, g, n, error = _solve(problem, own, epsilon, max_iterations, tolerance, scaling, start)
+    return f, g.clone() if g is f else g, torch.as_tensor(n), error
+
+
+def _shapes(x: Tensor, y: Tensor, a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = torch.empty((), dtype=torch.int64)
+    return torch.empty_like(a), torch.empty_like(b), count, a.new_empty(a.shape[:-1])
+
+
+_TRACED = Opaque(
+    "sinkhorn_potentials(Tensor x, Tensor y, Tensor a, Tensor b, Tensor? start, bool own, float? strength,"
+    " float epsilon, int max_iterations, float tolerance, float? scaling) -> (Tensor, Tensor, Tensor, Tensor)",
+    run=_run_traced,
+    fake=_shapes,
+)
 
 
 def _warn(tolerance: float, *errors: Tensor) -> None:
