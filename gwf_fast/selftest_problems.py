@@ -70,8 +70,8 @@ class ProblemCase:
 
     @property
     def tolerance(self) -> float:
-        """The largest error."""
-        return TOLERANCE[self.dtype]
+        """The largest error; drifting's forces are differences, as in selftest_measures."""
+        return 1e-11 if self.operation == "drift" and self.dtype == torch.float64 else TOLERANCE[self.dtype]
 
     def measure(self, backend: str, device: str) -> float:
         """The largest relative error over the results; inf for a wrong shape or an infinity."""

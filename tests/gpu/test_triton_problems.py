@@ -18,7 +18,7 @@ def module(case):
 
 @pytest.mark.parametrize("case", list(problems.cases(half=True)), ids=str)
 def test_matches_reference(case):
-    assert problems.error(case, module(case), DEVICE) <= problems.TOLERANCE[case.dtype]
+    assert problems.error(case, module(case), DEVICE) <= case.tolerance
 
 
 def test_an_error_would_show():
