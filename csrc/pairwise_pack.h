@@ -253,11 +253,13 @@ template <class T> void distances(const Problem<T>& p, const T* x, const T* x_no
     }
 }
 
-// Drops the pairs of a point with itself from a tile whose first row is i0 and first column j0.
-template <class T> void drop_self(const Problem<T>& p, int64_t i0, int64_t j0, int n, T* f) {
-    if (!p.exclude_self) return;
+// Drops the pairs of row i with column i from a tile whose first row is i0 and first column j0.
+template <class T> void drop_diagonal(int64_t i0, int64_t j0, int n, T* f) {
     for (int l = 0; l < R<T>; l++)
         if (const int64_t j = i0 + l - j0; j >= 0 && j < n) f[j * R<T> + l] = 0;
+}
+template <class T> void drop_self(const Problem<T>& p, int64_t i0, int64_t j0, int n, T* f) {
+    if (p.exclude_self) drop_diagonal(i0, j0, n, f);
 }
 
 }  // namespace gwf::GWF_ISA

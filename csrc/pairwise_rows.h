@@ -132,12 +132,14 @@ template <bool Value, class T> void gradient_rows(const Problem<T>& p, int64_t i
     T* slopes = s.total + Value * R<T>;
     T* slope_sum = slopes + p.D * R<T>;
     T* const f[2] = {s.value, s.slope};
+    // A point has no part in its own gradient; of products, the largest term, what is left would be its rounding.
+    const bool no_own_slope = p.exclude_self || (p.form != Form::differences && p.x == p.y && p.N == p.M);
     for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, p.M - j0));
         distances(p, s.x, s.x_norm, j0, n, s.tile);
         evaluate<1, Shift::none>(*p.kernel, s.tile, Shifts<T>{}, n, f);
         drop_self(p, i0, j0, n, s.value);
-        drop_self(p, i0, j0, n, s.slope);
+        if (no_own_slope) drop_diagonal(i0, j0, n, s.slope);
         if (Value) sum_channels(s.value, p.weight + j0, 1, 1, n, s.total);
         scale_columns(s.slope, p.weight + j0, n);
         const T* y = p.y_rows + j0 * p.stride;

@@ -177,6 +177,16 @@ def test_kinked_kernels_of_points_that_nearly_coincide(instruction_set, dim):
     assert got.item() == pytest.approx(gwf.energy_distance(x.double(), y.double()).item(), rel=0.1)
 
 
+def test_a_point_has_no_part_in_its_own_gradient(instruction_set):
+    """Of points far apart the rest is small beside what the products of a point with itself are rounded by."""
+    generator = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(20, 70, generator=generator) / math.sqrt(70)
+    w = torch.randn(20, generator=generator)
+    case = KERNELS["gaussian"]
+    want = torch.einsum("nmd,m->nd", dense(case, x, x)[1], w.double())
+    assert error(gwf.kernel_gradient(x, x, w, kernel=case.kernel), want) < TOLERANCE["gradient", torch.float32]
+
+
 # ---- spread, outliers, extremes (8) --------------------------------------------------------------------------
 
 
