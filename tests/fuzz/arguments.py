@@ -53,6 +53,9 @@ def draw_shape(rng: Random, *, least: int = 0, largest: int = 100, places: tuple
     call["place"] = pick(rng, chosen)
     if call["place"] in ("coincident", "near") and rng.random() < 0.7:
         call["m"] = call["n"]
+    for place, size in (("outlier", "n"), ("outlier_y", "m")):
+        if call["place"] == place and call[size] < 3:  # of two, who is the outlier?
+            call["place"] = "plain"
     if call["place"] == "same":
         call["m"] = call["n"]
     for side in "xy":

@@ -9,16 +9,37 @@ import torch
 from scipy.special import hyp1f1
 from torch import Tensor
 
-from .radial import Dense
+from .radial import Dense, smooth_of
 from .rounding import Rounding
 
 Terms = list
+PRODUCTS_FROM = 8
+"""The fewest coordinates of which scalar products are formed."""
 
 
-def pairs(rounding: Rounding, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x_i - y_j [N, M, D] and its square [N, M]; all that a difference costs is a rounding of itself."""
-    d = rounding(x[:, None] - y[None])
-    return d, (d * d).sum(-1)
+def offsets(*sets: Tensor) -> list[Tensor]:
+    """Points about an origin amid them all, as the package puts it: their median, of eight bits."""
+    middle = torch.cat(sets).detach().nanmedian(0).values if sum(map(len, sets)) else 0.0
+    return [t - middle * (1 - 2.0**-8) for t in sets]
+
+
+def pairs(
+    R: Rounding, x: Tensor, y: Tensor, kernel: Terms | None = None, *, centred: bool = False
+) -> tuple[Tensor, Tensor]:
+    """x_i - y_j [N, M, D] and its square [N, M]; all that a difference costs is a rounding of itself.
+
+    In many dimensions a kernel that is smooth at 0 may be a function of |x|^2 + |y|^2 - 2 x.y, about the middle of the
+    cloud: both are then off by roundings of these, and so are sums that are centred by themselves.
+    """
+    d = R(x[:, None] - y[None])
+    q = (d * d).sum(-1)
+    products = kernel is not None and x.shape[1] >= PRODUCTS_FROM and smooth_of(kernel)
+    if R.eps and (products or centred):
+        u, v = offsets(x, y)
+        d = d + ((R(u) - u)[:, None] - (R(v) - v)[None])
+        if products:
+            q = R.moved(q, ((u * u).sum(1)[:, None] + (v * v).sum(1)[None]).detach()).clamp(min=0)
+    return d, q
 
 
 def others(n: int, m: int, exclude_self: bool) -> Tensor:
@@ -27,7 +48,7 @@ def others(n: int, m: int, exclude_self: bool) -> Tensor:
 
 
 def kernel_sum(R: Rounding, x, y, weights=None, *, kernel: Terms, exclude_self: bool = False) -> Tensor:
-    k = Dense(kernel, R)(pairs(R, x, y)[1])
+    k = Dense(kernel, R)(pairs(R, x, y, kernel)[1])
     channels = weights is not None and weights.ndim == 2
     w = torch.ones(len(y), 1, dtype=x.dtype) if weights is None else weights if channels else weights[:, None]
     terms = torch.where(others(*k.shape, exclude_self)[..., None], k[..., None] * w, 0.0)
@@ -36,15 +57,17 @@ def kernel_sum(R: Rounding, x, y, weights=None, *, kernel: Terms, exclude_self: 
 
 
 def kernel_gradient(R: Rounding, x, y, weights=None, *, kernel: Terms, exclude_self: bool = False) -> Tensor:
-    d, q = pairs(R, x, y)
+    d, q = pairs(R, x, y, kernel)
     pull = 2 * Dense(kernel, R).slope(q)[..., None] * d
     if weights is not None:
         pull = pull * weights[None, :, None]
     return R(torch.where(others(*q.shape, exclude_self)[..., None], pull, 0.0)).sum(1)
 
 
-def _logits(R: Rounding, x, y, log_weights, kernel: Terms, exclude_self: bool) -> Tensor:  # [N, M, terms]
-    logs = Dense(kernel, R).log(pairs(R, x, y)[1])
+def _logits(
+    R: Rounding, x, y, log_weights, kernel: Terms, exclude_self: bool, centred: bool = False
+) -> Tensor:  # [N, M, terms]
+    logs = Dense(kernel, R).log(pairs(R, x, y, kernel, centred=centred)[1])
     if log_weights is not None:
         logs = logs + R(log_weights[None, :, None] + 0 * logs)
     return torch.where(others(len(x), len(y), exclude_self)[..., None], logs, -math.inf)
@@ -77,7 +100,7 @@ def softmax(R: Rounding, logits: Tensor, dim: int) -> Tensor:
 
 def shares(R: Rounding, x, y, log_weights, kernel: Terms, exclude_self: bool) -> Tensor:
     """w_j k_ij / sum_j w_j k_ij, [N, M]."""
-    logits = _logits(R, x, y, log_weights, kernel, exclude_self)
+    logits = _logits(R, x, y, log_weights, kernel, exclude_self, centred=True)  # averages are taken about a centre
     return softmax(R, logits.flatten(1), 1).view(logits.shape).sum(-1)
 
 
@@ -95,7 +118,7 @@ def kernel_average(
 def _mean_shift(R: Rounding, x, y, bandwidth: float, exclude_self: bool) -> Tensor:
     """(m(x) - x) / h^2 of a Gaussian, by differences."""
     share = shares(R, x, y, None, [["gaussian", 1.0, bandwidth]], exclude_self)
-    towards = torch.where(share[..., None] == 0, 0.0, R(y[None] - x[:, None]))
+    towards = torch.where(share[..., None] == 0, 0.0, -pairs(R, x, y, centred=True)[0])
     return R(share[..., None] * towards).sum(1) / bandwidth**2
 
 
@@ -114,13 +137,13 @@ def mmd2(R: Rounding, x, y, x_weights=None, y_weights=None, *, kernel: Terms, un
     b = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if y_weights is None else y_weights
 
     def own(points: Tensor, w: Tensor) -> Tensor:
-        terms = Dense(kernel, R)(pairs(R, points, points)[1]) * w[:, None] * w[None]
+        terms = Dense(kernel, R)(pairs(R, points, points, kernel)[1]) * w[:, None] * w[None]
         total = R(torch.where(others(len(w), len(w), unbiased), terms, 0.0)).sum()
         if not unbiased:
             return total
         return total * w.sum() ** 2 / (w.sum() ** 2 - (w * w).sum())
 
-    cross = R(Dense(kernel, R)(pairs(R, x, y)[1]) * a[:, None] * b[None]).sum()
+    cross = R(Dense(kernel, R)(pairs(R, x, y, kernel)[1]) * a[:, None] * b[None]).sum()
     return own(x, a) + own(y, b) - 2 * cross
 
 
@@ -177,7 +200,7 @@ def blob_velocity(
 
 
 def ksd2(R: Rounding, x, score, *, kernel: Terms, unbiased: bool = True) -> Tensor:
-    d, q = pairs(R, x, x)
+    d, q = pairs(R, x, x, kernel, centred=True)
     phi = Dense(kernel, R)
     with torch.enable_grad():
         at = q if q.requires_grad else q.detach().requires_grad_()
@@ -192,7 +215,11 @@ def ksd2(R: Rounding, x, score, *, kernel: Terms, unbiased: bool = True) -> Tens
 
 
 def svgd_direction(R: Rounding, x, score, *, kernel: Terms) -> Tensor:
-    return (kernel_sum(R, x, x, score, kernel=kernel) - kernel_gradient(R, x, x, kernel=kernel)) / len(x)
+    driving = kernel_sum(R, x, x, score, kernel=kernel)
+    if len(kernel) == 1 and kernel[0][0] == "gaussian":  # one sum of scores and centred points
+        d, q = pairs(R, x, x, kernel, centred=True)
+        return (driving - R(2 * Dense(kernel, R).slope(q)[..., None] * d).sum(1)) / len(x)
+    return (driving - kernel_gradient(R, x, x, kernel=kernel)) / len(x)
 
 
 def sliced_sum(R: Rounding, x, y, directions, weights=None, *, kernel: Terms, order: int) -> Tensor:
@@ -201,8 +228,7 @@ def sliced_sum(R: Rounding, x, y, directions, weights=None, *, kernel: Terms, or
     A Gaussian in R^D is the mean of 1F1(D/2; 1/2; -t^2 / (2 h^2)) along lines, -r^e that of -c |t|^e.
     """
     dim, w = x.shape[1], torch.ones(len(y), dtype=x.dtype) if weights is None else weights
-    middle = torch.cat((x, y)).detach().median(0).values
-    u, v = (R.moved((t - middle) @ directions.T, (t - middle).detach().norm(dim=1)[:, None]) for t in (x, y))
+    u, v = (R.moved(t @ directions.T, t.detach().norm(dim=1)[:, None]) for t in offsets(x, y))
     t = u[:, None] - v[None]  # [N, M, P]
     total = 0.0
     for name, c, number in kernel:

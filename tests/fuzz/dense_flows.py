@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .dense import Terms, _mean_shift, kernel_gradient, kernel_logsumexp, others, pairs, softmax
+from .dense import Terms, _mean_shift, kernel_gradient, kernel_logsumexp, offsets, others, pairs, softmax
 from .radial import at_positive
 from .rounding import Rounding
 
@@ -16,9 +16,7 @@ from .rounding import Rounding
 
 def _lines(R: Rounding, x, y, directions) -> tuple[Tensor, Tensor]:
     """Projections [P, N], [P, M]; a product is off by a rounding of its points' distance from the middle."""
-    middle = torch.cat((x, y)).detach().median(0).values
-    u, v = x - middle, y - middle
-    return tuple(R.moved(directions @ t.T, t.detach().norm(dim=1)[None]) for t in (u, v))
+    return tuple(R.moved(directions @ t.T, t.detach().norm(dim=1)[None]) for t in offsets(x, y))
 
 
 def _share(weights, n: int, like: Tensor) -> Tensor:
@@ -217,7 +215,7 @@ def _algorithm_2(R: Rounding, x, y, positive, logits, weights, clip: float) -> T
     pull, push = (torch.where(mask[None], root, 0.0) for mask in (positive, ~positive))
     weight = pull * push.sum(1, keepdim=True) - push * pull.sum(1, keepdim=True)
     # the weights of a row add up to 0: differences from x_i do as well as the points
-    return (R(weight)[..., None] * R(y[None] - x[:, None])).sum(1)
+    return (R(weight)[..., None] * -pairs(R, x, y, centred=True)[0]).sum(1)
 
 
 def drift_gmd(

@@ -24,22 +24,49 @@ class _Expm1(torch.autograd.Function):
         return g * torch.exp(ctx.saved_tensors[0])
 
 
-_expm1 = _Expm1.apply
+class _Sigmoid(torch.autograd.Function):
+    """Its derivative is s(v) s(-v), and not s (1 - s) where that has lost its digits."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        ctx.save_for_backward(v)
+        return torch.sigmoid(v)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (v,) = ctx.saved_tensors
+        return g * (_Sigmoid.apply(v) * _Sigmoid.apply(-v))
+
+
+class _Softplus(torch.autograd.Function):
+    """log(1 + e^v)."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        ctx.save_for_backward(v)
+        return torch.logaddexp(v, torch.zeros_like(v))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * _Sigmoid.apply(ctx.saved_tensors[0])
+
+
+_expm1, _sigmoid, _softplus = _Expm1.apply, _Sigmoid.apply, _Softplus.apply
 ACTIVATIONS = {
     "identity": lambda v: v,
     "relu": lambda v: torch.where(v > 0, v, 0 * v),
     "leaky_relu": lambda v: torch.where(v > 0, v, 0.2 * v),
     "celu": lambda v: torch.where(v > 0, v, _expm1(v.clamp(max=0))),
     "elu": lambda v: torch.where(v > 0, v, _expm1(v.clamp(max=0))),
-    "silu": lambda v: v * torch.sigmoid(v),
-    "softplus": lambda v: torch.logaddexp(v, torch.zeros_like(v)),
+    "silu": lambda v: v * _sigmoid(v),
+    "softplus": _softplus,
     "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
+    "sigmoid": _sigmoid,
 }
 OUTPUTS = {
     "kl": lambda v: v,
     "reverse_kl": lambda v: -torch.exp(-v),
-    "js": lambda v: math.log(2) - torch.logaddexp(-v, torch.zeros_like(v)),
+    "js": lambda v: math.log(2) - _softplus(-v),
     "pearson": lambda v: v,
     "neyman": lambda v: -_expm1(-v),
     "squared_hellinger": lambda v: -_expm1(-v),
@@ -49,7 +76,7 @@ OUTPUTS = {
 CONJUGATES = {
     "kl": lambda v: torch.exp(v - 1),
     "reverse_kl": lambda v: v - 1,
-    "js": lambda v: torch.logaddexp(v, torch.zeros_like(v)) - math.log(2),
+    "js": lambda v: _softplus(v) - math.log(2),
     "pearson": lambda v: torch.where(v > -2, v * v / 4 + v, -1 + 0 * v),
     "neyman": lambda v: -2 * _expm1(-v / 2),
     "squared_hellinger": _expm1,
@@ -123,7 +150,7 @@ def logistic(R: Rounding, x, features, *, labels, rate: float, what: str) -> Ten
         inner = R(1 / (1 + margin.exp())) @ signed
         of_a = R.moved(-a * square / 2 + n / 2 - rate * a + 1, (a * square + n + rate * a).detach())
         return R.moved(torch.cat((inner - a[:, None] * w, of_a[:, None]), 1), signed.abs().sum())
-    loss = torch.logaddexp(-margin, torch.zeros_like(margin)).sum(1)
+    loss = _softplus(-margin).sum(1)
     prior = -a * square / 2 + n / 2 * (log_a - math.log(2 * math.pi))
     parts = (prior, math.log(rate) - rate * a, log_a, -loss)
     return R.moved(sum(parts), sum(p.detach().abs() for p in parts) + n)

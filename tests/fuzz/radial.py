@@ -93,8 +93,6 @@ def _power(c: float, e: float) -> Radial:  # c r^e
     def slope(q: Tensor) -> Tensor:
         if e == 2:
             return torch.full_like(q, c) + 0 * q
-        if e > 2:
-            return c * e / 2 * q ** (e / 2 - 1)
         return at_positive(q, lambda p: c * e / 2 * p ** (e / 2 - 1))
 
     return Radial(value, slope)

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from .arguments import Call
+from .known import known_finding
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0
@@ -163,7 +164,8 @@ def _until_it_dies(
             return last
         hung = line is None
         with lock:
-            report.add(begun["call"], {"outcome": "hang" if hung else "crash", "why": _tail(errors, status)})
+            what = {"outcome": "hang" if hung else "crash", "why": _tail(errors, status)}
+            report.add(begun["call"], what | {"known": known_finding(begun["call"], what)})
         return begun["begin"] + stride if begun["begin"] >= 0 else last
 
 

@@ -208,6 +208,8 @@ _FINITE = ("plain", "coincident", "near", "same", "collapsed", "far", "shifted",
 
 
 def _average_refuses(call: Call) -> str | None:
+    if call["ragged"] and call["m"] < 2:
+        return "lengths that leave nothing to average over"
     return _empty("y")(call) if call["n"] else _extreme(call)
 
 
@@ -307,6 +309,7 @@ FUNCTIONS = [
         _pair(_median, backend=False, least=2),
         rows=(None,),
         refuses=_empty("x"),
+        modes=EAGER,  # PyTorch's pdist warns under vmap
         weight=0.5,
     ),
     Function(
