@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._validation import check_companion, check_pair, check_points
@@ -125,7 +126,13 @@ def _particles(
         check_pair(x, sources, "sources")
     if sources.shape[-2] == 0:
         raise ValueError(f"sources must have at least one particle, got shape {list(sources.shape)}")
-    scale = (2 * math.pi * bandwidth**2) ** (-x.shape[-1] / 2)
+    dim = x.shape[-1]
+    exponent = -dim * (math.log(bandwidth) + 0.5 * math.log(2 * math.pi))
+    if abs(exponent) > math.log(torch.finfo(x.dtype).max):
+        raise ValueError(
+            f"bandwidth must leave (2 pi bandwidth^2)^(-{dim}/2) in the range of {x.dtype}, got {bandwidth!r}"
+        )
+    scale = math.exp(exponent)
     if masses is None:
         return sources, None, scale / sources.shape[-2]
     check_companion("masses", masses, sources, channels=False, y_name="sources")

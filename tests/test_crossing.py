@@ -73,6 +73,24 @@ def test_backends_follow_strides_themselves(layout):
         assert torch.equal(cpp.pair_sum(same, same, None, KERNEL.spec), cpp.pair_sum(u, u, None, KERNEL.spec))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_views_that_are_minus_what_is_in_memory(dtype):
+    """Such as the imaginary part of a conjugate: they were read with the wrong sign."""
+    u, v = X[0].to(dtype), Y[0].to(dtype)
+    turned = torch.complex(v, -v).conj().imag
+    assert turned.is_neg() and torch.equal(turned, v)
+    for call in (
+        lambda y: gwf.kernel_sum(u, y, kernel=KERNEL),
+        lambda y: gwf.sliced_energy_distance(u, y, directions=DIRECTIONS.to(dtype)),
+        lambda y: gwf.drift.gmd_multi(u, y).velocity,
+        lambda y: gwf.nn.critic_objective(gwf.nn.MLP([D, 4, 1]).to(dtype), y, u, divergence="js").sign() * 0 + y.sum(),
+    ):
+        assert torch.equal(call(turned), call(v))
+    torch.manual_seed(0)
+    net = gwf.nn.MLP([D, 4, 1]).to(dtype)
+    assert torch.equal(net(turned), net(v))
+
+
 def _mlp(x, parameters=None):
     net = gwf.nn.MLP([D, 4, 1]).double()
     return mlp_cpp.mlp_backward(x, parameters or net.parameter_list(), None, net.spec, wants_out=True)

@@ -355,3 +355,8 @@ def test_blob_steps_of_many_particles_are_summed_fast(m):
 def test_bad_blobs(options, kind, message):
     with pytest.raises(kind, match=message):
         gwf.blob_velocity(torch.zeros(5, 2), **{"bandwidth": 1.0, **options})
+
+
+def test_a_blob_whose_density_leaves_the_range_is_refused():
+    with pytest.raises(ValueError, match=r"bandwidth must leave \(2 pi bandwidth\^2\)\^\(-17/2\) in the range"):
+        gwf.blob_velocity(torch.randn(3, 17), 4e-28)

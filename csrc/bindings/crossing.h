@@ -69,6 +69,7 @@ inline constexpr Device cpu{1, 0};
 struct Tensors {
     PyTypeObject* type;
     int (*describe)(void*, DLTensor*);
+    PyObject* is_neg;
 
     static const Tensors& get() {
         static const Tensors found = find();
@@ -78,7 +79,8 @@ struct Tensors {
   private:
     static Tensors find() {
         py::object type = py::module_::import("torch").attr("Tensor");
-        Tensors made{reinterpret_cast<PyTypeObject*>(type.ptr()), nullptr};
+        Tensors made{reinterpret_cast<PyTypeObject*>(type.ptr()), nullptr,
+                     py::object(type.attr("is_neg")).release().ptr()};
         if (py::hasattr(type, "__dlpack_c_exchange_api__")) {
             const py::capsule capsule = type.attr("__dlpack_c_exchange_api__");
             const auto* api = capsule.get_pointer<DLPackExchangeAPI>();
@@ -100,6 +102,15 @@ inline std::string described(py::handle tensor) {
     return py::str("{} {} {} on {}")
         .format(py::type::handle_of(tensor).attr("__name__"), tensor.attr("dtype"), py::list(tensor.attr("shape")),
                 tensor.attr("device"));
+}
+
+// Whether what is in memory is minus the values: a view of a tensor times -1, of which DLPack says nothing.
+inline bool is_negated(py::handle tensor) {
+    PyObject* const arguments[] = {tensor.ptr()};
+    const auto answer =
+        py::reinterpret_steal<py::object>(PyObject_Vectorcall(Tensors::get().is_neg, arguments, 1, nullptr));
+    if (!answer) throw py::error_already_set();
+    return answer.ptr() == Py_True;
 }
 
 [[noreturn]] inline void refuse(py::handle tensor, const char* name, const std::string& expected) {
@@ -249,12 +260,13 @@ inline void* Crossing::enter(py::handle tensor, const char* name, Type type, con
         dlpack::refuse(tensor, name,
                        (type.code == 2 ? "float" : "int") + std::to_string(type.bits) + " " + dlpack::named(shape) +
                            " on " + place());
-    if (array.is_contiguous()) return array.data;
+    const bool negated = array.code == 2 && dlpack::is_negated(tensor);
+    if (array.is_contiguous() && !negated) return array.data;
     if (writes) dlpack::refuse(tensor, name, "contiguous memory to write to");
     for (size_t i = 0; i < copies_.size(); i += 2)  // one set on both sides of a call stays one
         if (copies_[i].is(tensor)) return look(copies_[i + 1], name).data;
     copies_.push_back(py::reinterpret_borrow<py::object>(tensor));
-    copies_.push_back(tensor.attr("contiguous")());
+    copies_.push_back(tensor.attr("resolve_neg")().attr("contiguous")());
     return look(copies_.back(), name).data;
 }
 

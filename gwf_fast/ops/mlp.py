@@ -286,7 +286,7 @@ class _Objective(Function):
         )
         ctx.save_for_backward(*tensors)
         ctx.differentiable, ctx.inputs, ctx.found, ctx.n_parameters = differentiable, inputs, found, len(parameters)
-        return tensors[0].new_tensor(value)
+        return torch.tensor(value, dtype=tensors[0].dtype, device=tensors[0].device)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:

@@ -43,16 +43,7 @@ KNOWN: tuple[Known, ...] = (
     Known('backend="torch": lengths whose squares leave the range', _by_torch_out_of_range),
     # 0 times NaN, where derivatives in y multiply by a mask.
     Known('backend="torch": derivatives where padding holds NaN', _padding_by_torch),
-    # What follows is the crossing into compiled code: entries go with its landing.
-    Known("ragged lengths are read by pointer", lambda call, result: bool(call["ragged"])),
-    Known("views that are minus what is in memory", lambda call, result: "negated" in _layouts(call)),
-    Known("autocast reaches into sums over pairs", lambda call, result: call["mode"] == "autocast"),
-    Known("inference mode", lambda call, result: call["mode"] == "inference" and call["f"].startswith("drift.")),
 )
-
-
-def _layouts(call: Call) -> tuple[str, str]:
-    return call["x_layout"], call["y_layout"]
 
 
 def known_finding(call: Call, result: dict[str, Any] | None = None) -> str | None:
