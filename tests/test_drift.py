@@ -275,3 +275,9 @@ G = gwf.Gaussian(1.0)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_ragged_means_keep_the_digits_of_float64():
+    x, y = torch.randn(1, 9, 2, dtype=torch.float64), torch.randn(1, 8, 2, dtype=torch.float64)
+    got = gwf.drift.energy(x, y, x_lengths=torch.tensor([7]), y_lengths=torch.tensor([3]))[:, :7]
+    torch.testing.assert_close(got, gwf.drift.energy(x[:, :7], y[:, :3]), rtol=1e-12, atol=1e-13)

@@ -39,7 +39,7 @@ def inverse_counts(points: Tensor, lengths: Tensor | None, excluded: int = 0) ->
     """1 / (number of points - excluded), a number or [*B, 1, 1]."""
     if lengths is None:
         return 1.0 / max(points.shape[-2] - excluded, 1)
-    return (1.0 / (lengths - excluded).clamp(min=1)).to(points.dtype)[..., None, None]
+    return (lengths - excluded).clamp(min=1).to(points.dtype).reciprocal()[..., None, None]
 
 
 def require_grad(*tensors: Tensor | None) -> bool:
