@@ -174,6 +174,13 @@ def fingerprint(case: AnyCase, is_amd: bool) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
+def number_type(value: float) -> str:
+    """The type that a launch gives to a number: 64 bits where 32 do not hold it, the bits of a double among them."""
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
 def signature(kernel: object, arguments: tuple, constants: dict) -> tuple[dict, dict, dict]:
     """(types, constant values, compiler options) of a launch."""
     pointers = {
@@ -182,11 +189,11 @@ def signature(kernel: object, arguments: tuple, constants: dict) -> tuple[dict, 
         torch.bfloat16: "*bf16",
         torch.float16: "*fp16",
         torch.int64: "*i64",
+        torch.int32: "*i32",
     }
     types = {}
     for name, value in zip(kernel.arg_names, arguments):
-        of_number = "i32" if isinstance(value, int) and -(2**31) <= value < 2**31 else "i64"  # the bits of a double
-        types[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else of_number
+        types[name] = pointers[value.dtype] if isinstance(value, torch.Tensor) else number_type(value)
     values = {name: value for name, value in constants.items() if name in kernel.arg_names}
     options = {name: value for name, value in constants.items() if name not in kernel.arg_names}
     return types | dict.fromkeys(values, "constexpr"), values, options

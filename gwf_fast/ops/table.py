@@ -172,7 +172,7 @@ BACKENDS: dict[str, Backend] = {
                 _CUDA_TORCH,
             ),
             capability=(8, 0),
-            precisions=("ieee", "tf32x3", "tf32"),
+            precisions=("fp16x3", "ieee", "tf32x3", "tf32"),
         ),
         Backend(
             "keops",

@@ -18,7 +18,6 @@ from gwf_fast.kernels.triton.tiles import (
     multiply_add,
     scale_all,
     squared_distance,
-    squared_distance_few,
     tile_columns,
     zero_tiles,
 )
@@ -58,108 +57,74 @@ def finite_origin(reference):
     return tl.where(reference == float("-inf"), 0.0, reference)
 
 
-@triton.jit(do_not_specialize=["n", "n_tiles", "m_tiles", "depth", "channels", "chunks", "splits"])
+@triton.jit(do_not_specialize=["n", "n_tiles", "m_tiles", "splits"])
 def average_kernel(
-    x, y, v, beta, parameters, x_lengths, y_lengths, near, out, log_out, mass_out,
-    n, n_tiles, m_tiles, depth, channels, chunks, splits,
+    x, y, v, beta, parameters, x_lengths, y_lengths, out, log_out, mass_out,
+    n, n_tiles, m_tiles, splits,
     JETS: tl.constexpr, EXPONENTS: tl.constexpr, D: tl.constexpr, C: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """log_out [B, n] and, for C != 0, out [B, n, channels]; where columns are split, what combine_splits expects.
+    """log_out [B, n] and out [B, n, C], for D, C <= 4; where columns are split, what combine_splits expects.
 
-    beta holds base-2 logarithms, -inf in the padding. C > 0 channels are added up in registers, C = -1 takes a tile
-    product of BC channels a program, C = 0 computes the log-sum-exp only. With few coordinates (D > 0) each group of
-    tiles is swept twice, first for its largest weight: that is cheaper than a maximum over rows in every tile.
+    beta holds base-2 logarithms, -inf in the padding; C = 0 computes the log-sum-exp only. Each group of tiles is swept
+    twice, first for its largest weight: that is cheaper than a maximum over rows in every tile.
     """
     program = tl.program_id(0)
     tile = program % n_tiles
-    chunk = (program // n_tiles) % chunks
-    split = (program // (n_tiles * chunks)) % splits
-    batch = (program // (n_tiles * chunks * splits)).to(tl.int64)
-    batches = tl.num_programs(0) // (n_tiles * chunks * splits)
+    split = (program // n_tiles) % splits
+    batch = (program // (n_tiles * splits)).to(tl.int64)
+    batches = tl.num_programs(0) // (n_tiles * splits)
     x_stride = n_tiles.to(tl.int64) * BM
     y_stride = m_tiles.to(tl.int64) * BN
-    x += batch * depth * x_stride
-    y += batch * depth * y_stride
-    v += batch * channels * y_stride
+    x += batch * D * x_stride
+    y += batch * D * y_stride
+    v += batch * C * y_stride
     beta += batch * y_stride
     rows = tile.to(tl.int64) * BM + tl.arange(0, BM)
     length = tl.load(x_lengths + batch)
     begin, end = column_range(tl.load(y_lengths + batch), tile.to(tl.int64) * BM < length, split, splits, BN)
-    is_near = tl.load(near + batch) != 0
     dtype: tl.constexpr = x.dtype.element_ty
     xs = load_channels(x, x_stride, rows, D)
-    channel = chunk * BC + tl.arange(0, BC)
 
     reference = tl.full((BM,), float("-inf"), dtype)  # base-2 logarithm of the largest weight so far
     mass = tl.zeros((BM,), dtype)  # sum of the weights over 2**reference
     totals = zero_tiles(tl.zeros((BM,), dtype), C)
-    total = tl.zeros((BM, BC), dtype)
     for first in range(begin, end, GROUP):
         last = tl.minimum(first + GROUP, end)
         masses = tl.zeros((BM, BN), dtype)
         sums = zero_tiles(masses, C)
-        if D > 0:
-            peak = tl.full((BM, BN), float("-inf"), dtype)
-            for j in range(first, last):
-                cols = tile_columns(j, BN)
-                q = squared_distance_few(xs, load_channels(y, y_stride, cols, D), D)
-                bound = log_bound(q, tl.load(beta + cols), rows, cols, parameters, EXPONENTS, EXCLUDE_SELF)
-                peak = tl.maximum(peak, bound)
-            largest = tl.maximum(reference, tl.max(peak, 1))
-            shrink = tl.exp2(reference - finite_origin(largest))
-            mass *= shrink
-            totals = scale_all(totals, shrink, C)
-            total *= shrink[:, None]
-            reference = largest
+        peak = tl.full((BM, BN), float("-inf"), dtype)
         for j in range(first, last):
             cols = tile_columns(j, BN)
-            q = squared_distance(xs, x, x_stride, y, y_stride, rows, cols, depth, is_near, D, DOT, PRECISION, BLOCK_K)
-            log_weight = tl.load(beta + cols)
-            if D == 0:
-                bound = log_bound(q, log_weight, rows, cols, parameters, EXPONENTS, EXCLUDE_SELF)
-                largest = tl.maximum(reference, tl.max(bound, 1))
-                shrink = tl.exp2(reference - finite_origin(largest))
-                mass *= shrink
-                masses *= shrink[:, None]
-                totals = scale_all(totals, shrink, C)
-                sums = scale_all(sums, shrink[:, None], C)
-                total *= shrink[:, None]
-                reference = largest
-            shift = log_weight[None, :] - finite_origin(reference)[:, None]
+            q = squared_distance(xs, load_channels(y, y_stride, cols, D), D)
+            bound = log_bound(q, tl.load(beta + cols), rows, cols, parameters, EXPONENTS, EXCLUDE_SELF)
+            peak = tl.maximum(peak, bound)
+        largest = tl.maximum(reference, tl.max(peak, 1))
+        shrink = tl.exp2(reference - finite_origin(largest))
+        mass *= shrink
+        totals = scale_all(totals, shrink, C)
+        reference = largest
+        for j in range(first, last):
+            cols = tile_columns(j, BN)
+            q = squared_distance(xs, load_channels(y, y_stride, cols, D), D)
+            shift = tl.load(beta + cols)[None, :] - finite_origin(reference)[:, None]
             weight = mixture_jet(q, shift, parameters, JETS, 0)[0]
             if EXCLUDE_SELF:
                 weight = tl.where(rows[:, None] == cols[None, :], 0.0, weight)
             masses += weight
-            if C > 0:
-                sums = multiply_add(sums, weight, load_channels(v, y_stride, cols, C), C)
-            if C < 0:
-                values = tl.load(
-                    v + channel[None, :] * y_stride + cols[:, None], mask=channel[None, :] < channels, other=0.0
-                )
-                total += tl.dot(weight, values, input_precision=PRECISION, out_dtype=dtype)
+            sums = multiply_add(sums, weight, load_channels(v, y_stride, cols, C), C)
         mass += tl.sum(masses, 1)
         totals = add_row_sums(totals, sums, C)
 
     inside = rows < n
     valid = rows < length
     whole = splits == 1
-    place = split.to(tl.int64) * batches + batch
-    if chunk == 0:
-        logarithm = (tl.where(mass == 0.0, 0.0, reference) + tl.log2(mass * tl.load(parameters))) * LN2
-        logarithm = tl.where(whole, logarithm, reference)
-        tl.store(log_out + place * n + rows, tl.where(valid, logarithm, float("-inf")), mask=inside)
-        if splits > 1:
-            tl.store(mass_out + place * n + rows, tl.where(valid, mass, 0.0), mask=inside)
+    row = (split.to(tl.int64) * batches + batch) * n + rows
+    logarithm = (tl.where(mass == 0.0, 0.0, reference) + tl.log2(mass * tl.load(parameters))) * LN2
+    logarithm = tl.where(whole, logarithm, reference)
+    tl.store(log_out + row, tl.where(valid, logarithm, float("-inf")), mask=inside)
+    if splits > 1:
+        tl.store(mass_out + row, tl.where(valid, mass, 0.0), mask=inside)
     divisor = tl.where(whole, mass, 1.0)
-    out += place * n * channels
-    if C > 0:
-        for c in tl.static_range(C):
-            tl.store(out + rows * channels + c, tl.where(valid, totals[c] / divisor, 0.0), mask=inside)
-    if C < 0:
-        tl.store(
-            out + rows[:, None] * channels + channel[None, :],
-            tl.where(valid[:, None], total / divisor[:, None], 0.0),
-            mask=inside[:, None] & (channel[None, :] < channels),
-        )
+    for c in tl.static_range(C):
+        tl.store(out + row * C + c, tl.where(valid, totals[c] / divisor, 0.0), mask=inside)

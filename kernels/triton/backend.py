@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gwf_fast.kernels.triton import launch
+from gwf_fast.kernels.triton import launch, wide
 from gwf_fast.kernels.triton.averages import average_kernel, combine_splits
 from gwf_fast.kernels.triton.jets import jet_kernel_few, jet_kernel_many
-from gwf_fast.kernels.triton.launch import BLOCK_K, FEW, GROUP
+from gwf_fast.kernels.triton.launch import FEW, GROUP
 from gwf_fast.kernels.triton.mmd import mmd_kernel
 from gwf_fast.kernels.triton.packing import Pairs
 from gwf_fast.kernels.triton.sums import gradient_kernel, sum_kernel
+from gwf_fast.kernels.triton.wide_packing import WidePairs
 
 Tangent = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 """A direction (dx, dy, da, db); None is zero."""
@@ -29,19 +30,27 @@ def pair_sum(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    precision: str = "ieee",
+    precision: str = "fp16x3",
 ) -> Tensor:  # [B, N, C]
     """sum_j b_j k_ij; b = None is ones."""
     channels = 1 if b is None else b.shape[2]
     if _empty(x, y) or channels == 0:
         return x.new_zeros(x.shape[0], x.shape[1], channels)
-    few = channels <= FEW
+    if max(x.shape[2], channels) > FEW:
+        points = WidePairs(x, y, spec, x_lengths, y_lengths, precision=precision)
+        return wide.sums(points, b, exclude_self=exclude_self)[0].to(x.dtype)
     config = launch.config("sum", x.shape[2], channels, x.dtype)
-    pairs = _pairs(x, y, spec, config, x_lengths, y_lengths)
-    out, _ = _launch_sum(
-        pairs, pairs.columns(b), config, order=0, few=few, exclude_self=exclude_self, precision=precision
-    )
-    return out.to(x.dtype)
+    pairs = Pairs(x, y, spec, (config.rows, config.cols), x_lengths, y_lengths)
+    splits = pairs.splits()
+    out = pairs.empty(splits, pairs.batch, pairs.n, channels)
+    with launch.on_device(out):
+        sum_kernel[(pairs.batch * pairs.n_tiles * splits,)](
+            pairs.x, pairs.y, pairs.columns(b), pairs.parameters, pairs.x_lengths, pairs.y_lengths, out,
+            pairs.n, pairs.n_tiles, pairs.m_tiles, splits,
+            JETS=pairs.mixture.jets(0), D=pairs.dim, C=channels, EXCLUDE_SELF=exclude_self,
+            BM=config.rows, BN=config.cols, GROUP=GROUP, **launch.compiler_options(config),
+        )  # fmt: skip
+    return wide.add_splits(out).to(x.dtype)
 
 
 def pair_gradient(
@@ -53,7 +62,7 @@ def pair_gradient(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    precision: str = "ieee",
+    precision: str = "fp16x3",
 ) -> Tensor:  # [B, N, D]
     """sum_j b_j grad_x k_ij."""
     return _gradient(x, y, b, spec, False, exclude_self, x_lengths, y_lengths, precision)[1]
@@ -68,7 +77,7 @@ def pair_sum_gradient(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    precision: str = "ieee",
+    precision: str = "fp16x3",
 ) -> tuple[Tensor, Tensor]:  # [B, N], [B, N, D]
     """The sum and its gradient, in one pass over the pairs."""
     return _gradient(x, y, b, spec, True, exclude_self, x_lengths, y_lengths, precision)
@@ -83,7 +92,7 @@ def pair_logsumexp(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    precision: str = "ieee",
+    precision: str = "fp16x3",
 ) -> Tensor:  # [B, N]
     """log sum_j e^beta_j k_ij; -inf for an empty sum."""
     return _average(x, y, None, beta, spec, 0, exclude_self, x_lengths, y_lengths, precision)[1]
@@ -99,7 +108,7 @@ def pair_average(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    precision: str = "ieee",
+    precision: str = "fp16x3",
 ) -> tuple[Tensor, Tensor]:  # [B, N, C], [B, N]
     """The mean of v (None: y) with weights e^beta_j k_ij, and the logarithm of their sum."""
     channels = y.shape[2] if v is None else v.shape[2]
@@ -117,7 +126,7 @@ def mmd_rows(
     exclude_self: bool = False,
     gradient: bool = True,
     rows_of_y: bool = True,
-    precision: str = "ieee",
+    precision: str = "fp16x3",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What the squared MMD and its gradients are made of, in one launch.
 
@@ -128,31 +137,13 @@ def mmd_rows(
     """
     n, m, dim = x.shape[1], y.shape[1], x.shape[2]
     launch.check_device(x)
-    config = launch.config("mmd", dim, 1, x.dtype)
-    multiple = 1 if dim <= FEW else BLOCK_K
-    pairs = Pairs(x, y, spec, (config.rows, config.rows), multiple, None, None)
-    z = torch.cat([pairs.x, pairs.y], 2)
-    weights = torch.cat([pairs.rows(a[:, :, None]), pairs.columns(b[:, :, None])], 2)
-    centres = torch.stack([pairs.x.sum(2) / n, pairs.y.sum(2) / m], 1)  # padding is 0
-    centres = torch.where(centres.isfinite(), centres, 0.0)
-    near, options = _distance_options(pairs, precision)
-    block = 16 if dim <= FEW else launch.channel_block(dim, config.channels)
-    chunks = 1 if dim <= FEW or not gradient else -(-dim // block)
-    tiles = pairs.n_tiles + pairs.m_tiles
-    splits = pairs.splits(chunks, tiles)
-    length = tiles * config.rows
-    values = pairs.empty(splits, pairs.batch, 2, length)
-    out = pairs.empty(splits, pairs.batch, length, dim) if gradient else values
-    with launch.on_device(x):
-        mmd_kernel[(pairs.batch * tiles * chunks * splits,)](
-            z, weights, scales.to(pairs.dtype).contiguous(), centres, pairs.parameters, near, out, values,
-            pairs.n_tiles, pairs.m_tiles, pairs.depth, dim, chunks, splits, int(rows_of_y),
-            JETS=pairs.mixture.jets(int(gradient)), GRADIENT=gradient, EXCLUDE_SELF=exclude_self,
-            BM=config.rows, BN=config.cols, BC=block, GROUP=GROUP, **launch.compiler_options(config), **options,
-        )  # fmt: skip
-    values = _add_splits(values).to(x.dtype)
-    out = _add_splits(out).to(x.dtype) if gradient else values[..., None]
-    start = pairs.n_tiles * config.rows
+    if dim > FEW:
+        points = WidePairs(x, y, spec, None, None, precision=precision, coordinates=gradient)
+        found = wide.mmd(points, a, b, scales, exclude_self=exclude_self, gradient=gradient, rows_of_y=rows_of_y)
+        return tuple(each.to(x.dtype) for each in found)
+    values, out, start = _mmd_few(x, y, a, b, scales, spec, exclude_self, gradient, rows_of_y)
+    values = values.to(x.dtype)
+    out = out.to(x.dtype) if gradient else values[:, 0, :, None]
     of_x, of_y = slice(0, n), slice(start, start + m)
     return (
         *(values[:, k, of_x] for k in range(2)),
@@ -160,6 +151,37 @@ def mmd_rows(
         out[:, of_x],
         out[:, of_y],
     )
+
+
+def _mmd_few(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scales: Tensor,
+    spec: Sequence[float],
+    exclude_self: bool,
+    gradient: bool,
+    rows_of_y: bool,
+) -> tuple[Tensor, Tensor, int]:
+    """Sums [B, 2, L], gradients [B, L, D], and where the rows of y start."""
+    config = launch.config("mmd", x.shape[2], 1, x.dtype)
+    pairs = Pairs(x, y, spec, (config.rows, config.rows), None, None)
+    z = torch.cat([pairs.x, pairs.y], 2)
+    weights = torch.cat([pairs.rows(a[:, :, None]), pairs.columns(b[:, :, None])], 2)
+    tiles = pairs.n_tiles + pairs.m_tiles
+    splits = pairs.splits(1, tiles)
+    length = tiles * config.rows
+    values = pairs.empty(splits, pairs.batch, 2, length)
+    out = pairs.empty(splits, pairs.batch, length, pairs.dim) if gradient else values
+    with launch.on_device(x):
+        mmd_kernel[(pairs.batch * tiles * splits,)](
+            z, weights, scales.to(pairs.dtype).contiguous(), pairs.parameters, out, values,
+            pairs.n_tiles, pairs.m_tiles, splits, int(rows_of_y),
+            JETS=pairs.mixture.jets(int(gradient)), D=pairs.dim, GRADIENT=gradient, EXCLUDE_SELF=exclude_self,
+            BM=config.rows, BN=config.cols, GROUP=GROUP, **launch.compiler_options(config),
+        )  # fmt: skip
+    return wide.add_splits(values), wide.add_splits(out), pairs.n_tiles * config.rows
 
 
 def pair_jet(
@@ -175,7 +197,7 @@ def pair_jet(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    precision: str = "ieee",
+    precision: str = "fp16x3",
 ) -> tuple[Tensor, Tensor]:  # [B, N, D], [B, N, C]
     """Gradients in (x, a) of the derivative along the tangents of sum_ij e^(alpha_i + beta_j) a_i.b_j k_ij."""
     order = len(tangents)
@@ -186,7 +208,7 @@ def pair_jet(
     channels = a.shape[2]
     few = x.shape[2] <= FEW and channels <= FEW
     config = launch.config(f"jet{order}", x.shape[2], channels, x.dtype)
-    pairs = Pairs(x, y, spec, (config.rows, config.cols), 1, x_lengths, y_lengths)
+    pairs = Pairs(x, y, spec, (config.rows, config.cols), x_lengths, y_lengths)
     scale = pairs.mixture.scale
     packed = [pairs.x, pairs.y, pairs.rows(a), pairs.columns(b)]
     for tangent in tangents:
@@ -225,73 +247,14 @@ def pair_jet(
         else:
             sizes += [pairs.depth, pairs.dim, channels, chunks]
             jet_kernel_many[grid](
-                *arguments, *sizes, PRECISION=launch.check_precision(precision), BC=block, **options
+                *arguments, *sizes, PRECISION=launch.dot_precision(precision), BC=block, **options
             )  # fmt: skip
-    return _add_splits(out_x).to(x.dtype), _add_splits(out_a).to(x.dtype)
-
-
-def _add_splits(parts: Tensor) -> Tensor:  # [splits, ...] -> [...]
-    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
+    return wide.add_splits(out_x).to(x.dtype), wide.add_splits(out_a).to(x.dtype)
 
 
 def _empty(x: Tensor, y: Tensor) -> bool:
     launch.check_device(x)
     return x.shape[0] == 0 or x.shape[1] == 0 or y.shape[1] == 0
-
-
-def _pairs(
-    x: Tensor,
-    y: Tensor,
-    spec: Sequence[float],
-    config: launch.Config,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-) -> Pairs:
-    multiple = 1 if x.shape[2] <= FEW else BLOCK_K
-    return Pairs(x, y, spec, (config.rows, config.cols), multiple, x_lengths, y_lengths)
-
-
-def _distance_options(pairs: Pairs, precision: str) -> tuple[Tensor, dict]:
-    """The device's decision on the product form, and the constants of squared_distance."""
-    dot = pairs.dim > FEW and pairs.mixture.analytic
-    if not dot:
-        near = pairs.x_lengths  # not read
-    elif precision == "tf32":  # asked for: speed over accuracy
-        near = torch.ones_like(pairs.x_lengths)
-    else:
-        near = pairs.near()
-    dim = pairs.dim if pairs.dim <= FEW else 0
-    return near, {"D": dim, "DOT": dot, "PRECISION": launch.check_precision(precision), "BLOCK_K": BLOCK_K}
-
-
-def _launch_sum(
-    pairs: Pairs,
-    b: Tensor,
-    config: launch.Config,
-    *,
-    order: int,
-    few: bool,
-    exclude_self: bool,
-    precision: str,
-    with_value: bool = False,
-) -> tuple[Tensor, Tensor]:  # [B, N, C], [B, N]
-    """The sum over the channels of b, and, with_value, that of the last channel with the kernel itself."""
-    near, options = _distance_options(pairs, precision)
-    channels = b.shape[1]
-    block = 16 if few else launch.channel_block(channels, config.channels)
-    chunks = 1 if few else -(-channels // block)
-    splits = pairs.splits(chunks)
-    out = pairs.empty(splits, pairs.batch, pairs.n, channels)
-    value = pairs.empty(splits, pairs.batch, pairs.n) if with_value else out[..., 0]
-    with launch.on_device(out):
-        sum_kernel[(pairs.batch * pairs.n_tiles * chunks * splits,)](
-            pairs.x, pairs.y, b, pairs.parameters, pairs.x_lengths, pairs.y_lengths, near, out, value,
-            pairs.n, pairs.n_tiles, pairs.m_tiles, pairs.depth, channels, chunks, splits,
-            JETS=pairs.mixture.jets(order), ORDER=order, C=channels if few else 0, WITH_VALUE=with_value,
-            EXCLUDE_SELF=exclude_self, BM=config.rows, BN=config.cols, BC=block, GROUP=GROUP,
-            **launch.compiler_options(config), **options,
-        )  # fmt: skip
-    return _add_splits(out), _add_splits(value)
 
 
 def _gradient(
@@ -308,34 +271,27 @@ def _gradient(
     """(sum, or garbage without with_value; gradient)."""
     if _empty(x, y):
         return x.new_zeros(x.shape[:2]), torch.zeros_like(x)
-    few = x.shape[2] <= FEW
-    config = launch.config("gradient" if few else "sum", x.shape[2], 1, x.dtype)
-    pairs = _pairs(x, y, spec, config, x_lengths, y_lengths)
+    if x.shape[2] > FEW:
+        points = WidePairs(x, y, spec, x_lengths, y_lengths, precision=precision, coordinates=True)
+        weights = None if b is None else b[:, :, None]
+        gradient, value = wide.sums(
+            points, weights, coordinates=True, with_value=with_value, exclude_self=exclude_self
+        )  # fmt: skip
+        return value.to(x.dtype), gradient.to(x.dtype)
+    config = launch.config("gradient", x.shape[2], 1, x.dtype)
+    pairs = Pairs(x, y, spec, (config.rows, config.cols), x_lengths, y_lengths)
     weights = x.new_ones(y.shape[:2]) if b is None else b
-    if few:
-        splits = pairs.splits()
-        value = pairs.empty(splits, pairs.batch, pairs.n)
-        out = pairs.empty(splits, *pairs.x_scaled.shape)
-        with launch.on_device(x):
-            gradient_kernel[(pairs.batch * pairs.n_tiles * splits,)](
-                pairs.x, pairs.y, pairs.columns(weights[:, :, None]), pairs.parameters, pairs.x_lengths,
-                pairs.y_lengths, out, value, pairs.n, pairs.n_tiles, pairs.m_tiles, splits,
-                JETS=pairs.mixture.jets(1), D=pairs.dim, WITH_VALUE=with_value, EXCLUDE_SELF=exclude_self,
-                BM=config.rows, BN=config.cols, GROUP=GROUP, **launch.compiler_options(config),
-            )  # fmt: skip
-        return _add_splits(value).to(x.dtype), _add_splits(out).to(x.dtype)
-    # sum_j w_ij b_j (x_i - y_j) from the sums of w_ij b_j y_j and w_ij b_j
-    weights = weights.to(pairs.dtype)[:, :, None]
-    moments = torch.cat([weights * pairs.y_scaled, weights], 2)
-    sums, value = _launch_sum(
-        pairs, pairs.columns(moments), config, order=1, few=False, exclude_self=exclude_self, precision=precision,
-        with_value=with_value,
-    )  # fmt: skip
-    gradient = pairs.x_scaled * sums[:, :, -1:] - sums[:, :, :-1]
-    if x_lengths is not None:  # what lies beyond may be NaN
-        rows = torch.arange(pairs.n, device=x.device) < pairs.x_lengths[:, None]
-        gradient = torch.where(rows[:, :, None], gradient, 0.0)
-    return value.to(x.dtype), gradient.to(x.dtype)
+    splits = pairs.splits()
+    value = pairs.empty(splits, pairs.batch, pairs.n)
+    out = pairs.empty(splits, *pairs.x_scaled.shape)
+    with launch.on_device(x):
+        gradient_kernel[(pairs.batch * pairs.n_tiles * splits,)](
+            pairs.x, pairs.y, pairs.columns(weights[:, :, None]), pairs.parameters, pairs.x_lengths,
+            pairs.y_lengths, out, value, pairs.n, pairs.n_tiles, pairs.m_tiles, splits,
+            JETS=pairs.mixture.jets(1), D=pairs.dim, WITH_VALUE=with_value, EXCLUDE_SELF=exclude_self,
+            BM=config.rows, BN=config.cols, GROUP=GROUP, **launch.compiler_options(config),
+        )  # fmt: skip
+    return wide.add_splits(value).to(x.dtype), wide.add_splits(out).to(x.dtype)
 
 
 def _average(
@@ -354,29 +310,30 @@ def _average(
     batch, n, dim = x.shape
     if _empty(x, y):
         return x.new_full((batch, n, channels), math.nan), x.new_full((batch, n), -math.inf)
-    few = channels <= FEW
+    if max(dim, channels) > FEW:
+        centred = v is None and channels > 0
+        points = WidePairs(x, y, spec, x_lengths, y_lengths, precision=precision)
+        values = None if centred or channels == 0 else v
+        mean, logarithm = wide.averages(points, values, beta, coordinates=centred, exclude_self=exclude_self)
+        return mean.to(x.dtype), logarithm.to(x.dtype)
     config = launch.config("average", dim, channels, x.dtype)
-    pairs = _pairs(x, y, spec, config, x_lengths, y_lengths)
+    pairs = Pairs(x, y, spec, (config.rows, config.cols), x_lengths, y_lengths)
     log_weights = torch.zeros_like(y[..., :1]) if beta is None else beta[..., None]
     base2 = pairs.columns(log_weights, 1.0 / math.log(2.0), fill=-math.inf)
     centred = v is None and channels > 0
     values = pairs.y_scaled / pairs.mixture.scale if centred else v
     packed = base2 if channels == 0 else pairs.columns(values)
-    block = 16 if few else launch.channel_block(channels, config.channels)
-    chunks = 1 if few else -(-channels // block)
-    splits = pairs.splits(chunks)
+    splits = pairs.splits()
     mean = pairs.empty(splits, batch, n, channels)
     logarithm = pairs.empty(splits, batch, n)
     mass = pairs.empty(splits, batch, n) if splits > 1 else logarithm
-    near, options = _distance_options(pairs, precision)
     with launch.on_device(x):
-        average_kernel[(batch * pairs.n_tiles * chunks * splits,)](
-            pairs.x, pairs.y, packed, base2, pairs.parameters, pairs.x_lengths, pairs.y_lengths, near,
-            mean if channels else logarithm, logarithm, mass,
-            n, pairs.n_tiles, pairs.m_tiles, pairs.depth, channels, chunks, splits,
-            JETS=pairs.mixture.jets(0), EXPONENTS=pairs.mixture.exponents, C=channels if few else -1,
-            EXCLUDE_SELF=exclude_self, BM=config.rows, BN=config.cols, BC=block,
-            GROUP=GROUP if dim <= FEW else 1, **launch.compiler_options(config), **options,
+        average_kernel[(batch * pairs.n_tiles * splits,)](
+            pairs.x, pairs.y, packed, base2, pairs.parameters, pairs.x_lengths, pairs.y_lengths,
+            mean if channels else logarithm, logarithm, mass, n, pairs.n_tiles, pairs.m_tiles, splits,
+            JETS=pairs.mixture.jets(0), EXPONENTS=pairs.mixture.exponents, D=pairs.dim, C=channels,
+            EXCLUDE_SELF=exclude_self, BM=config.rows, BN=config.cols, GROUP=GROUP,
+            **launch.compiler_options(config),
         )  # fmt: skip
     mean, logarithm = combine_splits(mean, logarithm, mass, pairs.parameters)
     if centred:

@@ -16,10 +16,7 @@ FEW = 4
 GROUP = 64
 """Tiles summed before they are added to the total: rounding errors grow with the number of groups."""
 
-BLOCK_K = 16
-"""Coordinates a step of the product form of squared distances."""
-
-PRECISIONS = ("ieee", "tf32x3", "tf32")
+PRECISIONS = ("fp16x3", "ieee", "tf32x3", "tf32")
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,6 @@ CONFIGS = {
     ("jet1", "few"): Config(16, 16, 16, 4, thrift=5, registers=255),
     ("jet2", "few"): Config(16, 16, 16, 4, thrift=5, registers=255),
     # Any number of them.
-    ("sum", "many"): Config(32, 16, 32, 8, registers=255),
-    ("mmd", "many"): Config(32, 16, 32, 8, registers=255),
-    ("average", "many"): Config(32, 16, 32, 8, registers=255),
     ("jet0", "many"): Config(32, 32, 32, 8, registers=255),
     ("jet1", "many"): Config(32, 16, 32, 8, registers=255),
     ("jet2", "many"): Config(32, 16, 32, 8, thrift=5),
@@ -95,17 +89,36 @@ def channel_block(channels: int, largest: int) -> int:
 
 
 def check_precision(precision: str) -> str:
-    """How tile products are computed, as the compiler of this machine's GPU names it.
+    """How tile products with more than a few coordinates or channels are computed.
 
-    "ieee" (default): float32 arithmetic. "tf32x3": three tensor-core products, about as accurate (on AMD GPUs, six of
-    bfloat16). "tf32": one, with 10 bits; for those who have checked that they can afford it.
+    "fp16x3" (default), also called "tf32x3": on tensor cores, as accurate as float32 arithmetic (wide_tiles.py).
+    "ieee": float64 where tensor cores have it, else float32. "tf32": one product of halves, with 11 bits; for those who
+    have checked that they can afford it.
 
     Raises:
         ValueError: There is no such precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
-    return "bf16x6" if precision == "tf32x3" and torch.version.hip else precision
+    return precision
+
+
+def dot_precision(precision: str) -> str:
+    """The same for tl.dot of float32, as the compiler of this machine's GPU names it."""
+    check_precision(precision)
+    if precision in ("tf32x3", "tf32"):
+        return "bf16x6" if precision == "tf32x3" and torch.version.hip else precision
+    return "ieee"
+
+
+def products(precision: str) -> int:
+    """Products of halves that make a distance with many coordinates: 3, 1 where speed is asked for, 0 for none.
+
+    Raises:
+        ValueError: There is no such precision.
+    """
+    check_precision(precision)
+    return {"ieee": 0, "tf32": 1}.get(precision, 3)
 
 
 def multiprocessors(device: torch.device) -> int:

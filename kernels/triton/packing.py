@@ -16,9 +16,6 @@ from gwf_fast.kernels.profiles import PROFILES, s
 from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.profiles_generated import EXPONENTS, JETS
 
-NEAR = 12.0
-"""Largest squared radius, in scaled coordinates, for the product form of squared distances in float32."""
-
 
 @dataclass(frozen=True)
 class Mixture:
@@ -87,7 +84,6 @@ class Pairs:
         y: Tensor,
         spec: Sequence[float],
         block: tuple[int, int],
-        depth_multiple: int,
         x_lengths: Tensor | None,
         y_lengths: Tensor | None,
     ) -> None:
@@ -108,7 +104,7 @@ class Pairs:
         self.centre = self._centre(y)  # [B, 1, D]
         self.x_scaled = (x.to(self.dtype) - self.centre) * self.mixture.scale  # [B, N, D]
         self.y_scaled = self._present((y - self.centre) * self.mixture.scale)  # [B, M, D]
-        self.depth = -(-self.dim // depth_multiple) * depth_multiple
+        self.depth = self.dim
         self.x = self._pack(self.x_scaled, self.n_tiles * self.block_rows, self.depth)
         self.y = self._pack(self.y_scaled, self.m_tiles * self.block_cols, self.depth)
 
@@ -144,13 +140,6 @@ class Pairs:
     def rows(self, value: Tensor, scale: float = 1.0) -> Tensor:
         """Packs scale * values by row [B, N, K]."""
         return self._pack(value.to(self.dtype) * scale, self.n_tiles * self.block_rows, value.shape[2])
-
-    def near(self) -> Tensor:  # int64 [B]
-        """Whether the product form of |x - y|^2 is accurate enough, for each batch."""
-        largest = max(ratio for _, ratio, _ in self.mixture.rows)
-        limit = NEAR * torch.finfo(torch.float32).eps / torch.finfo(self.dtype).eps / largest
-        radius = torch.maximum(self.x.square().sum(1).amax(1), self.y.square().sum(1).amax(1))
-        return (radius <= limit).to(torch.int64)
 
     def empty(self, *shape: int) -> Tensor:
         """Room for a result."""

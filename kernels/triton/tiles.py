@@ -71,6 +71,15 @@ def scale_all(totals, factor, COUNT: tl.constexpr):
 
 
 @triton.jit
+def scale_add_all(totals, factor, values, COUNT: tl.constexpr):
+    """totals_k + factor * values_k."""
+    results = ()
+    for k in tl.static_range(COUNT):
+        results = results + (totals[k] + factor * values[k],)
+    return results
+
+
+@triton.jit
 def add_row_sums(totals, tiles, COUNT: tl.constexpr):
     """totals_k + sum over columns of tile k."""
     results = ()
@@ -110,7 +119,7 @@ def mixture_exponent(q, parameters, EXPONENTS: tl.constexpr):
 
 
 @triton.jit
-def squared_distance_few(xs, ys, D: tl.constexpr):
+def squared_distance(xs, ys, D: tl.constexpr):
     """|x - y|^2 of a tile from coordinates in registers."""
     difference = xs[0][:, None] - ys[0][None, :]
     q = difference * difference
@@ -118,51 +127,3 @@ def squared_distance_few(xs, ys, D: tl.constexpr):
         difference = xs[d][:, None] - ys[d][None, :]
         q += difference * difference
     return q
-
-
-@triton.jit
-def squared_distance_many(x, x_stride, y, y_stride, rows, cols, depth):
-    """|x - y|^2 of a tile from differences, coordinates read as they are needed."""
-    q = tl.zeros((rows.shape[0], cols.shape[0]), x.dtype.element_ty)
-    for k in range(depth):
-        difference = tl.load(x + k * x_stride + rows)[:, None] - tl.load(y + k * y_stride + cols)[None, :]
-        q += difference * difference
-    return q
-
-
-@triton.jit
-def squared_distance_dot(x, x_stride, y, y_stride, rows, cols, depth, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):
-    """|x|^2 + |y|^2 - 2 x.y of a tile: loses about 3e-7 max(|x|^2, |y|^2) in float32; depth a multiple of BLOCK_K."""
-    product = tl.zeros((rows.shape[0], cols.shape[0]), x.dtype.element_ty)
-    x_norm = tl.zeros((rows.shape[0],), x.dtype.element_ty)
-    y_norm = tl.zeros((cols.shape[0],), x.dtype.element_ty)
-    for k0 in range(0, depth, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)
-        left = tl.load(x + k[None, :] * x_stride + rows[:, None])  # [BM, BLOCK_K]
-        right = tl.load(y + k[:, None] * y_stride + cols[None, :])  # [BLOCK_K, BN]
-        x_norm += tl.sum(left * left, 1)
-        y_norm += tl.sum(right * right, 0)
-        product += tl.dot(left, right, input_precision=PRECISION, out_dtype=product.dtype)
-    q = x_norm[:, None] + y_norm[None, :] - 2.0 * product
-    return tl.where(q < 0.0, 0.0, q)  # keeps NaN
-
-
-@triton.jit
-def squared_distance(
-    xs, x, x_stride, y, y_stride, rows, cols, depth, near,
-    D: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """|x - y|^2 of a tile: D > 0 says that xs holds the D coordinates; else depth is known at run time.
-
-    DOT allows the product form, which `near` (the cloud is small enough for it) then decides at run time.
-    """
-    if D > 0:
-        return squared_distance_few(xs, load_channels(y, y_stride, cols, D), D)
-    elif DOT:
-        if near:
-            q = squared_distance_dot(x, x_stride, y, y_stride, rows, cols, depth, PRECISION, BLOCK_K)
-        else:
-            q = squared_distance_many(x, x_stride, y, y_stride, rows, cols, depth)
-        return q
-    else:
-        return squared_distance_many(x, x_stride, y, y_stride, rows, cols, depth)

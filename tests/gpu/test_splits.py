@@ -55,8 +55,8 @@ LARGE = [
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_splits_match_reference(case, eight_multiprocessors, monkeypatch):
     used = []
-    rule = backend.backend.Pairs.splits
-    monkeypatch.setattr(backend.backend.Pairs, "splits", lambda self, *a: used.append(rule(self, *a)) or used[-1])
+    for kind in (backend.backend.Pairs, backend.backend.WidePairs):
+        monkeypatch.setattr(kind, "splits", lambda *a, rule=kind.splits: used.append(rule(*a)) or used[-1])
     if case.ragged:  # lengths of the case list are for its own sizes
         inputs = case.inputs(DEVICE)
         assert inputs["options"]["x_lengths"].tolist() == [0, 5]

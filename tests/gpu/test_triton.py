@@ -1,5 +1,6 @@
 """The Triton backend: on a GPU where there is one, under Triton's interpreter elsewhere."""
 
+import math
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 
 from gwf_fast import selftest
 from gwf_fast.kernels import reference
+from gwf_fast.kernels.profiles import profile_id
 
 pytest.importorskip("triton")
 triton_backend = pytest.importorskip("gwf_fast.kernels.triton")
@@ -34,24 +36,66 @@ def test_an_error_would_show():
     assert selftest.error(case, reference, "cpu") <= selftest.TOLERANCE[case.dtype]
 
 
-def test_product_and_difference_forms_agree(monkeypatch):
-    """D = 17 within and beyond the radius at which the product form is given up."""
-    from gwf_fast.kernels.triton.packing import Pairs
-
-    generator = torch.Generator().manual_seed(3)
-    x, y = (torch.randn(1, n, 17, generator=generator).to(DEVICE) for n in (33, 70))
-    used = []
-    near = Pairs.near
-    monkeypatch.setattr(Pairs, "near", lambda self: used.append(near(self)) or used[-1])
-    for bandwidth in (20.0, 1.0):
-        spec = (0.0, 1.0, bandwidth, 0.0)
-        value = triton_backend.pair_sum(x, y, None, spec).double()
-        truth = reference.pair_sum(x.double(), y.double(), None, spec)
-        assert (value - truth).norm() <= 1e-6 * truth.norm()
-    assert [bool(decision.item()) for decision in used] == [True, False]
+@pytest.mark.parametrize("operation", ["sum", "sum_20", "sum_gradient", "average", "average_20"])
+@pytest.mark.parametrize("bandwidth", [20.0, 1.0, 1e-3])
+def test_near_and_far(operation, bandwidth, monkeypatch):
+    """D = 17 within the radius of products of halves, beyond it, and where most pairs are too far to count."""
+    case = selftest.Case(operation, sizes=(1, 33, 70, 17), coincident=bandwidth < 1)
+    inputs = case.inputs(DEVICE) | {"spec": (0.0, 0.7, bandwidth, 0.0)}
+    want = selftest.OPERATIONS[operation](reference, selftest._double(inputs))
+    got = selftest.OPERATIONS[operation](triton_backend, inputs)
+    for one, truth in zip(got, want) if isinstance(got, tuple) else [(got, want)]:
+        scale = truth.norm() if truth.norm() > 0 else 1.0
+        assert (one.double() - truth).norm() <= 1e-6 * scale
 
 
-@pytest.mark.parametrize("precision", ["ieee", "tf32x3", "tf32"])
+@pytest.mark.parametrize("profile", ["gaussian", "laplace"])
+def test_gradients_keep_their_digits_far_from_the_centre(profile):
+    """A spread of 1,000 bandwidths: what is subtracted are the coordinates as they were given, or float64."""
+    generator = torch.Generator().manual_seed(5)
+    x = 1000.0 * torch.randn(1, 40, 17, generator=generator)
+    y = torch.cat([x + torch.randn(x.shape, generator=generator) / 17**0.5, 1000.0 * torch.randn(1, 60, 17)], 1)
+    spec = (float(profile_id(profile)), 1.0, 1.0, 0.0)
+    got = triton_backend.pair_gradient(x.to(DEVICE), y.to(DEVICE), None, spec).double().cpu()
+    want = reference.pair_gradient(x.double(), y.double(), None, spec)
+    assert (got - want).norm() <= 3e-7 * want.norm()
+
+
+def test_kinked_kernels_of_close_pairs():
+    """Distances of 1e-4 in a cloud of radius 4: products alone would lose them."""
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(1, 50, 16, generator=generator)
+    y = x + 1e-4 * torch.randn(x.shape, generator=generator)
+    for profile in ("laplace", "distance"):
+        spec = (float(profile_id(profile)), 1.0, 1.0, 0.0)
+        got = triton_backend.pair_gradient(x.to(DEVICE), y.to(DEVICE), None, spec).double().cpu()
+        want = reference.pair_gradient(x.double(), y.double(), None, spec)
+        assert (got - want).norm() <= 1e-6 * want.norm()
+
+
+def test_points_at_infinity_reach_their_own_rows_only():
+    x, y = torch.zeros(1, 5, 9), torch.randn(1, 7, 9, generator=torch.Generator().manual_seed(7))
+    x[0, 1, 3], x[0, 2, 0] = math.nan, math.inf
+    value = triton_backend.pair_sum(x.to(DEVICE), y.to(DEVICE), None, (0.0, 1.0, 2.0, 0.0))[0, :, 0].cpu()
+    assert value[1].isnan()
+    assert value[2] == 0.0
+    assert value[[0, 3, 4]].isfinite().all()
+    y[0, 0, 0] = math.nan
+    assert triton_backend.pair_sum(x.to(DEVICE), y.to(DEVICE), None, SPEC).isnan().all()
+
+
+@pytest.mark.parametrize("dim", [5, 70])
+def test_without_float64_products(dim, monkeypatch):
+    """Other GPUs take differences where products of halves lose digits."""
+    from gwf_fast.kernels.triton import wide
+
+    monkeypatch.setattr(wide, "has_float64_products", lambda device: False)
+    for operation in ("sum", "gradient", "average"):
+        case = selftest.Case(operation, ("laplace",), (1, 33, 70, dim), coincident=True)
+        assert selftest.error(case, triton_backend, DEVICE) <= selftest.TOLERANCE[case.dtype]
+
+
+@pytest.mark.parametrize("precision", ["fp16x3", "ieee", "tf32x3", "tf32"])
 def test_precisions(precision):
     case = selftest.Case("gradient", sizes=(1, 33, 70, 17))
     v = case.inputs(DEVICE)
@@ -62,7 +106,7 @@ def test_precisions(precision):
 
 def test_unknown_precision():
     x = torch.zeros(1, 3, 17, device=DEVICE)
-    with pytest.raises(ValueError, match="precision: got 'half', expected one of ieee, tf32x3, tf32"):
+    with pytest.raises(ValueError, match="precision: got 'half', expected one of fp16x3, ieee, tf32x3, tf32"):
         triton_backend.pair_sum(x, x, None, SPEC, precision="half")
 
 
@@ -105,7 +149,7 @@ def test_sizes_and_bandwidths_do_not_recompile():
     nor bandwidths; profiles are."""
     script = """
 import torch
-from gwf_fast.kernels.triton import launch, backend
+from gwf_fast.kernels.triton import backend, launch, wide, wide_packing
 launch.check_device = lambda x: None
 keys = []
 def record(kernel):
@@ -121,8 +165,10 @@ def record(kernel):
                 keys.append((kernel.__name__, str(specialization)))
             return call
     return Recorder()
-for name in ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many", "mmd_kernel"):
-    setattr(backend, name, record(getattr(backend, name)))
+for module in (backend, wide, wide_packing):
+    for name, kernel in list(vars(module).items()):
+        if "kernel" in name and hasattr(kernel, "arg_names"):
+            setattr(module, name, record(kernel))
 def calls(n, m, bandwidth, profile=0.0):
     keys.clear()
     for dim in (2, 20):
