@@ -9,7 +9,7 @@ import torch
 
 from gwf_fast import selftest
 from gwf_fast.kernels import reference
-from gwf_fast.kernels.profiles import profile_id
+from gwf_fast.kernels.profile_numbers import profile_id
 
 pytest.importorskip("triton")
 triton_backend = pytest.importorskip("gwf_fast.kernels.triton")
