@@ -117,8 +117,7 @@ def products(precision: str) -> int:
     Raises:
         ValueError: There is no such precision.
     """
-    check_precision(precision)
-    return {"ieee": 0, "tf32": 1}.get(precision, 3)
+    return {"ieee": 0, "tf32": 1}.get(check_precision(precision), 3)
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -145,7 +145,7 @@ class _Config:
             "BM": self.rows,
             "P": self.width,
             "K": INPUTS,
-            "PRECISION": launch.PRECISIONS[0],  # of float32; halves have their own arithmetic
+            "PRECISION": "ieee",  # of float32; halves have their own arithmetic
             **launch.compiler_options(launch.Config(self.rows, self.width, 0, self.warps, thrift=5, registers=255)),
             # AMD's compiler would prefetch into registers that it does not have.
             **({"num_stages": 1} if torch.version.hip else {}),

@@ -37,7 +37,7 @@ NEAR_TILES = {
     128: Tile(64, 32, 128, 4), 256: Tile(64, 32, 256, 8),
 }  # fmt: skip
 FAR_TILES = {
-    0: Tile(64, 64, 16, 4), 16: Tile(32, 32, 16, 4), 32: Tile(32, 32, 32, 4), 64: Tile(32, 16, 64, 8),
+    0: Tile(64, 32, 16, 4), 16: Tile(32, 32, 16, 4), 32: Tile(32, 32, 32, 4), 64: Tile(32, 16, 64, 8),
     128: Tile(32, 16, 128, 8), 256: Tile(32, 16, 256, 8),
 }  # fmt: skip
 FLOAT64_TILES = {0: Tile(64, 32, 16, 4), 16: Tile(32, 16, 16, 4), 32: Tile(32, 16, 32, 8)}
@@ -118,7 +118,7 @@ def sums(
     few = not coordinates and channels <= IN_REGISTERS
     block = 0 if few else channel_block(pairs, channels)
     chunks = -(-channels // block) if block else 1
-    splits = pairs.splits(chunks, n, m)
+    splits = pairs.splits(block, channels, n, m)
     out = pairs.empty(splits, pairs.batch, n, channels)
     value = pairs.empty(splits, pairs.batch, n) if with_value else out
     given = pairs.raw if v is None else v.to(pairs.dtype)
@@ -155,7 +155,7 @@ def averages(
     channels = pairs.dim if coordinates else 0 if v is None else v.shape[2]
     block = channel_block(pairs, channels)
     chunks = -(-channels // block) if block else 1
-    splits = pairs.splits(chunks, pairs.n, pairs.m)
+    splits = pairs.splits(block, channels, pairs.n, pairs.m)
     logarithm = pairs.empty(splits, pairs.batch, pairs.n)
     mass = pairs.empty(splits, pairs.batch, pairs.n) if splits > 1 else logarithm
     mean = pairs.empty(splits, pairs.batch, pairs.n, channels) if channels else logarithm[..., None]

@@ -44,7 +44,10 @@ LARGEST_BLOCK = 256
 """Channels of one program: all products of a pair come from one distance."""
 
 MAX_COLUMNS = 2**16
-"""Columns that a program adds up: beyond, rounding errors of the running total show."""
+"""Columns whose products a program adds up: beyond, rounding errors of the running total show."""
+
+MAX_PARTS = 2**26
+"""Numbers in all that ranges of columns may be given for that reason alone."""
 
 
 @triton.jit
@@ -223,7 +226,8 @@ class WidePairs:
             pack_kernel[(self.batch * (self.length // PACKED_ROWS),)](
                 x, y, *x.stride(), *y.stride(), self.lengths_or(self.x_lengths), self.lengths_or(self.y_lengths),
                 self._means(y), self.scale, self.raw, self.centre, self.norm64, self.radius,
-                self.hi, self.lo, self.norm, self.values, self.n, self.m, *self.sizes, self.dim, self.depth // STEP.value,
+                self.hi, self.lo, self.norm, self.values,
+                self.n, self.m, *self.sizes, self.dim, self.depth // STEP.value,
                 X_LENGTHS=self.x_lengths is not None, Y_LENGTHS=self.y_lengths is not None, HALVES=self.halves,
                 THIRDS=with_thirds, BR=PACKED_ROWS, BK=min(BLOCK_K, self.depth),
                 num_warps=4, enable_fp_fusion=True,
@@ -282,8 +286,17 @@ class WidePairs:
             return near, (500.0 / largest if self.smooth else -1.0), 4e-3
         return near, (1e8 / largest if self.smooth else -1.0), 2.0**-27
 
-    def splits(self, chunks: int, n: int, m: int) -> int:
-        """Ranges that m columns are cut into: to fill the device with n rows, and to keep running totals short."""
-        programs = self.batch * chunks * -(-n // TILE_ROWS)
+    def splits(self, block: int, channels: int, n: int, m: int) -> int:
+        """Ranges that m columns are cut into for n rows: to fill the device, and to keep running totals short.
+
+        Args:
+            block: Values of a program; 0 where there are no products, whose totals are short anyway.
+            channels: Values in all.
+            n: Rows.
+            m: Columns.
+        """
+        programs = self.batch * max(1, -(-channels // max(block, 1)) if block else 1) * -(-n // TILE_ROWS)
         wanted = column_splits(programs, m, TILE_COLUMNS, launch.multiprocessors(self.device))
-        return max(wanted, -(-m // MAX_COLUMNS))
+        if block == 0:
+            return wanted
+        return max(wanted, min(-(-m // MAX_COLUMNS), MAX_PARTS // (self.batch * n * channels)))

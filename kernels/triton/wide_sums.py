@@ -266,8 +266,8 @@ def wide_sum_kernel(
     totals, total, mass, value = sweep(
         raw, centre, norm64, hi, lo, norm, values, plane, v, v_row, v_stride, b, parameters, scale * scale,
         row_start + row, row + local, column_start, begin, end, y_count, close, length, dim, depth, width, channel,
-        channels, JETS, ORDER, C, COUNT, WITH_VALUE, COORDINATES, EXCLUDE_SELF, NEAR, FLOAT64, PRODUCTS, K, BLOCK_K, BM, BN, BC,
-        SUB, GROUP,
+        channels, JETS, ORDER, C, COUNT, WITH_VALUE, COORDINATES, EXCLUDE_SELF, NEAR, FLOAT64, PRODUCTS, K, BLOCK_K, BM,
+        BN, BC, SUB, GROUP,
     )  # fmt: skip
     factor = tl.load(parameters + (1 if COORDINATES else ORDER))
     inside = existing(row, n, BM)

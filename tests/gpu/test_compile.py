@@ -40,7 +40,8 @@ def test_all_kernels_on_all_targets(rows):
     targets = {"sm_80", "sm_90", "sm_100", "gfx942"}
     kernels = {"sum_kernel", "gradient_kernel", "mmd_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many"}
     problems = {f"drift_{name}_kernel" for name in ("small", "logs", "forces", "combine", "total")}
-    for name in problems | {"stein_value_kernel", "stein_gradient_kernel", "sinkhorn_kernel"}:
+    wide = {"pack_kernel", "pack_values_kernel", "wide_sum_kernel", "wide_average_kernel"}
+    for name in problems | wide | {"stein_value_kernel", "stein_gradient_kernel", "sinkhorn_kernel"}:
         assert {row["target"] for row in rows if row["kernel"] == name} == targets
     assert {row["target"] for row in rows} == targets
     assert {row["kernel"] for row in rows} >= kernels

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 from gwf_fast.kernels import triton as module
-from gwf_fast.kernels.triton import backend, launch
+from gwf_fast.kernels.triton import backend, launch, wide, wide_packing
 
 SPEC = (0.0, 1.0, 1.0, 0.0)
 LARGEST_GRID = 2**31 - 1
@@ -37,8 +37,10 @@ def launches(monkeypatch):
 
             return call
 
-    for name in ("sum_kernel", "gradient_kernel", "average_kernel", "jet_kernel_few", "jet_kernel_many", "mmd_kernel"):
-        monkeypatch.setattr(backend, name, Recorder(getattr(backend, name)))
+    for owner in (backend, wide, wide_packing):
+        for name, kernel in list(vars(owner).items()):
+            if "kernel" in name and hasattr(kernel, "arg_names"):
+                monkeypatch.setattr(owner, name, Recorder(kernel))
     monkeypatch.setattr(launch, "check_device", lambda x: None)
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
     return found
@@ -53,7 +55,28 @@ def test_grid_and_bounds(launches, name, dim, batch, n, m):
     x, y, w = (torch.empty(shape, device="meta") for shape in ((batch, n, dim), (batch, m, dim), (batch, m)))
     out = CALLS[name](x, y, w)
     assert out.shape[:2] == (batch, n)
-    ((grid, a),) = launches
+    if dim == 2 or name == "jet":
+        ((grid, a),) = launches
+        check_few(name, grid, a, batch, n, m)
+        return
+    (grid, packed), *passes = launches
+    rows = 128 * packed["blocks"]
+    assert (packed["n"], packed["m"]) == (n, m)
+    assert 128 * packed["x_blocks"] >= n
+    assert rows - 128 * packed["x_blocks"] >= m
+    assert packed["raw"].shape[2] == packed["hi"].shape[1] == packed["norm"].shape[1] == rows
+    assert 0 < grid == batch * (rows // packed["BR"]) <= LARGEST_GRID
+    assert len(passes) == (8 if name == "mmd" else 2)  # near and far
+    for grid, a in passes:
+        assert grid == batch * a["n_tiles"] * a["chunks"] * a["splits"] <= LARGEST_GRID
+        assert a["n_tiles"] == math.ceil(a["n"] / a["BM"])
+        assert math.ceil(a["m"] / a["BN"]) < 2**31  # tiles are counted in 32 bits, positions in 64
+        assert {a["n"], a["m"]} <= {n, m}
+        if (a["n"], a["m"]) == (7, m):
+            assert a["splits"] > 1
+
+
+def check_few(name, grid, a, batch, n, m):
     row_tiles = a["x_tiles"] + a["y_tiles"] if name == "mmd" else a["n_tiles"]
     assert grid == batch * row_tiles * a.get("chunks", 1) * a["splits"]
     assert 0 < grid <= LARGEST_GRID
