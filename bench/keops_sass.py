@@ -89,6 +89,7 @@ def compiled(operation: str, kernel: str, dim: int, arch: str, precision: str) -
     """(name, constants, warps, programs, cubin) of every launch of a call."""
     import record
     import triton
+    from compile_gpu import aligned
     from gpu_cases import signature
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -96,7 +97,7 @@ def compiled(operation: str, kernel: str, dim: int, arch: str, precision: str) -
     found = []
     for launch in record.launches(lambda: call(operation, kernel, dim, precision)):
         types, values, options = signature(launch.kernel, launch.arguments, launch.constants)
-        source = ASTSource(fn=launch.kernel, signature=types, constexprs=values)
+        source = ASTSource(fn=launch.kernel, signature=types, constexprs=values, attrs=aligned(launch.arguments))
         code = triton.compile(source, target=GPUTarget("cuda", int(arch), 32), options=options)
         warps = code.metadata.num_warps
         found.append((launch.kernel.__name__, values, warps, launch.programs, code.asm["cubin"]))
@@ -104,9 +105,19 @@ def compiled(operation: str, kernel: str, dim: int, arch: str, precision: str) -
 
 
 def our_row(operation: str, kernel: str, dim: int, arch: str, precision: str, pick: Callable) -> dict:
-    """What a call of ours takes a pair, over all kernels that it launches."""
+    """What a call of ours takes a pair, over all kernels that it launches.
+
+    With many coordinates they come in pairs, for clouds that are near and for others, of which one has its cloud; within
+    the latter, the way by differences is for tiles with a pair that is very close.
+    """
     parts = []
     for name, constants, warps, programs, cubin in compiled(operation, kernel, dim, arch, precision):
+        if "NEAR" in constants:
+            if constants["NEAR"] != (pick is min and kernel == "gaussian"):
+                continue
+            part = per_pair(cubin, constants, warps, programs, dim, min)
+            parts.append({"kernel": name, "warps": warps, "programs": programs} | part | sass.usage(cubin))
+            continue
         part = per_pair(cubin, constants, warps, programs, dim, pick)
         parts.append({"kernel": name, "warps": warps, "programs": programs} | part | sass.usage(cubin))
     return {"instructions": sum(part["instructions"] for part in parts), "kernels": parts}
@@ -119,7 +130,7 @@ def per_pair(cubin: bytes, constants: dict, warps: int, programs: int, dim: int,
         return {"instructions": 0.0, "note": "no tile of pairs"}  # packing, adding up
     rows, cols = (constants[name] for name in tile)
     pairs_a_warp = rows * cols / warps
-    products = PRODUCTS.get(constants.get("PRECISION", ""), 1)
+    products = constants["PRODUCTS"] if constants.get("NEAR") else PRODUCTS.get(constants.get("PRECISION", ""), 1)
     (function,) = nests.functions(cubin)
 
     def exponentials(loop: nests.Loop) -> int:

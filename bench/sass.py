@@ -102,6 +102,9 @@ def multiply_adds(counts: dict[str, float]) -> float:
             total += 32 * count
         elif name == "FFMA2":
             total += 64 * count
+        elif name == "DMMA":  # m8n8k4, or m16n8kK from sm_90 on
+            rows, cols, depth = map(int, detail.split("x")) if "x" in detail else (8, 8, 4)
+            total += rows * cols * depth * count
         elif name == "HMMA":  # m16n8k8 is 1688, m16n8k16 is 16816
             total += 16 * 8 * int(detail[3:]) * count
         elif name == "HGMMA":  # 64xNxK by four warps, each of which issues it

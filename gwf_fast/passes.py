@@ -42,13 +42,14 @@ def centre_of(y: Tensor, y_lengths: Tensor | None = None) -> Tensor:  # [*B, M, 
     if not m or not y.numel():
         return y.new_zeros(())
     if y_lengths is None:
-        sample = y[..., :: -(-m // _SAMPLE), :]
+        # y[..., ::step, :], which asks for the device, even of a tensor without one
+        sample = torch.ops.aten.slice.Tensor(y, y.ndim - 2, 0, m, -(-m // _SAMPLE))
     else:
         count = min(m, _SAMPLE)
         index = torch.arange(count, device=y.device) * y_lengths[..., None] // count  # [*B, count]
         sample = y.gather(-2, index[..., None].expand(*index.shape, y.shape[-1]))
     wide = torch.promote_types(y.dtype, torch.float32)
-    middle = sample.to(wide).sort(-2).values[..., sample.shape[-2] // 2, :].unsqueeze(-2)
+    middle = sample.to(wide).sort(-2).values.select(-2, sample.shape[-2] // 2).unsqueeze(-2)
     digits = 53 if wide == torch.float64 else 24
     scaled = middle * (2.0 ** (digits - 8) + 1)
     short = (scaled - (scaled - middle)).to(y.dtype)  # the leading bits (Dekker 1971)
