@@ -17,12 +17,13 @@ from gwf_fast.functional import Functional
 from gwf_fast.jko import JKOFlow
 from gwf_fast.optimizer_state import require_moments
 from gwf_fast.portable import NotPortableError, pack, unpack
-from gwf_fast.run_folder import RunFolder, read_manifest, read_values, serialize, told_in_one_line, verify
+from gwf_fast.run_folder import MANIFEST, RunFolder, read_manifest, read_values, serialize, told_in_one_line, verify
 from gwf_fast.schemes import ForwardStep
 from gwf_fast.state import FlowState, Source, StepRecord
 
 FORMAT = 1
 _PARTS = ("functional", "map", "critic")
+_OPTIMIZERS = ("map_optimizer", "critic_optimizer")
 
 
 class Keeper:
@@ -68,7 +69,7 @@ class Keeper:
         if state.critic is not None:
             moving |= under("critic", state.critic.state_dict())
         optimizers = {}
-        for name in ("map_optimizer", "critic_optimizer"):
+        for name in _OPTIMIZERS:
             optimizer = getattr(state, name)
             if optimizer is not None:
                 groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer["param_groups"]]
@@ -189,6 +190,9 @@ def _state(folder: RunFolder, manifest: dict[str, Any], flow: JKOFlow) -> FlowSt
     _, critic = flow.blank_modules(particles)
     if critic is not None:
         critic = load_into(critic, nested(moving, "critic"), path)
+    for name in _OPTIMIZERS:  # without its moments the run would go on, but not as if it had not stopped
+        if name not in manifest["optimizers"] and nested(moving, name):
+            raise ValueError(f"checkpoint: {path} has moments of {name}, which {folder.path / MANIFEST} does not name")
     optimizers = {}
     for name, stored in manifest["optimizers"].items():
         slots: dict[int, dict[str, Tensor]] = {}

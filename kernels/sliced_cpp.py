@@ -53,10 +53,16 @@ def sliced(
     if any(wanted[2:]):
         potentials = [points.new_empty(points.shape[:2], dtype=torch.float64) for points in (x, y)]
     _cpu.sliced(
-        KINDS.index(kind), power, scale, x, y, directions, tuple(weights), tangents or _NEITHER, tuple(gradients),
-        values, tuple(lengths), tuple(potentials), exponentials or _NEITHER,
+        KINDS.index(kind), power, scale, x, y, directions, _pair(weights), tangents or _NEITHER, _pair(gradients),
+        values, _pair(lengths), _pair(potentials), exponentials or _NEITHER,
     )  # fmt: skip
     return Sliced(values, *gradients, *(p if wish else None for p, wish in zip(potentials, wanted[2:], strict=True)))
+
+
+def _pair(values: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    """Two values as a tuple, the one kind that the compiled code takes."""
+    first, second = values
+    return first, second
 
 
 def sliced_sum(

@@ -101,6 +101,22 @@ def test_particles_that_are_none_are_refused(tmp_path, change):
         JKOFlow.resume(tmp_path / "run", progress=False)
 
 
+def test_moments_that_the_manifest_does_not_name_are_refused(tmp_path):
+    """The run went on with an optimiser that had forgotten them."""
+    run_flow(tmp_path / "run")
+    path = tmp_path / "run" / run_folder.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest.pop("checksum")
+    assert set(manifest["optimizers"]) == {"map_optimizer", "critic_optimizer"}
+    for name in manifest["optimizers"]:
+        named = {key: value for key, value in manifest["optimizers"].items() if key != name}
+        path.write_text(json.dumps({**manifest, "optimizers": named}))
+        message = f"checkpoint: .* has moments of {name}, which .* does not name"
+        with pytest.raises(ValueError, match=message) as caught:
+            JKOFlow.resume(tmp_path / "run", progress=False)
+        assert "\n" not in str(caught.value)
+
+
 def test_malformed_manifests_end_in_one_line(kept):
     folder, manifest, cls = kept
     path = folder / run_folder.MANIFEST

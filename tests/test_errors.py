@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import gwf_fast as gwf
+from gwf_fast import _validation
 
 K = gwf.Gaussian(1.0)
 X, Y = torch.randn(4, 2), torch.randn(3, 2)
@@ -18,7 +21,8 @@ POINTS = [
     (X.long(), Y.long(), {}, TypeError, "x must have a floating dtype"),
     (X.tolist(), Y, {}, TypeError, "x must be a torch.Tensor, got list"),
     (X, None, {}, TypeError, "y must be a torch.Tensor, got NoneType"),
-    (X, Y.to("meta"), {}, ValueError, "y must be on the device of x, cpu, got meta"),
+    (X, Y.to("meta"), {}, TypeError, "y must have values, got a meta tensor"),
+    (X.to("meta"), Y.to("meta"), {}, TypeError, "x must have values, got a meta tensor"),
     (X[None], Y, {}, ValueError, r"y must have the batch dimensions of x, \[1\]"),
     (X[None], Y.expand(2, 3, 2), {}, ValueError, r"y must have the batch dimensions of x, \[1\]"),
     (X[:, :0], Y[:, :0], {}, ValueError, "D >= 1"),
@@ -38,6 +42,16 @@ POINTS = [
 def test_points_and_options(reduction, x, y, options, error, message):
     with pytest.raises(error, match=message) as caught:
         reduction(x, y, **{"kernel": K, **options})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("device", "other"), [("cpu", "cuda:0"), ("cuda:0", "cuda:1")])
+def test_two_devices(device, other):
+    """Stand-ins: where there is no second device, no tensor with values is on one."""
+    x, y = (SimpleNamespace(dtype=torch.float32, device=torch.device(name)) for name in (device, other))
+    message = f"y must be on the device of x, {device}, got {other}: move it there"
+    with pytest.raises(ValueError, match=message) as caught:
+        _validation._check_same("y", y, x)
     assert "\n" not in str(caught.value)
 
 

@@ -207,7 +207,7 @@ class MLP(nn.Sequential):
     def __getitem__(self, index: slice | int) -> nn.Module:
         """A layer; or some of them, as an ``nn.Sequential``: part of this network is not one of its kind."""
         if isinstance(index, slice):
-            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))  # type: ignore[arg-type]
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
         return super().__getitem__(index)
 
 

@@ -83,7 +83,7 @@ def critic_objective(
     if not (math.isfinite(penalty) and penalty >= 0):
         raise ValueError(f"penalty must be a number >= 0, got {penalty!r}")
     parameters = critic.objective_parameters(x) if isinstance(critic, MLP) and is_eager() else None
-    if parameters is not None:
+    if isinstance(critic, MLP) and parameters is not None:
         value = _compiled_objective(row, critic.spec, parameters, x, z)
     else:
         value = _torch_objective(row, critic(torch.cat((x, z))), len(x))
