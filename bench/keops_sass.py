@@ -107,8 +107,8 @@ def compiled(operation: str, kernel: str, dim: int, arch: str, precision: str) -
 def our_row(operation: str, kernel: str, dim: int, arch: str, precision: str, pick: Callable) -> dict:
     """What a call of ours takes a pair, over all kernels that it launches.
 
-    With many coordinates they come in pairs, for clouds that are near and for others, of which one has its cloud; within
-    the latter, the way by differences is for tiles with a pair that is very close.
+    With many coordinates they come in pairs, for clouds that are near and for others, of which one has its cloud;
+    within the latter, the way by differences is for tiles with a pair that is very close.
     """
     parts = []
     for name, constants, warps, programs, cubin in compiled(operation, kernel, dim, arch, precision):
