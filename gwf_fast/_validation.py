@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops.modes import PLAIN, is_concrete, is_eager, is_readable
+from .ops.modes import PLAIN, is_concrete, is_eager, is_readable, is_strided
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -35,6 +35,7 @@ def check_pair(x: Tensor, y: Tensor, y_name: str = "y") -> None:
     if (
         type(x) in PLAIN
         and type(y) in PLAIN
+        and not torch.compiler.is_compiling()
         and x.layout is y.layout is torch.strided
         and not (x.is_nested or y.is_nested)
     ):
@@ -82,7 +83,7 @@ def check_kind(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.is_nested:
         raise TypeError(f"{name} must be a dense tensor, got a nested one: pad it, and give x_lengths or y_lengths")
-    if value.layout is not torch.strided:
+    if not is_strided(value):
         raise TypeError(f"{name} must be a dense tensor, got {value.layout}: give {name}.to_dense()")
     if is_eager() and type(value) not in PLAIN:
         raise TypeError(f"{name} must be a torch.Tensor itself, got its subclass {type(value).__name__}")
@@ -102,7 +103,7 @@ def check_companion(name: str, value: Tensor, y: Tensor, channels: bool, y_name:
     """A quantity per source: [*B, M], or [*B, M, C] where channels are allowed."""
     if not (
         type(value) in PLAIN
-        and value.layout is torch.strided
+        and is_strided(value)
         and not value.is_nested
         and value.dtype is y.dtype
         and value.device == y.device

@@ -35,7 +35,7 @@ def entry(function: Any = None, *, differentiates: bool = False) -> Any:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not _is_any_autocast_enabled() and not (differentiates and torch.is_inference_mode_enabled()):
+        if not _is_any_autocast_enabled() and not (differentiates and _is_inference_mode()):
             return function(*args, **kwargs)
         with plain_modes(differentiates):
             args, kwargs = _fitted(args, differentiates), _fitted(kwargs, differentiates)
@@ -51,9 +51,14 @@ def plain_modes(differentiates: bool = True) -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        if differentiates and torch.is_inference_mode_enabled():
+        if differentiates and _is_inference_mode():
             stack.enter_context(torch.inference_mode(False))
         yield
+
+
+def _is_inference_mode() -> bool:
+    """Whether it is on; no where torch.compile traces, to which the question is a break of the graph."""
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
 
 def _fitted(value: Any, differentiates: bool) -> Any:

@@ -55,6 +55,7 @@ TRACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "drift.energy": lambda x, y: gwf.drift.energy(x, y),
     "drift.sinkhorn": lambda x, y: gwf.drift.sinkhorn(x.detach(), y, epsilon=0.5),
     "drift.gmd": lambda x, y: gwf.drift.gmd(x, y, temperature=0.3),
+    "drift.gmd_multi": lambda x, y: gwf.drift.gmd_multi(x, y).velocity,
     "nn.MLP": lambda x, y: MLP(x),
     "nn.critic_objective": lambda x, y: gwf.nn.critic_objective(MLP, x, y, divergence="js"),
     "potentials": lambda x, y: SCORE(x),
@@ -62,7 +63,6 @@ TRACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 EXCEPTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ksd2": lambda x, y: gwf.ksd2(x, SCORE(x), kernel=gwf.IMQ(1.0)),
-    "drift.gmd_multi": lambda x, y: gwf.drift.gmd_multi(x, y).velocity,
     "drift.sliced_wasserstein": lambda x, y: gwf.drift.sliced_wasserstein(x, y, n_projections=5),
     "drift.energy, sliced": lambda x, y: gwf.drift.energy(x, y, sliced=5),
     "drift.critic": lambda x, y: gwf.drift.critic(x, MLP),

@@ -142,10 +142,14 @@ def test_dropout_drops_and_ends_with_the_whole_network():
 
 
 def test_dropout_of_other_modules_is_refused():
-    with pytest.raises(
-        ValueError, match=r"torch: Training\(dropout=\) is for gwf_fast.nn.MLP; put nn.Dropout into the map"
-    ):
-        gwf.JKOFlow(gwf.Potential(squares), 2, 0.5, map=nn.Linear(2, 2), training=Training(dropout=0.1))
+    changed = MLP([2, 8, 2])
+    changed.append(nn.Linear(2, 2))
+    for module in (nn.Linear(2, 2), changed):
+        with pytest.raises(
+            ValueError,
+            match=r"torch: Training\(dropout=\) is for gwf_fast.nn.MLP as it was made; put nn.Dropout into the map",
+        ):
+            gwf.JKOFlow(gwf.Potential(squares), 2, 0.5, map=module, training=Training(dropout=0.1))
     with pytest.raises(ValueError, match=r"dropout: expected a number in \[0, 1\), got 1"):
         Training(dropout=1)
 
@@ -197,7 +201,7 @@ def test_the_gradient_penalty_against_autograd(activation):
         critic=critic,
         map_optimizer=torch.optim.AdamW(transport.parameters(), lr=1e-30),
         critic_optimizer=torch.optim.AdamW(critic.parameters()),
-        training=Training(batch_size=301, iterations=3, critic_steps=2),
+        training=Training(batch_size=301, iterations=3, critic_steps=2, gradient_clip=None),
     )
     compiled = compiled_problem(problem)
     loop = PrimalDual(compiled)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..ops.mlp import MLPSpec, is_served, mlp, value_and_gradient
-from ..ops.modes import PLAIN, is_eager, is_transformed
+from ..ops.modes import PLAIN, is_eager, is_strided, is_transformed
 from .functions import ACTIVATIONS, SETTINGS, output_activation
 
 
@@ -213,7 +213,7 @@ class MLP(nn.Sequential):
 
 def _is_plain(x: Tensor) -> bool:
     """Whether compiled passes may see x; its modules have rules of their own for sparse, nested and other kinds."""
-    dense = isinstance(x, Tensor) and not x.is_nested and x.layout is torch.strided and not x.is_meta
+    dense = isinstance(x, Tensor) and not x.is_nested and is_strided(x) and not x.is_meta
     return dense and (type(x) in PLAIN or not is_eager())
 
 

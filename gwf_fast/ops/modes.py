@@ -30,6 +30,13 @@ def is_concrete(*tensors: Tensor | None) -> bool:
     return is_eager() and all(tensor is None or type(tensor) in PLAIN for tensor in tensors)
 
 
+def is_strided(tensor: Tensor) -> bool:
+    """Whether a tensor is dense. While a backward pass is traced, torch.compile does not tell its layout itself."""
+    if torch.compiler.is_compiling():
+        return not (tensor.is_sparse or tensor.is_sparse_csr or tensor.is_mkldnn)
+    return tensor.layout is torch.strided
+
+
 def is_readable(tensor: Tensor) -> bool:
     """Whether the host may look at the values: not while a graph is traced, or captured on CUDA, which has none yet."""
     return not (torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))
