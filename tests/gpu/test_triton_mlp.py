@@ -23,7 +23,10 @@ from gwf_fast.kernels.triton.mlp_functions import FUNCTIONS  # noqa: E402
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.mark.parametrize("case", list(selftest_networks.cases(half=True)), ids=str)
+CASES = [case for case in selftest_networks.cases(half=True) if case.operation != "mlp_objective"]  # composed of "mlp"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_the_reference(case):
     assert selftest_networks.error(case, triton_mlp, DEVICE) <= TOLERANCE[case.dtype]
 
