@@ -70,7 +70,7 @@ def arguments(pairs: WidePairs) -> list:
 
 def lengths(pairs: WidePairs) -> list[Tensor]:
     """Lengths of ragged sets; others are not read."""
-    return [pairs.radius if each is None else each for each in (pairs.x_lengths, pairs.y_lengths)]
+    return [pairs.lengths_or(each) for each in (pairs.x_lengths, pairs.y_lengths)]
 
 
 def constants(pairs: WidePairs, exclude_self: bool, near: bool, shape: Tile) -> dict:
