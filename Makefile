@@ -58,8 +58,9 @@ bench: build .venv/bench.stamp
 
 # --- what a developer runs --------------------------------------------------------------------------------------------
 
+# One OpenMP thread unless a test asks for more: on a loaded machine two waste several times the processor time.
 test: lint build
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
 
 test-slow: build .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
