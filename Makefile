@@ -58,9 +58,13 @@ bench: build .venv/bench.stamp
 
 # --- what a developer runs --------------------------------------------------------------------------------------------
 
-# One OpenMP thread unless a test asks for more: on a loaded machine two waste several times the processor time.
+# A process a core, of one OpenMP thread unless a test asks for more: on a loaded machine two threads waste several times
+# the processor time.
+JOBS ?= $(shell nproc)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
 test: lint build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: build .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow

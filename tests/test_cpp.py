@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -183,21 +182,19 @@ def test_non_finite_and_huge_coordinates(bad, dim):
         assert got[1].isfinite().all()
 
 
+@pytest.mark.parametrize("dim", [2, 9])
 @pytest.mark.parametrize("instruction_set", ISAS, indirect=True)
-def test_narrow_kernels_are_as_fast_as_wide_ones(instruction_set):
-    """Where values fall below the normal numbers they are 0: arithmetic on denormal ones is a hundred times slower."""
-    x = cloud(1500, 2).float()[0]
-    seconds = []
-    for bandwidth in (2.0, 0.05):
-        best = min(timed(lambda h=bandwidth: gwf.kernel_sum(x, x + 0.01, kernel=gwf.Gaussian(h))) for _ in range(7))
-        seconds.append(best)
-    assert seconds[1] < 3 * seconds[0]
-
-
-def timed(call):
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def test_values_below_the_normal_numbers_are_0(instruction_set, dim):
+    """Narrow kernels are then as fast as wide ones: arithmetic on denormal numbers is a hundred times slower."""
+    x = torch.zeros(1, 4000, dim)
+    x[0, :, 0] = torch.linspace(5, 120, 4000)  # exponentials leave the normal numbers at r = 13.2 to 87
+    origin, smallest = torch.zeros(1, 1, dim), torch.finfo(torch.float32).tiny
+    for name in ("gaussian", "laplace", "matern32", "matern52"):
+        k = (PROFILES.index(profiles.PROFILES[name]), 1.0, 1.0, 0.0)
+        for out in (cpp.pair_sum(x, origin, None, k), cpp.pair_gradient(x, origin, torch.ones(1, 1), k)):
+            size = out.flatten(2).norm(dim=2) if out.ndim == 3 else out
+            assert (size > 0).any() and (size == 0).any(), name
+            assert not ((out != 0) & (out.abs() < smallest)).any(), name
 
 
 def test_memory_of_a_sum_is_linear():

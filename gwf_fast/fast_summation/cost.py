@@ -1,7 +1,8 @@
 """What a sum costs, in seconds: the model by which ``method="auto"`` chooses, and a series its near field.
 
 The constants were measured on one core of a Zen 4 (AVX-512), in processor time; other machines scale alike, and a
-choice needs only ratios. ``tests/test_fast_summation.py`` holds the model to the times of this machine.
+choice needs only ratios. A test holds the model's counts to what is done, ``python -m bench.cost_model`` its prices
+to a clock.
 """
 
 from __future__ import annotations
