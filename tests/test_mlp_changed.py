@@ -1,6 +1,7 @@
 """A network whose layers were replaced, changed or hooked into is what it prints as, compiled or not."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -130,3 +131,41 @@ def test_a_changed_map_keeps_its_layers_in_a_flow(tmp_path):
     assert isinstance(result.maps[0][1], nn.Tanh)
     with pytest.raises(ValueError, match="map="):
         gwf.JKOFlow.resume(tmp_path / "run", functional=flow.functional, progress=False)
+
+
+@pytest.mark.parametrize("activation", ["prelu", "leaky_relu", "silu"])
+def test_a_call_looks_up_no_attribute_of_a_layer(activation, monkeypatch):
+    """Whether the modules are what the spec says is asked at every call, and calls may be of microseconds."""
+    net = gwf.nn.MLP([2, 8, 8, 1], activation)
+    want = net(X)
+    asked = []
+    found = nn.Module.__getattr__
+    monkeypatch.setattr(nn.Module, "__getattr__", lambda self, name: asked.append(name) or found(self, name))
+    got = net(X)
+    monkeypatch.undo()
+    assert torch.equal(got, want)
+    assert asked == []
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_after_a_call_is_seen(name):
+    """What was found at one call is not taken for granted at the next."""
+    torch.manual_seed(0)
+    net = gwf.nn.MLP([2, 64, 1], "leaky_relu")
+    net(X)
+    CHANGES[name](net)
+    net.eval()
+    torch.testing.assert_close(net(X), nn.Sequential(*net)(X))
+
+
+def test_copies_look_at_their_own_layers():
+    net = gwf.nn.MLP([2, 8, 1])
+    net(X)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[0].weight.mul_(2)
+    torch.testing.assert_close(other(X), nn.Sequential(*other)(X))
+    other[1].register_forward_hook(lambda module, inputs, out: 5 * out)
+    torch.testing.assert_close(other(X), nn.Sequential(*other)(X))
+    assert "_plan" not in pickle.loads(pickle.dumps(net)).__dict__

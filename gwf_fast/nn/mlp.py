@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +168,10 @@ class MLP(nn.Sequential):
 
     def _compiled_parameters(self, x: Tensor) -> list[Tensor] | None:
         """Parameters for the compiled path; None where the modules have to run: they say what does not fit."""
+        if type(x) is Tensor and type(self) is MLP and x.layout is torch.strided and is_eager():
+            parameters = self._planned(x)
+            if parameters is not None:
+                return parameters
         if not self.matches_spec() or type(self).forward is not MLP.forward or not _is_plain(x):
             return None
         self._check(x)
@@ -189,6 +194,46 @@ class MLP(nn.Sequential):
                 return None
         return parameters
 
+    def _planned(self, x: Tensor) -> list[Tensor] | None:
+        """What _compiled_parameters comes to for most calls, in a microsecond; None where it has to be asked.
+
+        A call may be of a few microseconds: nothing here looks up an attribute of a module.
+        """
+        plan: _Plan | None = self.__dict__.get("_plan")
+        if plan is None:
+            kinds = [kind for kind, _ in self._made_of]
+            if not self.matches_spec() or list(map(type, self)) != kinds:  # parametrised
+                return None
+            plan = self._plan = _Plan.of(list(self), self._made_of)
+        if (
+            tuple(self._modules.values()) != plan.layers
+            or tuple(map(type, plan.layers)) != plan.types
+            or any(plan.hooks)
+            or any(map(operator.contains, plan.attributes, _FORWARD))
+            or [at.get(name) for at, name, _ in plan.settings] != [value for *_, value in plan.settings]
+        ):
+            self._plan = None
+            return None
+        dtype, device = x.dtype, x.device
+        if not x.ndim or x.shape[-1] != self.spec.sizes[0] or torch.is_autocast_enabled(device.type):
+            return None
+        if not is_served(device.type, dtype, plan.widest):
+            return None
+        parameters = [at.get(name) for at, name in plan.slots]
+        for parameter, shape in zip(parameters, self.shapes, strict=True):
+            if (
+                parameter is None
+                or parameter.shape != shape
+                or parameter.dtype is not dtype
+                or parameter.device != device
+            ):
+                return None
+        return parameters
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what is looked up anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+
     def _check(self, x: Tensor) -> None:
         weight, width = self[0].bias, self.spec.sizes[0]  # the weight may be a parametrisation, which counts its calls
         if x.ndim < 1 or x.shape[-1] != width:
@@ -209,6 +254,43 @@ class MLP(nn.Sequential):
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
         return super().__getitem__(index)
+
+
+class _Plan(NamedTuple):
+    """Where a network's modules keep what decides whether they are those of its spec, and their parameters."""
+
+    layers: tuple[nn.Module, ...]
+    types: tuple[type, ...]
+    hooks: tuple[dict[int, Any], ...]
+    attributes: tuple[dict[str, Any], ...]
+    settings: tuple[tuple[dict[str, Any], str, Any], ...]
+    slots: tuple[tuple[dict[str, Tensor | None], str], ...]
+    widest: int
+
+    @classmethod
+    def of(cls, layers: list[nn.Module], made_of: list[tuple[type, list[tuple[str, Any]]]]) -> _Plan:
+        """Of modules that are what the spec says."""
+        kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+        slots: list[tuple[dict[str, Tensor | None], str]] = []
+        widest = 0
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                slots += ((layer._parameters, "weight"), (layer._parameters, "bias"))
+                widest = max(widest, layer.in_features, layer.out_features)
+            elif isinstance(layer, nn.PReLU):
+                slots.append((layer._parameters, "weight"))
+        return cls(
+            tuple(layers),
+            tuple(map(type, layers)),
+            tuple(getattr(layer, kind) for layer in layers for kind in kinds),
+            tuple(layer.__dict__ for layer in layers),
+            tuple((layer.__dict__, *s) for layer, (_, settings) in zip(layers, made_of, strict=True) for s in settings),
+            tuple(slots),
+            widest,
+        )
+
+
+_FORWARD = itertools.repeat("forward")
 
 
 def _is_plain(x: Tensor) -> bool:
