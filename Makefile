@@ -1,11 +1,13 @@
 # Everything a clone needs, on a machine with Python >= 3.10 and g++ >= 11:
 #   make demo        carry noise to handwritten digits and draw it
+#   make check       lint and tests of what changed, within a minute
 #   make test        lint, build, the whole suite but its slow part
 #   make test-slow   the slow part
 #   make fuzz        100,000 drawn calls of every public function against dense float64; SEED=n for others
 #   make sanitize    the fuzzer on builds with AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer
 #   make test-versions  import, operators and interpreter with the oldest and the newest torch and triton (gigabytes)
 #   make bench       time this library beside its peers; fills bench/results/
+#   make coverage    the suite again, with the lines of Python that it runs
 #   make lint        ruff, clang-format, generated code, types
 #   make format      let ruff and clang-format lay out the sources
 #   make compile-gpu  compile the GPU kernels, without a GPU, and count their registers
@@ -20,7 +22,7 @@ FORMATTED := $(filter-out %_generated.h,$(CSRC))
 
 SEED ?= 0
 
-.PHONY: test-versions compile-gpu demo test test-slow fuzz sanitize sanitize-memory sanitize-threads bench lint format codegen build clean
+.PHONY: test-versions compile-gpu demo check test test-slow coverage fuzz sanitize sanitize-memory sanitize-threads bench lint types format codegen build clean
 .DELETE_ON_ERROR:
 
 # --- the environment, one stamp a set of dependencies ---------------------------------------------------------------
@@ -65,6 +67,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dis
 
 test: lint build
 	$(PYTEST) -m "not slow"
+
+check: build .venv/dev.stamp
+	$(BIN)/python -m tests.check --jobs $(JOBS)
+
+# The report goes to build/coverage; processes of their own, and compiled code, are not seen.
+coverage: build .venv/dev.stamp
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-report=html
 
 test-slow: build .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
@@ -116,12 +125,14 @@ format: .venv/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-# mypy reads the package as it is installed: it can't follow the mapping of kernels/ to gwf_fast.kernels.
-lint: build .venv/dev.stamp
+lint: build .venv/dev.stamp types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 	$(BIN)/python -m gwf_fast.kernels.codegen --check
+
+# mypy reads the package as it is installed: it can't follow the mapping of kernels/ to gwf_fast.kernels.
+types: .venv/dev.stamp
 	@rm -rf build/typecheck
 	@$(BIN)/python setup.py --quiet build_py --build-lib build/typecheck
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache --package gwf_fast
