@@ -44,18 +44,19 @@ class PrimalDual:
     Args:
         problem: What to solve. Its tensors are kept alive.
         blocks: That share the batch; 0 for as many as pay.
+        threads: Of a block, a multiple of 32 up to 512; 0 for as many as pay.
 
     Raises:
         RuntimeError: If the networks don't fit the device, or there is none.
     """
 
-    def __init__(self, problem: Problem, blocks: int = 0) -> None:
+    def __init__(self, problem: Problem, blocks: int = 0, threads: int = 0) -> None:
         assert problem.critic is not None
         like = self._like = problem.inputs
         # kept: the loop has addresses only
         self._problem = problem = dataclasses.replace(problem, schedule=problem.schedule.to(like.device))
         with _on(like):
-            self._loop = _module().PrimalDual(like.dtype is torch.float64, compiled_problem(problem), blocks)
+            self._loop = _module().PrimalDual(like.dtype is torch.float64, compiled_problem(problem), blocks, threads)
         self.layout: dict[str, Any] = self._loop.layout()
         self._numbers = like.new_zeros(self.layout["numbers"])
         self._rows = like.new_empty(problem.batch_size + problem.target_batch, dtype=torch.int64)

@@ -8,20 +8,17 @@ namespace gwf::gpu {
 #if !defined(GWF_PATIENCE)
 #define GWF_PATIENCE 1u << 23
 #endif
-constexpr std::uint32_t patience = GWF_PATIENCE;  // looks at the counter, each of half a microsecond at least
+constexpr std::uint32_t patience = GWF_PATIENCE;  // looks at the counter, each of a third of a microsecond at least
+constexpr std::uint32_t eager = 32;               // of them without a pause
 
 struct GridBarrier {
     unsigned long long* arrivals;
     int* failure;
-    unsigned long long expected;  // arrivals until the next barrier opens
     bool cluster;
 
-    __device__ GridBarrier(unsigned long long* arrivals, int* failure, bool cluster)
-        : arrivals(arrivals), failure(failure), expected(0), cluster(cluster) {}
-
     // What any thread of any block wrote before is seen by all after it. False: given up; the same for a whole block.
-    // `flag` is in shared memory.
-    __device__ bool wait(int* flag) {
+    // `expected`, 0 at the start, and `flag` are in shared memory.
+    __device__ bool wait(unsigned long long* expected, int* flag) const {
         if (gridDim.x == 1) {
             __syncthreads();
             return true;
@@ -34,16 +31,16 @@ struct GridBarrier {
             return true;
         }
 #endif
-        expected += gridDim.x;
         __syncthreads();
         if (threadIdx.x == 0) {
+            *expected += gridDim.x;
             __threadfence();
             atomicAdd(arrivals, 1ull);
             bool open = false;
             for (std::uint32_t look = 0; look < patience; look++) {
-                open = *(volatile unsigned long long*)arrivals >= expected;
+                open = *(volatile unsigned long long*)arrivals >= *expected;
                 if (open || *(volatile int*)failure != 0) break;
-                __nanosleep(32);
+                if (look >= eager) __nanosleep(32);
             }
             __threadfence();
             if (!open) *(volatile int*)failure = 1;

@@ -8,15 +8,17 @@
 namespace gwf::gpu {
 namespace {
 
-template <class T>
+template <class T, class P>
 __global__ void __launch_bounds__(loop_threads, 1) primal_dual_kernel(const __grid_constant__ LoopArguments<T> a) {
-    extern __shared__ uint4 memory[];
-    BlockLoop<T>(a, reinterpret_cast<T*>(memory)).run();
+    BlockLoop<T, P>(a).run();
 }
 
 template <class T> int run(const LoopArguments<T>& a, int shared_bytes, Stream stream) {
-    return launch_together(primal_dual_kernel<T>, a.layout.blocks, loop_threads, shared_bytes, a.layout.cluster, stream,
-                           a);
+    const auto& sharing = a.layout.sharing;
+    auto* kernel = sharing.per_lane == 0   ? primal_dual_kernel<T, Tiles>
+                   : sharing.per_lane == 1 ? primal_dual_kernel<T, Lanes<1>>
+                                           : primal_dual_kernel<T, Lanes<2>>;
+    return launch_together(kernel, a.layout.blocks, sharing.threads, shared_bytes, a.layout.cluster, stream, a);
 }
 
 }  // namespace

@@ -2,9 +2,14 @@
 // lies, pointers. Plain C++, tested on the CPU.
 //
 // The loop is that of csrc/primal_dual.h with a critic and without callbacks. Blocks share the batch: block b has rows
-// b chunk, ..., (b + 1) chunk - 1 of particles and of samples of Gamma, through tiles that stay in shared memory. An
-// update is: gradient sums of each block; barrier; sums of a slice over the blocks, in their order, and Adam on it;
-// barrier; weights to shared memory. With one block a barrier is __syncthreads().
+// b chunk, ..., (b + 1) chunk - 1 of particles and of samples of Gamma, through tiles that stay in shared memory.
+// Networks up to 64 wide: a group of lanes takes its rows through all layers, so that threads of a warp alone wait for
+// each other; wider ones: all threads of a block share a layer's product.
+//
+// An update of few parameters is: gradient sums of each block; barrier; their sums over the blocks and Adam, in each
+// block, on parameters and moments in its shared memory. Of many: gradient sums; barrier; sums of a slice over the
+// blocks, in their order; barrier (for the norm, where it is clipped); Adam on the slice; barrier; weights to shared
+// memory. With one block a barrier is __syncthreads().
 //
 // A layer's parameters are rows [w_o0, ..., w_o(in-1), b_o, 0 ...] of padded(in) numbers, one an output and padded to
 // fours with zeros; activations are rows [a_0, ..., a_(in-1), 1, 0 ...] of as many. So a bias is a weight, and its
@@ -20,11 +25,13 @@
 
 namespace gwf::gpu {
 
-constexpr int loop_threads = 512;
+constexpr int loop_threads = 512;  // the most of a block
 constexpr int most_layers = 12;
 constexpr int widest = 128;
-constexpr int largest_cluster = 8;  // that every card with clusters has
-constexpr int data_block = 64;      // data of a logistic density at a time
+constexpr int largest_cluster = 8;        // that every card with clusters has
+constexpr int data_block = 64;            // data of a logistic density at a time
+constexpr int widest_lanes = 64;          // of networks whose rows a few lanes take through all layers
+constexpr int most_everywhere = 1 << 15;  // blocks times parameters that each block sums
 
 constexpr int in_fours(int n) { return (n + 3) / 4 * 4; }
 constexpr int padded(int n) { return in_fours(n + 1); }
@@ -44,10 +51,22 @@ struct LoopNetwork {
     int depth, output;  // output [rows][stride of the last layer]: f of the last product
     bool residual;
     int used, size;                               // of a flat array; in fours
+    int weights;                                  // numbers that aren't slopes
     int rows;                                     // of a tile
     int shared, resident;                         // numbers in shared memory: activations; weights, -1 = not there
     std::int64_t values, first, second, average;  // flat arrays in the workspace
 };
+
+// What a block keeps in shared memory beside its numbers.
+struct LoopState {
+    LoopNetwork nets[2];          // where all threads read them at once: map and critic, slopes in `constant`
+    double powers[2][2];          // beta^t of the updates done
+    double places[32];            // a sum of each warp
+    double adam[8];               // an AdamStep
+    unsigned long long expected;  // arrivals until the next barrier of the grid opens
+    int flag;
+};
+constexpr int loop_state_bytes = (int(sizeof(LoopState)) + 31) / 32 * 32;
 
 // x to matrix x + shift, as a layer's weights [in_fours(D)][padded(D)].
 struct LoopAffine {
@@ -68,18 +87,27 @@ struct LoopSizes {
 struct LoopDevice {
     int multiprocessors, shared_bytes;  // that a block may have
     bool clusters;
-    int blocks = 0;  // 0: choose
+    int blocks = 0, threads = 0;  // 0: choose
+};
+
+// How the threads of a block share the rows of a tile: row r belongs to the group of lanes r % groups.
+struct LoopSharing {
+    int threads;
+    int per_lane;  // results of a layer that a lane has at a time; 0: a block has them together (products.h)
+    int lane_bits, groups;
 };
 
 // Where everything lies; offsets are in numbers of the loop's precision. -1: not there.
 struct LoopLayout {
     int blocks, chunk;
     bool cluster;  // the blocks are a cluster
+    LoopSharing sharing;
     LoopNetwork map, critic;
     LoopAffine whitening, density;
     int data, margins;  // in shared memory: data_block rows of a logistic density's data, and of the tile with each
-    int cotangents, spare, staging, constants, slots, folding;     // in shared memory
-    int reduction;                                                 // in shared memory, in bytes
+    int cotangents, spare, staging, slots, folding;                // in shared memory
+    int moments;                                                   // in shared memory: where each block updates all
+    int state;                                                     // in shared memory, in bytes
     std::int64_t partial, partial_size, points, targets, outputs;  // in the workspace
 };
 
@@ -102,6 +130,7 @@ inline LoopNetwork network(const std::vector<MlpLayer>& layers, const std::vecto
         net.layer[l] = {in, out, padded(in), padded(out), net.size, -1, 0, 0, 0, 0, from.function, from.constant};
         net.size += net.layer[l].weights();
     }
+    net.weights = net.size;
     for (int l = 0; l < net.depth; l++)
         if (learned[size_t(l)]) net.layer[l].slope = net.size++;
     net.used = net.size;
@@ -133,10 +162,17 @@ inline int largest_layer(const LoopNetwork& net) {
     return most;
 }
 
+inline int widest_layer(const LoopNetwork& net) {
+    int most = 0;
+    for (int l = 0; l < net.depth; l++) most = std::max({most, net.layer[l].in, net.layer[l].out});
+    return most;
+}
+
 }  // namespace planning
 
 // How many blocks pay. Where an update is a few microseconds a barrier of many blocks costs as much: one block then, or
-// a cluster, whose barrier is in hardware. Counted in instructions, not yet timed (bench/primal_dual_cuda.py does).
+// a cluster, whose barrier is in hardware. Beyond, each block's sums cost traffic, so blocks have 8 rows a side.
+// bench/primal_dual_cuda.py times the alternatives.
 inline int choose_blocks(const LoopSizes& sizes, std::int64_t parameters, const LoopDevice& device) {
     const std::int64_t rows = std::max(sizes.batch, sizes.target_batch);
     if (device.blocks > 0) return int(std::min<std::int64_t>(device.blocks, rows));
@@ -144,7 +180,26 @@ inline int choose_blocks(const LoopSizes& sizes, std::int64_t parameters, const 
     constexpr std::int64_t fewest = 8;       // rows of a block in a cluster
     if (rows * parameters <= small)
         return device.clusters ? int(std::clamp<std::int64_t>(rows / fewest, 1, largest_cluster)) : 1;
-    return int(std::min<std::int64_t>(device.multiprocessors, (rows + 3) / 4));
+    return int(std::min<std::int64_t>(device.multiprocessors, (rows + fewest - 1) / fewest));
+}
+
+// How many threads pay, and how they share `rows` rows. Up to 32 wide a lane has one result of a layer, and there are
+// lanes for all rows; beyond, two of each of four rows, so that a weight read is used often.
+inline LoopSharing choose_sharing(int widest_network, int rows, bool resident, const LoopDevice& device) {
+    constexpr int fewest_threads = 128, rows_of_group = 4;
+    auto whole_warps = [](int n) { return (n + 31) / 32 * 32; };
+    if (!resident || widest_network > widest_lanes) {
+        const int threads = device.threads > 0 ? device.threads : loop_threads;
+        return {threads, 0, 5, threads / 32};
+    }
+    const int lane_bits = widest_network <= 16 ? 4 : 5;
+    if (widest_network <= 32) {
+        const int wanted = std::clamp(whole_warps(rows << lane_bits), fewest_threads, loop_threads);
+        const int threads = device.threads > 0 ? device.threads : wanted;
+        return {threads, 1, lane_bits, threads >> lane_bits};
+    }
+    const int threads = device.threads > 0 ? device.threads : loop_threads, warps = threads / 32;
+    return {threads, 2, lane_bits, std::clamp((rows + rows_of_group - 1) / rows_of_group, std::min(4, warps), warps)};
 }
 
 inline LoopPlan plan_loop(const LoopSizes& sizes, int number_bytes, const LoopDevice& device) {
@@ -171,13 +226,16 @@ inline LoopPlan plan_loop(const LoopSizes& sizes, int number_bytes, const LoopDe
 
     const int stride = padded(sizes.dim), matrix = in_fours(sizes.dim) * stride;
     const bool has_matrix = sizes.density == DensityKind::gaussian;
-    const int limit = (device.shared_bytes - 512) / number_bytes;
-    const int warps = loop_threads / 32;
-    // weights stay in shared memory where they fit beside a tile of a useful size; else a layer at a time does
-    const int chunk = in_fours(at.chunk);
-    auto fits = [&](int map_rows, int critic_rows, bool resident) {
+    const int limit = device.shared_bytes / number_bytes;
+    const int chunk = in_fours(at.chunk), parameters = at.map.size + at.critic.size;
+    const int widest_network = std::max(planning::widest_layer(at.map), planning::widest_layer(at.critic));
+    // weights stay in shared memory where they fit beside a tile of a useful size, and moments where they are few; else
+    // a layer at a time does
+    auto fits = [&](int map_rows, int critic_rows, bool resident, bool everywhere) {
         int next = 0;
         auto take = [&](int count) { return std::exchange(next, next + in_fours(count)); };
+        at.sharing = choose_sharing(widest_network, 2 * at.chunk, resident, device);
+        const int threads = at.sharing.threads;
         at.map.shared = take(planning::place_rows(at.map, map_rows, false));
         at.critic.shared = take(planning::place_rows(at.critic, critic_rows, sizes.penalty));
         const int points = std::max(map_rows, sizes.penalty ? critic_rows : 0);
@@ -186,26 +244,28 @@ inline LoopPlan plan_loop(const LoopSizes& sizes, int number_bytes, const LoopDe
         const bool logistic = sizes.density == DensityKind::logistic;
         at.data = logistic ? take(data_block * stride) : -1;
         at.margins = logistic ? take(map_rows * data_block) : -1;
-        at.constants = take(2 * most_layers);
-        at.slots = take(most_layers * warps);
-        at.folding = take(loop_threads);
+        at.slots = take(std::max(at.map.depth, at.critic.depth) * (at.sharing.per_lane ? threads : threads / 32));
+        at.folding = take(std::max(4 * threads, everywhere ? std::max(at.map.size, at.critic.size) : 0));
         at.map.resident = resident ? take(at.map.size) : -1;
         at.critic.resident = resident ? take(at.critic.size) : -1;
+        at.moments = everywhere ? take(2 * parameters) : -1;
         at.whitening.resident = resident && sizes.whitening ? take(matrix) : -1;
         at.density.resident = resident && has_matrix ? take(matrix) : -1;
         const int layer = std::max({planning::largest_layer(at.map), planning::largest_layer(at.critic), matrix});
         at.staging = resident ? -1 : take(layer);
-        at.reduction = next * number_bytes;  // in bytes: doubles
-        plan.shared_bytes = at.reduction + 512;
-        return next <= limit;
+        at.state = next * number_bytes;
+        plan.shared_bytes = at.state + loop_state_bytes;
+        return next + loop_state_bytes / number_bytes <= limit;
     };
+    const bool few = std::int64_t(at.blocks) * std::max(at.map.size, at.critic.size) <= most_everywhere;
     bool found = false;
-    for (const bool resident : {true, false}) {
+    for (const auto& [resident, everywhere] : {std::pair{true, true}, {true, false}, {false, false}}) {
+        if (everywhere && !few) continue;
         for (int parts = 1; !found; parts++) {
             const int map_rows = in_fours((chunk + parts - 1) / parts);
             const int critic_rows = parts == 1 ? 2 * chunk : map_rows;
-            found = fits(map_rows, critic_rows, resident);
-            if (!found && parts == 1) found = fits(map_rows, map_rows, resident);
+            found = fits(map_rows, critic_rows, resident, everywhere);
+            if (!found && parts == 1) found = fits(map_rows, map_rows, resident, everywhere);
             if (map_rows <= (resident ? 8 : 4)) break;
         }
         if (found) break;
@@ -226,7 +286,7 @@ inline LoopPlan plan_loop(const LoopSizes& sizes, int number_bytes, const LoopDe
     at.whitening.at = sizes.whitening ? take(matrix) : -1;
     at.density.at = has_matrix ? take(matrix) : -1;
     at.partial_size = std::max(at.map.size, at.critic.size);
-    at.partial = take(at.blocks * at.partial_size);
+    at.partial = take((at.moments < 0 ? 1 : 2) * at.blocks * at.partial_size);
     at.points = take(sizes.batch * sizes.dim);
     at.targets = sizes.normal_targets ? take(sizes.target_batch * sizes.dim) : -1;
     at.outputs = sizes.log_mean ? take(sizes.target_batch) : -1;

@@ -1,25 +1,26 @@
 // The loop itself, as csrc/primal_dual_entry.h has it for the CPU: what one block does.
 #pragma once
 #include "primal_dual_density.h"
+#include "primal_dual_update.h"
 
 namespace gwf::gpu {
 
-template <class T> class BlockLoop {
+// P: Tiles or Lanes (lanes.h).
+template <class T, class P> class BlockLoop {
   public:
-    __device__ BlockLoop(const LoopArguments<T>& a, T* memory)
+    __device__ explicit BlockLoop(const LoopArguments<T>& a)
         : a_(a),
-          block_{a, memory, GridBarrier(a.arrivals, a.failure, a.layout.cluster), nullptr},
-          map_(block_, a.layout.map, 0, a.map_powers),
-          critic_(block_, a.layout.critic, 1, a.critic_powers),
-          g_(memory + a.layout.cotangents),
-          spare_(memory + a.layout.spare),
+          block_(a),
+          map_(block_, 0),
+          critic_(block_, 1),
+          updates_(block_),
+          g_(block_.memory() + a.layout.cotangents),
+          spare_(block_.memory() + a.layout.spare),
           stride_(padded(a.dim)),
           first_(std::int64_t(blockIdx.x) * a.layout.chunk),
           models_(rows_of(a.batch)),
           targets_(rows_of(a.target_batch)),
-          between_(rows_of(a.penalty > 0 ? (a.batch < a.target_batch ? a.batch : a.target_batch) : 0)) {
-        block_.flag = reinterpret_cast<int*>(block_.doubles() + 32);
-    }
+          between_(rows_of(a.penalty > 0 ? (a.batch < a.target_batch ? a.batch : a.target_batch) : 0)) {}
 
     __device__ void run() {
         begin();
@@ -29,17 +30,26 @@ template <class T> class BlockLoop {
             draw();
             push_batch();
             double* losses = a_.losses + (j * gridDim.x + blockIdx.x) * 2;
-            for (int i = 0; i < a_.critic_steps; i++) {
-                double logarithm = 0;
-                if (a_.log_mean && !log_mean_exp(logarithm)) return;
-                report(critic_gradient(logarithm, std::uint32_t(i)), losses + 1);
-                if (!critic_.update(a_.critic_rate * rate, false)) return;
-            }
-            for (int i = 0; i < a_.map_steps; i++) {
-                report(map_gradient(), losses);
-                if (!map_.update(a_.map_rate * rate, a_.adam.average > 0)) return;
+            // one place of each update, however many there are: its code is large
+            for (int i = 0; i < a_.critic_steps + a_.map_steps; i++) {
+                const bool of_map = i >= a_.critic_steps;
+                if (of_map) {
+                    const double loss = map_gradient();
+                    if (i + 1 == a_.critic_steps + a_.map_steps) report(loss, losses);
+                    map_.gather_slopes(updates_.sums());
+                } else {
+                    double logarithm = 0;
+                    if (a_.log_mean && !log_mean_exp(logarithm)) return;
+                    const double loss = critic_gradient(logarithm, std::uint32_t(i));
+                    if (i + 1 == a_.critic_steps) report(loss, losses + 1);
+                    critic_.gather_slopes(updates_.sums());
+                }
+                if (!updates_.step(of_map ? 0 : 1, (of_map ? a_.map_rate : a_.critic_rate) * rate,
+                                   of_map && a_.adam.average > 0))
+                    return;
             }
         }
+        updates_.end();
     }
 
   private:
@@ -51,6 +61,19 @@ template <class T> class BlockLoop {
     }
 
     __device__ void begin() {
+        LoopState& state = block_.state();
+        for (int number = 0; number < 2; number++) {
+            const LoopNetwork& net = number ? a_.layout.critic : a_.layout.map;
+            for (int l = int(threadIdx.x); l < net.depth; l += int(blockDim.x))
+                state.nets[number].layer[l] = net.layer[l];
+            if (threadIdx.x != 0) continue;
+            LoopNetwork& to = state.nets[number];
+            to.depth = net.depth, to.output = net.output, to.residual = net.residual, to.used = net.used;
+            to.size = net.size, to.weights = net.weights, to.rows = net.rows, to.resident = net.resident;
+            for (int i = 0; i < 2; i++) state.powers[number][i] = (number ? a_.critic_powers : a_.map_powers)[i];
+            state.expected = 0;
+        }
+        __syncthreads();
         map_.clear();
         critic_.clear();
         const int points = (a_.layout.spare - a_.layout.cotangents);
@@ -58,9 +81,8 @@ template <class T> class BlockLoop {
         for (const LoopAffine* affine : {&a_.layout.whitening, &a_.layout.density})
             for (int i = int(threadIdx.x); affine->resident >= 0 && i < in_fours(a_.dim) * stride_;
                  i += int(blockDim.x))
-                block_.memory[affine->resident + i] = a_.numbers[affine->at + i];
-        map_.refresh();
-        critic_.refresh();
+                block_.memory()[affine->resident + i] = a_.numbers[affine->at + i];
+        updates_.begin();
     }
 
     // The block's part of a batch: which rows of the pools, and normals.
@@ -90,35 +112,35 @@ template <class T> class BlockLoop {
     // Rows to [rows][stride]: from(r) gives the address of row r.
     template <class From> __device__ void load_rows(int rows, int dim, T* to, From&& from) const {
         const int stride = padded(dim);
-        for (int i = int(threadIdx.x); i < rows * dim; i += int(blockDim.x)) {
-            const int r = i / dim, c = i % dim;
-            to[r * stride + c] = from(r)[c];
-        }
-        __syncthreads();
+        group().each(rows, dim, [&](int r, int c) { to[r * stride + c] = from(r)[c]; });
+        P::sync();
     }
 
-    // T(u) of rows begin, ... of the batch to map_.output(), and what the critic sees of it to its input.
-    __device__ __noinline__ void push(int begin, int rows) {
-        load_rows(rows, a_.input_dim, map_.input(),
-                  [&](int r) { return a_.inputs + a_.rows[first_ + begin + r] * a_.input_dim; });
+    // T(u) of rows begin, ... of the batch to map_.output(), and what the critic sees of it to its input. The inputs of
+    // the only tile stay where they are.
+    __device__ void push(int begin, int rows, bool load) {
+        if (load || models_ > rows)
+            load_rows(rows, a_.input_dim, map_.input(),
+                      [&](int r) { return a_.inputs + a_.rows[first_ + begin + r] * a_.input_dim; });
         map_.forward(rows);
         if (a_.layout.whitening.at >= 0) {
-            apply_affine(block_, a_.layout.whitening, map_.output(), rows, critic_.input());
+            apply_affine<P>(block_, a_.layout.whitening, map_.output_place(), rows, critic_.input_place());
         } else {
             load_rows(rows, a_.dim, critic_.input(), [&](int r) { return map_.output() + r * stride_; });
         }
     }
 
     __device__ void push_batch() {
-        for (int begin = 0; begin < models_; begin += map_.net.rows) {
-            const int rows = tile(begin, models_, map_.net.rows);
-            push(begin, rows);
-            for (int i = int(threadIdx.x); i < rows * a_.dim; i += int(blockDim.x))
-                point(begin)[i] = critic_.input()[i / a_.dim * stride_ + i % a_.dim];
+        const int most = a_.layout.map.rows;
+        for (int begin = 0; begin < models_; begin += most) {
+            const int rows = tile(begin, models_, most);
+            push(begin, rows, true);
+            group().each(rows, a_.dim, [&](int r, int c) { point(begin + r)[c] = critic_.input()[r * stride_ + c]; });
             __syncthreads();
         }
     }
 
+    __device__ const RowGroup& group() const { return block_.rows; }
     __device__ static int tile(int begin, int end, int most) { return end - begin < most ? end - begin : most; }
 
     // The critic at the block's particles and samples, which follow on each other.
@@ -132,12 +154,14 @@ template <class T> class BlockLoop {
     // log E e^h(z), from all blocks' rows; false where a barrier was given up.
     __device__ bool log_mean_exp(double& logarithm) {
         T* outputs = a_.numbers + a_.layout.outputs;
-        for (int begin = 0; begin < targets_; begin += critic_.net.rows) {
-            const int rows = tile(begin, targets_, critic_.net.rows);
+        const int places_of_rows = a_.layout.critic.rows;
+        for (int begin = 0; begin < targets_; begin += places_of_rows) {
+            const int rows = tile(begin, targets_, places_of_rows);
             load_rows(rows, a_.dim, critic_.input(), [&](int r) { return target(begin + r); });
             critic_.forward(rows);
-            for (int r = int(threadIdx.x); r < rows; r += int(blockDim.x))
+            group().each_row(rows, [&](int r) {
                 outputs[first_ + begin + r] = critic_.last_product()[r * critic_.output_stride()];
+            });
             __syncthreads();
         }
         if (!block_.meet()) return false;
@@ -145,7 +169,7 @@ template <class T> class BlockLoop {
         for (std::int64_t r = threadIdx.x; r < a_.target_batch; r += blockDim.x)
             largest = larger(largest, __ldcg(outputs + r));
         for (int bit = 16; bit > 0; bit /= 2) largest = larger(largest, exchanged(largest, bit));
-        double* places = block_.doubles();
+        double* places = block_.state().places;
         if (threadIdx.x % 32 == 0) places[threadIdx.x / 32] = double(largest);
         __syncthreads();
         double most = places[0];
@@ -163,13 +187,13 @@ template <class T> class BlockLoop {
         const double of_targets = a_.coefficient / double(a_.target_batch);
         const Elementwise tamed =
             a_.log_mean ? Elementwise{Function::exp_shifted, logarithm} : a_.of_target;  // d log E e^h = E e^(h - l) dh
-        const int all = models_ + targets_, stride = critic_.output_stride();
+        const int all = models_ + targets_, most = a_.layout.critic.rows, stride = critic_.output_stride();
         double total = 0;
-        for (int begin = 0; begin < all; begin += critic_.net.rows) {
-            const int rows = tile(begin, all, critic_.net.rows);
+        for (int begin = 0; begin == 0 || begin < all; begin += most) {
+            const int rows = tile(begin, all, most);
             if (step == 0 || alters_input() || all > rows) load_sides(begin, rows);  // else they are still there
             critic_.forward(rows);
-            for (int r = int(threadIdx.x); r < rows; r += int(blockDim.x)) {
+            group().each_row(rows, [&](int r) {
                 const bool is_model = begin + r < models_;
                 const Elementwise f = is_model ? a_.of_model : tamed;
                 const double weight = is_model ? of_models : of_targets;
@@ -177,12 +201,13 @@ template <class T> class BlockLoop {
                 const Jet<T> jet = any_jet<true>(f.function, at, T(f.constant));
                 at = jet.first * T(weight);
                 if (is_model || !a_.log_mean) total += weight * double(jet.value);
-            }
-            __syncthreads();
-            critic_.backward(rows, true, begin > 0, nullptr);
+            });
+            P::sync();
+            critic_.backward(rows, true, -1);
+            critic_.gradients(rows, updates_.sums(), begin > 0);
         }
-        for (int begin = 0; begin < between_; begin += critic_.net.rows)
-            total += penalty_tile(begin, tile(begin, between_, critic_.net.rows), step);
+        for (int begin = 0; begin < between_; begin += most)
+            total += penalty_tile(begin, tile(begin, between_, most), step);
         return blockIdx.x == 0 && threadIdx.x == 0 ? total + a_.coefficient * logarithm : total;
     }
 
@@ -193,36 +218,39 @@ template <class T> class BlockLoop {
     // the parameters is that of <t, g> with t fixed.
     __device__ double penalty_tile(int begin, int rows, std::uint32_t step) {
         const Draw mixing{a_.seed, iteration_, a_.penalty_stream + step};
-        for (int i = int(threadIdx.x); i < rows * a_.dim; i += int(blockDim.x)) {
-            const int r = i / a_.dim, c = i % a_.dim;
+        group().each(rows, a_.dim, [&](int r, int c) {
             const T e = T(mixing.uniform(first_ + begin + r)), z = target(begin + r)[c];
             critic_.input()[r * stride_ + c] = z + (point(begin + r)[c] - z) * e;
-        }
-        __syncthreads();
+        });
+        P::sync();
         critic_.forward(rows);
-        critic_.gradient(rows, spare_);
+        critic_.gradient(rows, a_.layout.spare);
         const double all = double(a_.batch < a_.target_batch ? a_.batch : a_.target_batch);
         const double weight = a_.coefficient * a_.penalty / all;
-        const int lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32;
         double total = 0;
-        for (int r = int(threadIdx.x) / 32; r < rows; r += warps) {  // a row is a warp
+        group().together(rows, [&](int r, bool there) {
+            const int lane = group().lane, lanes = group().lanes;
             T squares = 0;
-            for (int d = lane; d < a_.dim; d += 32) squares += spare_[r * stride_ + d] * spare_[r * stride_ + d];
-            const double norm = sqrt(double(warp_sum(squares))), excess = norm - 1;
+            for (int d = lane; there && d < a_.dim; d += lanes)
+                squares += spare_[r * stride_ + d] * spare_[r * stride_ + d];
+            const double norm = sqrt(double(group().sum(squares))), excess = norm - 1;
+            if (!there) return;
             const T scale = norm > 0 ? T(2 * weight * excess / norm) : T(0);
             if (lane == 0) total += weight * excess * excess;
-            for (int d = lane; d < a_.dim; d += 32) spare_[r * stride_ + d] *= scale;
-        }
-        __syncthreads();
-        critic_.add_gradient_along(spare_, rows);
+            for (int d = lane; d < a_.dim; d += lanes) spare_[r * stride_ + d] *= scale;
+        });
+        P::sync();
+        critic_.tangents(a_.layout.spare, rows);
+        critic_.gradients(rows, updates_.sums(), true, a_.layout.spare);
         return total;
     }
 
-    // This thread's part of the map's loss.
+    // This thread's part of the map's loss; its gradient goes to the block's sums.
     __device__ double map_gradient() {
+        const int most = a_.layout.map.rows;
         double total = 0;
-        for (int begin = 0; begin < models_; begin += map_.net.rows)
-            total += map_tile(begin, tile(begin, models_, map_.net.rows));
+        for (int begin = 0; begin == 0 || begin < models_; begin += most)
+            total += map_tile(begin, tile(begin, models_, most));
         const bool adds = a_.with_log_mu && blockIdx.x == 0 && threadIdx.x == 0;
         return adds ? total + a_.map_coefficient * a_.log_norm : total;
     }
@@ -231,29 +259,33 @@ template <class T> class BlockLoop {
         const double weight = a_.map_coefficient / double(a_.batch);
         const bool whitens = a_.layout.whitening.at >= 0;
         double total = 0;
-        push(begin, rows);
+        push(begin, rows, false);
         critic_.forward(rows);
-        for (int r = int(threadIdx.x); r < rows; r += int(blockDim.x)) {
+        group().each_row(rows, [&](int r) {
             T& at = critic_.last_product()[r * critic_.output_stride()];
             const Jet<T> jet = any_jet<true>(a_.of_model.function, at, T(a_.of_model.constant));
             at = jet.first * T(weight);
             total += weight * double(jet.value);
-        }
-        __syncthreads();
-        T* u = whitens ? spare_ : g_;
-        critic_.backward(rows, false, false, u);
+        });
+        P::sync();
+        const int place = whitens ? a_.layout.spare : a_.layout.cotangents;
+        T* u = block_.memory() + place;
+        critic_.backward(rows, false, place);
         if (a_.with_log_mu) {  // a constant less half the square of what the critic sees
-            total += weight * half_squares(critic_.input(), a_.dim, rows, false, T(1));
-            for (int i = int(threadIdx.x); i < rows * a_.dim; i += int(blockDim.x)) {
-                const int at = i / a_.dim * stride_ + i % a_.dim;
-                u[at] -= T(weight) * critic_.input()[at];
-            }
-            __syncthreads();
+            group().each(rows, a_.dim, [&](int r, int c) {
+                const T v = critic_.input()[r * stride_ + c];
+                total -= weight * double(v) * double(v) / 2;
+                u[r * stride_ + c] -= T(weight) * v;
+            });
+            P::sync();
         }
-        if (whitens) pull_back_affine(block_, a_.layout.whitening, spare_, rows, g_, Store::product);
+        if (whitens)
+            pull_back_affine<P>(block_, a_.layout.whitening, a_.layout.spare, rows, a_.layout.cotangents,
+                                Store::product);
         total -= weight * add_density(rows, T(-weight));
         total += approach(begin, rows);
-        map_.backward(rows, true, begin > 0, nullptr);
+        map_.backward(rows, true, -1);
+        map_.gradients(rows, updates_.sums(), begin > 0);
         return total;
     }
 
@@ -262,16 +294,21 @@ template <class T> class BlockLoop {
         const Density<T>& density = a_.density;
         double total = 0;
         if (density.kind == DensityKind::gaussian) {
-            apply_affine(block_, a_.layout.density, map_.output(), rows, spare_);
-            total = half_squares(spare_, a_.dim, rows, true, -factor);
-            __syncthreads();
-            pull_back_affine(block_, a_.layout.density, spare_, rows, g_, Store::sum);
-            for (int r = int(threadIdx.x); r < rows; r += int(blockDim.x)) total += density.rate;
+            apply_affine<P>(block_, a_.layout.density, map_.output_place(), rows, a_.layout.spare);
+            group().each(rows, a_.dim, [&](int r, int c) {
+                T& at = spare_[r * stride_ + c];
+                total -= double(at) * double(at) / 2;
+                at *= -factor;
+            });
+            P::sync();
+            pull_back_affine<P>(block_, a_.layout.density, a_.layout.spare, rows, a_.layout.cotangents, Store::sum);
+            group().each_row(rows, [&](int) { total += density.rate; });
         } else if (density.kind == DensityKind::mixture) {
-            total = add_mixture(density, map_.output(), a_.dim, stride_, rows, factor, g_);
-            __syncthreads();
+            total =
+                add_mixture(density, group(), map_.output_place(), a_.dim, stride_, rows, factor, a_.layout.cotangents);
+            P::sync();
         } else if (density.kind == DensityKind::logistic) {
-            total = add_logistic(block_, map_.output(), rows, factor, g_, spare_);
+            total = add_logistic<P>(block_, map_.output_place(), rows, factor);
         }
         return total;
     }
@@ -279,28 +316,29 @@ template <class T> class BlockLoop {
     // The pull towards the anchors; the cotangent of the map's last product takes its place.
     __device__ double approach(int begin, int rows) {
         const double pull = 1 / (a_.step_size * double(a_.batch));
-        const LoopLayer& last = map_.net.layer[map_.net.depth - 1];
+        const LoopLayer& last = a_.layout.map.layer[a_.layout.map.depth - 1];
         double moved = 0;
-        for (int i = int(threadIdx.x); i < rows * a_.dim; i += int(blockDim.x)) {
-            const int r = i / a_.dim, c = i % a_.dim, at = r * stride_ + c;
+        group().each(rows, a_.dim, [&](int r, int c) {
+            const int at = r * stride_ + c;
             const T x = a_.anchors ? a_.anchors[a_.rows[first_ + begin + r] * a_.dim + c] : map_.input()[at];
             const T step = map_.output()[at] - x;
             moved += double(step) * double(step);
             T& z = map_.last_product()[at];
             z = (g_[at] + step * T(pull)) * hidden_jet(last.function, z, T(last.constant)).first;
-        }
-        __syncthreads();
+        });
+        P::sync();
         return moved * pull / 2;
     }
 
     __device__ void report(double part, double* to) const {
-        const double sum = block_sum(part, block_.doubles());
+        const double sum = block_sum(part, block_.state().places);
         if (threadIdx.x == 0) *to = sum;
     }
 
     const LoopArguments<T>& a_;
     Block<T> block_;
-    BlockNetwork<T> map_, critic_;
+    BlockNetwork<T, P> map_, critic_;
+    BlockUpdate<T> updates_;
     T *g_, *spare_;
     int stride_;
     std::int64_t first_;

@@ -38,11 +38,12 @@ template <class T> LoopSizes sizes_of(const PrimalDualProblem<T>& p) {
 
 template <class T> class DeviceLoop {
   public:
-    DeviceLoop(const PrimalDualProblem<T>& problem, int blocks) : p_(problem) {
+    DeviceLoop(const PrimalDualProblem<T>& problem, int blocks, int threads) : p_(problem) {
         LoopDevice device{};
         const int code = loop_device(device);
         if (code != 0) throw std::runtime_error("gwf_fast._cuda: " + std::string(error_text(code)));
         device.blocks = blocks;
+        if (threads > 0) device.threads = threads;
         plan_ = plan_loop(sizes_of(p_), int(sizeof(T)), device);
         if (!plan_.refusal.empty()) throw std::runtime_error("gwf_fast._cuda: " + plan_.refusal);
     }
@@ -133,6 +134,9 @@ inline py::dict plan_layout(const LoopPlan& plan) {
     py::dict made;
     made["blocks"] = plan.layout.blocks;
     made["cluster"] = plan.layout.cluster;
+    made["threads"] = plan.layout.sharing.threads;
+    made["per_lane"] = plan.layout.sharing.per_lane;
+    made["everywhere"] = plan.layout.moments >= 0;
     made["rows"] = py::make_tuple(plan.layout.map.rows, plan.layout.critic.rows);
     made["resident"] = plan.layout.map.resident >= 0;
     made["shared_bytes"] = plan.shared_bytes;
@@ -146,11 +150,11 @@ inline py::dict plan_layout(const LoopPlan& plan) {
 
 class AnyLoop {
   public:
-    AnyLoop(bool is_double, const py::dict& from, int blocks) {
+    AnyLoop(bool is_double, const py::dict& from, int blocks, int threads) {
         if (is_double)
-            wide_ = std::make_unique<DeviceLoop<double>>(primal_dual_problem<double>(crossing_, from), blocks);
+            wide_ = std::make_unique<DeviceLoop<double>>(primal_dual_problem<double>(crossing_, from), blocks, threads);
         else
-            narrow_ = std::make_unique<DeviceLoop<float>>(primal_dual_problem<float>(crossing_, from), blocks);
+            narrow_ = std::make_unique<DeviceLoop<float>>(primal_dual_problem<float>(crossing_, from), blocks, threads);
     }
     py::dict layout() const { return plan_layout(wide_ ? wide_->plan() : narrow_->plan()); }
     void run(std::int64_t first, std::int64_t count, const std::vector<std::uintptr_t>& workspace) {
@@ -189,7 +193,8 @@ inline std::string loop_refusal(bool is_double, std::int64_t rows, const std::ve
 
 inline void bind_primal_dual(py::module_& module) {
     py::class_<AnyLoop>(module, "PrimalDual", "The inner loop of a JKO step in one kernel; see csrc/gpu/primal_dual.h.")
-        .def(py::init<bool, const py::dict&, int>(), py::arg("is_double"), py::arg("problem"), py::arg("blocks"))
+        .def(py::init<bool, const py::dict&, int, int>(), py::arg("is_double"), py::arg("problem"), py::arg("blocks"),
+             py::arg("threads"))
         .def("layout", &AnyLoop::layout)
         .def("run", &AnyLoop::run, py::arg("first"), py::arg("count"), py::arg("workspace"));
     module.def("primal_dual_refusal", &loop_refusal, py::arg("is_double"), py::arg("rows"), py::arg("map"),

@@ -1,5 +1,5 @@
-// The three products of a network's layer, with rows in shared memory: each thread has a tile of 4 x 4, 2 x 4 or 1 x 4
-// results, and `split` neighbours share the terms of a tile.
+// The three products of a network's layer, with rows in shared memory, by all threads of a block: each has a tile of
+// 4 x 4, 2 x 4 or 1 x 4 results, and `split` neighbours share the terms of a tile.
 #pragma once
 #include "device_math.h"
 #include "rows.h"
@@ -11,13 +11,15 @@ template <class T> struct alignas(16) Four {
 };
 template <class T> __device__ __forceinline__ Four<T> four(const T* p) { return *reinterpret_cast<const Four<T>*>(p); }
 
-// What the compiler can't see across a call: that a pointer is to shared memory, or to global.
-#if defined(__CUDA_ARCH__)
-#define GWF_SHARED(p) __builtin_assume(__isShared(p))
-#define GWF_GLOBAL(p) __builtin_assume(__isGlobal(p))
+// The block's shared memory. Functions that aren't inlined take places in it and come here for the pointer: the
+// compiler can't see across a call that a pointer is to shared memory, and would not use its instructions.
+#if defined(__CUDACC__)
+template <class T> __device__ __forceinline__ T* shared_memory() {
+    extern __shared__ uint4 memory[];
+    return reinterpret_cast<T*>(memory);
+}
 #else
-#define GWF_SHARED(p)
-#define GWF_GLOBAL(p)
+template <class T> T* shared_memory() { return reinterpret_cast<T*>(fibers::memory()); }
 #endif
 
 __device__ __forceinline__ float exchanged(float v, int with) { return __shfl_xor_sync(0xffffffffu, v, with); }
@@ -96,10 +98,8 @@ __device__ __forceinline__ void multiply_tiles(const T* a, int stride, const T* 
 }
 
 template <bool across, class T, class Finish>
-__device__ __forceinline__ void multiply(const T* a, int stride, const T* w, int width, int depth, int rows,
-                                         int columns, int bias, Finish& finish) {
-    GWF_SHARED(a);
-    GWF_SHARED(w);
+__device__ __forceinline__ void multiply_block(const T* a, int stride, const T* w, int width, int depth, int rows,
+                                               int columns, int bias, Finish& finish) {
     const int column_tiles = (columns + 3) / 4, terms = depth / 4, most = terms < 8 ? terms : 8;
     const int half = int(blockDim.x) / 2;
     auto tiles = [&](int R) { return (rows + R - 1) / R * column_tiles; };
@@ -114,11 +114,8 @@ __device__ __forceinline__ void multiply(const T* a, int stride, const T* w, int
 
 // sums(o, i) (+)= sum of d(r, o) a(r, i) over the rows, for all of [outs][a's stride]; outs a multiple of 4.
 template <class T>
-__device__ __noinline__ void multiply_rows(const T* d, int d_stride, const T* a, int a_stride, int rows, int outs,
-                                           T* sums, bool add) {
-    GWF_SHARED(d);
-    GWF_SHARED(a);
-    GWF_GLOBAL(sums);
+__device__ __forceinline__ void multiply_rows(const T* d, int d_stride, const T* a, int a_stride, int rows, int outs,
+                                              T* sums, bool add) {
     const int columns = a_stride / 4, tiles = outs / 4 * columns, split = split_of(tiles, rows < 16 ? rows : 16);
     const int share = int(threadIdx.x) & (split - 1), step = int(blockDim.x) / split;
     for (int start = 0; start < tiles; start += step) {

@@ -155,6 +155,7 @@ inline char* memory() {
 #define blockDim fibers::block_size
 #define gridDim fibers::grid_size
 
+inline void __syncwarp() { fibers::meet(fibers::current->state->warps[fibers::current->thread.x / 32]); }
 inline void __syncthreads() { fibers::meet(fibers::current->state->threads); }
 template <class T> T __shfl_xor_sync(unsigned, T value, int with) { return fibers::shuffle(value, with); }
 inline void __threadfence() {}
@@ -165,6 +166,7 @@ template <class T> T atomicAdd(T* to, T value) {
     return before;
 }
 template <class T> T __ldcg(const T* p) { return *p; }
+template <class T> T __ldg(const T* p) { return *p; }
 inline std::uint64_t __umul64hi(std::uint64_t a, std::uint64_t b) {
     return std::uint64_t((static_cast<unsigned __int128>(a) * b) >> 64);
 }

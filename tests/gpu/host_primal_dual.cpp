@@ -16,11 +16,15 @@ std::uint64_t order = 0;
 int absent = -1;  // a block that doesn't come
 
 template <class T> int run(const LoopArguments<T>& a, int bytes) {
-    fibers::launch(unsigned(a.layout.blocks), unsigned(block_threads), std::size_t(bytes), order,
-                   [&] {
-                       if (int(blockIdx.x) == absent) return;
-                       BlockLoop<T>(a, reinterpret_cast<T*>(fibers::memory())).run();
-                   });
+    const auto& sharing = a.layout.sharing;
+    auto kernel = [&]<class P>(P) {
+        if (int(blockIdx.x) != absent) BlockLoop<T, P>(a).run();
+    };
+    fibers::launch(unsigned(a.layout.blocks), unsigned(sharing.threads), std::size_t(bytes), order, [&] {
+        if (sharing.per_lane == 0) kernel(Tiles{});
+        if (sharing.per_lane == 1) kernel(Lanes<1>{});
+        if (sharing.per_lane == 2) kernel(Lanes<2>{});
+    });
     return 0;
 }
 }  // namespace
@@ -30,6 +34,7 @@ int loop_device(LoopDevice& device) {
     device.multiprocessors = multiprocessors;
     device.shared_bytes = shared_bytes;
     device.clusters = false;
+    device.threads = block_threads;
     return 0;
 }
 int run_loop_float(const LoopArguments<float>& a, int bytes, void*) { return run(a, bytes); }

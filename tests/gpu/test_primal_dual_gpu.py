@@ -33,6 +33,15 @@ def test_a_few_iterations(blocks):
     assert difference(loop_of(blocks), mixture, training=training(iterations=5), **PAPER) < 1e-11
 
 
+@pytest.mark.parametrize("threads", [64, 128, 256, 512])
+@pytest.mark.parametrize("widths", [(16, 16), (32, 20), (64, 33), (70, 9)])
+def test_threads(threads, widths):
+    options = {"widths": widths, "training": training(iterations=5, gradient_clip=0.1), "device": "cuda"}
+    for blocks in (1, 8, 25):
+        loop = lambda problem: primal_dual_cuda.PrimalDual(problem, blocks, threads)  # noqa: B023, E731
+        assert difference(loop, mixture, **options) < 1e-11
+
+
 @pytest.mark.parametrize("make", [mixture, divergence()], ids=["density", "samples"])
 @pytest.mark.parametrize("blocks", [1, 8, 25])
 def test_the_paper_s_networks_for_200_iterations(make, blocks):
