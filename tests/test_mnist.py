@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from gwf_fast import cli
+from gwf_fast.experiments import mnist
 from gwf_fast.experiments.idx import read_digits, read_idx
 from gwf_fast.experiments.image_networks import ResNetCritic, UNetMap
 from gwf_fast.experiments.mnist import _gaussian
@@ -151,6 +155,22 @@ def test_run_and_resume(folder, tmp_path):
     for name in ("jko-flow", "gan"):
         pieces, once = (np.load(tmp_path / folder / name / "samples.npy") for folder in ("out", "once"))
         assert np.array_equal(pieces, once)
+
+
+def test_the_gan_is_the_flow_with_nothing_to_hold_it_and_metrics_are_of_what_was_pushed(folder, monkeypatch):
+    problem = mnist.build(replace(mnist.EXPERIMENT.defaults, input=str(folder), side=12, steps=1))
+    members = problem.computation.members
+    steps = {name: (m.flow.step_size, m.flow.parametrization) for name, m in members.items()}
+    assert steps == {"jko-flow": (5.0, "composition"), "gan": (math.inf, "generator")}
+    judged = {}
+    monkeypatch.setattr(mnist, "two_sample_checks", lambda real, labels, clouds: judged.update(clouds) or {})
+    results = {
+        name: SimpleNamespace(push=lambda z, value=value: torch.full_like(z, value), history=[])
+        for name, value in (("jko-flow", 0.5), ("gan", -0.5))
+    }
+    problem.metrics(results)
+    assert (judged["jko_flow"] == 0.75).all() and (judged["gan"] == 0.25).all()
+    assert judged["P_0"].std() > 0
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs MNIST's files in ../shared/data/mnist")
