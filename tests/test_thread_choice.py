@@ -45,3 +45,11 @@ def test_the_choice_of_threads_is_made_again():
     for k in range(403, 500):
         choice.run(loop, 50 * k, 50)
     assert choice.threads == 2
+
+
+def test_the_mean_is_over_all_iterations():
+    """Trials with one thread and with more count by their iterations."""
+    loop = FakeLoop(lambda n: 1e-3 / n)
+    report = ThreadChoice(4, clock=lambda: loop.now).run(loop, 0, 50)
+    assert len({threads for _, threads in loop.runs}) > 1
+    assert abs(report["mean_map_loss"] - sum(n * threads for n, threads in loop.runs) / 50) < 1e-12
