@@ -66,12 +66,12 @@ __device__ __forceinline__ void multiply_lanes(const RowGroup& at, const T* a, i
         GWF_UNROLL_ALL
         for (int i = 0; i < R; i++) x[i] = a + (r + i * at.step < rows ? r + i * at.step : r) * stride;
         for (int start = 0; start < columns; start += C * at.lanes) {
-            const int last = across ? columns - 1 : width - C;
+            const int last = across ? columns - 1 : width - 1;
             const T* y[C];
             T sum[R][C][parts] = {};
             GWF_UNROLL_ALL
             for (int j = 0; j < C; j++) {
-                const int column = across ? start + at.lane + j * at.lanes : start + C * at.lane;
+                const int column = start + at.lane + j * at.lanes;
                 y[j] = w + (column < last ? column : last) * (across ? width : 1);
                 if (!across || bias < 0) continue;
                 const T shift = y[j][bias];
@@ -90,7 +90,7 @@ __device__ __forceinline__ void multiply_lanes(const RowGroup& at, const T* a, i
                         right = four(y[j] + k);
                     } else {
                         GWF_UNROLL_ALL
-                        for (int m = 0; m < 4; m++) right.v[m] = y[0][(k + m) * width + j];
+                        for (int m = 0; m < 4; m++) right.v[m] = y[j][(k + m) * width];
                     }
                     GWF_UNROLL_ALL
                     for (int i = 0; i < R; i++) GWF_UNROLL_ALL
@@ -102,8 +102,7 @@ __device__ __forceinline__ void multiply_lanes(const RowGroup& at, const T* a, i
             for (int j = 0; j < C; j++) {
                 GWF_UNROLL_ALL
                 for (int m = 1; m < parts; m++) sum[i][j][0] += sum[i][j][m];
-                finish(r + i * at.step, across ? start + at.lane + j * at.lanes : start + C * at.lane + j,
-                       sum[i][j][0]);
+                finish(r + i * at.step, start + at.lane + j * at.lanes, sum[i][j][0]);
             }
         }
     }

@@ -191,6 +191,7 @@ template <class T, class P> class BlockLoop {
         double total = 0;
         for (int begin = 0; begin == 0 || begin < all; begin += most) {
             const int rows = tile(begin, all, most);
+            if (begin > 0) __syncthreads();
             if (step == 0 || alters_input() || all > rows) load_sides(begin, rows);  // else they are still there
             critic_.forward(rows);
             group().each_row(rows, [&](int r) {
@@ -217,6 +218,7 @@ template <class T, class P> class BlockLoop {
     // lambda E (|grad h| - 1)^2 between the sides: with g = grad h and t the penalty's gradient in g, the gradient in
     // the parameters is that of <t, g> with t fixed.
     __device__ double penalty_tile(int begin, int rows, std::uint32_t step) {
+        __syncthreads();
         const Draw mixing{a_.seed, iteration_, a_.penalty_stream + step};
         group().each(rows, a_.dim, [&](int r, int c) {
             const T e = T(mixing.uniform(first_ + begin + r)), z = target(begin + r)[c];
@@ -259,6 +261,7 @@ template <class T, class P> class BlockLoop {
         const double weight = a_.map_coefficient / double(a_.batch);
         const bool whitens = a_.layout.whitening.at >= 0;
         double total = 0;
+        if (begin > 0) __syncthreads();
         push(begin, rows, false);
         critic_.forward(rows);
         group().each_row(rows, [&](int r) {

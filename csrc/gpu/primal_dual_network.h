@@ -181,7 +181,8 @@ template <class T, class P> struct BlockNetwork {
     }
 
     // The gradient of the parameters that the rows' cotangents and inputs make, after backward(), is stored in `sums`,
-    // or added; with `along`, that which cotangents and tangents make, after tangents(along).
+    // or added; with `along`, that which cotangents and tangents make, after tangents(along). Begins with a barrier of
+    // the block; the next tile has to begin with one too.
     __device__ void gradients(int rows, T* sums, bool add, int along = -1) const {
         products_of_rows(*this, rows, sums, add, along);
     }
@@ -197,18 +198,19 @@ template <class T, class P> struct BlockNetwork {
     // h> in the parameters: the second derivatives of leaky units are 0 (csrc/primal_dual_penalty.h).
     __device__ void tangents(int t, int rows) const { along_layers(*this, t, rows); }
 
-    // The block's sum of the slopes' gradients to `sums`, after a barrier of the block.
+    // The block's sum of the slopes' gradients to `sums`, after gradients().
     __device__ void gather_slopes(T* sums) const {
         if (const int i = net().used + int(threadIdx.x); i < net().size) sums[i] = T(0);  // another network's sums
-        const int lane = int(threadIdx.x) % 32, count = slot_count();
-        for (int l = int(threadIdx.x) / 32; l < net().depth; l += int(blockDim.x) / 32) {
+        const int lane = int(threadIdx.x) % 32, count = slot_count(), warps = int(blockDim.x) / 32;
+        // the last warps, which may have had no part in gradients()
+        for (int l = warps - 1 - int(threadIdx.x) / 32; l < net().depth; l += warps) {
             const int slope = net().layer[l].slope;
             if (slope < 0) continue;
+            T* of_layer = slots() + l * count;
             T sum = 0;
-            for (int i = lane; i < count; i += 32) {
-                sum += slots()[l * count + i];
-                slots()[l * count + i] = T(0);
-            }
+            GWF_UNROLL(4)
+            for (int i = lane; i < count; i += 32) sum += of_layer[i];
+            for (int i = lane; i < count; i += 32) of_layer[i] = T(0);
             sum = warp_sum(sum);
             if (lane == 0) sums[slope] = sum;
         }
@@ -319,7 +321,6 @@ template <class T, class P> struct BlockNetwork {
         } else {
             multiply_all_rows<1>(n.net(), cotangents, inputs, rows, sums, add);
         }
-        __syncthreads();
     }
 };
 

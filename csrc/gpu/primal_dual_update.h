@@ -50,14 +50,14 @@ template <class T> class BlockUpdate {
 
     // False where a barrier was given up.
     __device__ bool step(int number, double rate, bool averages) {
-        if (!block_.meet()) return false;
-        // one thread divides, while others wait for their sums
+        // one thread divides, while others are busy with their sums
         if (threadIdx.x + 1 == blockDim.x) {
             double (&powers)[2] = block_.state().powers[number];
             powers[0] *= a_.adam.beta1;
             powers[1] *= a_.adam.beta2;
             adam() = AdamStep<T>(a_.adam, rate, powers[0], powers[1]);
         }
+        if (!block_.meet()) return false;
         if (!(everywhere() ? step_everywhere(number, averages) : step_of_slice(number, averages))) return false;
         slopes(number);
         if (everywhere()) turn_ ^= 1;
