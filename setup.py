@@ -37,14 +37,19 @@ INSTRUCTION_SETS = {
 
 
 def cpu_sources() -> list[str]:
-    """Sources of gwf_fast._cpu; the first is the module itself."""
+    """Sources of gwf_fast._cpu; the first is the module itself.
+
+    Those that any processor runs come first: of a function that several files hold, as they do the standard library's
+    templates, the linker takes the first.
+    """
     sources = [
         "csrc/module.cpp",
+        "csrc/team.cpp",
         "csrc/module_drift.cpp",
         "csrc/module_mlp.cpp",
         "csrc/module_primal_dual.cpp",
         "csrc/module_sliced.cpp",
-        *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
+        *sorted((str(path) for path in Path("csrc/cpu").glob("*.cpp")), key=lambda path: ("_avx" in path, path)),
     ]
     return [path for path in sources if X86 or not Path(path).stem.endswith(("_avx512", "_avx2"))]
 

@@ -28,9 +28,8 @@ template <class T> void drift(const DriftCall<T>& call) {
         if (call.total) call.total[b] = total;
     };
     const double work = double(call.batch) * double(call.rows) * double(call.columns) * double(call.dim + 8);
-    const int threads = omp_in_parallel() || work < 3e6 ? 1 : omp_get_max_threads();
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-    for (int64_t b = 0; b < call.batch; b++) solve(b, true);
+    Team::form(work < 3e6 ? 1 : available_threads(),
+               [&](Team& team, int) { team.loop(call.batch, 1, [&](int64_t b) { solve(b, true); }); });
     for (int64_t b = 0; b < call.batch; b++) solve(b, false);
 }
 

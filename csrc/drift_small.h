@@ -3,6 +3,7 @@
 #pragma once
 #include "drift.h"
 #include "pairwise_pack.h"
+#include "team.h"
 
 namespace gwf::GWF_ISA {
 
@@ -215,7 +216,10 @@ double small_drift(const DriftCall<T>& call, const DriftSizes& size, int64_t b, 
     const T* y = call.y + b * call.columns * call.dim;
     pack_drift(p, call.x + b * call.rows * call.dim, y, call.weights ? call.weights + b * call.columns : nullptr);
     const double total = measure(p, y, call.own ? call.own + b : nullptr, call.floor);
+    const double work = double(size.rows) * double(size.columns) * double(call.dim + 8);
+    breathe(work);
     for (int64_t k = 0; out && k < call.rates; k++) {
+        breathe(work);
         const T scale = T(log2_e / double(call.temperatures[k * call.batch + b]));
         normalise(p, scale);
         force(p, scale, call.clip, out + k * out_stride);

@@ -2,8 +2,6 @@
 // rows, sums of columns, forces), a tile at a time and once for all temperatures. Nothing of size N x M is stored.
 // Lanes are the points whose sums are formed, so that each is formed by one thread in a fixed order.
 #pragma once
-#include <omp.h>
-
 #include "drift_small.h"
 
 namespace gwf::GWF_ISA {
@@ -40,6 +38,7 @@ void for_distance_tiles(const DriftStream<T>& p, const T* lanes_at, const DriftS
     const vec<T> least = splat(p.floor);
     for (int64_t j0 = 0; j0 < side.n; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, side.n - j0));
+        breathe(double(TJ) * R<T> * double(p.D + 8 * (1 + p.rates)));
         const T* y = side.points + j0 * p.D;
         const int stride = int(p.D);
         switch (p.D) {
@@ -210,34 +209,27 @@ double stream_drift(const DriftCall<T>& call, const DriftSizes& size, int64_t b,
     const T least = T(std::sqrt(call.clip));
     const int64_t row_blocks = (N + R<T> - 1) / R<T>;
     std::vector<double> totals(size_t(row_blocks), 0.0);
-    const int threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    const DriftSide<T>* const targets = p.targets;
+    const int64_t column_blocks[2] = {(targets[0].n + R<T> - 1) / R<T>, (targets[1].n + R<T> - 1) / R<T>};
+    Team::form(available_threads(), [&](Team& team, int) {
         const FlushDenormals flush;
         Arena<T> memory(DriftScratch<T>::size(D, std::max<int64_t>(p.rates, 1)));
         DriftScratch<T> s(memory, D, std::max<int64_t>(p.rates, 1));
-        if (call.total) {
-#pragma omp for schedule(dynamic)
-            for (int64_t block = 0; block < row_blocks; block++)
-                totals[size_t(block)] = total_distance(p, block * R<T>, s);
-        }
-        if (out) {
-#pragma omp for schedule(dynamic) nowait
-            for (int64_t block = 0; block < row_blocks; block++)
-                log_sums(p, p.x, block * R<T>, p.targets, 2, s, p.row_logs.data());
-            for (int sign = 0; sign < 2; sign++) {
-                const DriftSide<T>& lanes_of = p.targets[sign];
-                DriftSide<T> rows = p.x;
-                rows.own_offset = -lanes_of.own_offset;
-#pragma omp for schedule(dynamic)
-                for (int64_t j0 = 0; j0 < lanes_of.n; j0 += R<T>)
-                    log_sums(p, lanes_of, j0, &rows, 1, s, p.column_logs[sign].data());
-            }
-#pragma omp for schedule(dynamic)
-            for (int64_t block = 0; block < row_blocks; block++)
-                stream_forces(p, block * R<T>, least, s, out, out_stride);
-        }
-    }
+        if (call.total)
+            team.loop(row_blocks, 1,
+                      [&](int64_t block) { totals[size_t(block)] = total_distance(p, block * R<T>, s); });
+        if (!out) return;
+        team.loop(row_blocks + column_blocks[0] + column_blocks[1], 1, [&](int64_t block) {
+            if (block < row_blocks) return log_sums(p, p.x, block * R<T>, targets, 2, s, p.row_logs.data());
+            block -= row_blocks;
+            const int sign = block >= column_blocks[0];
+            DriftSide<T> rows = p.x;
+            rows.own_offset = -targets[sign].own_offset;
+            const int64_t j0 = (block - sign * column_blocks[0]) * R<T>;
+            log_sums(p, targets[sign], j0, &rows, 1, s, p.column_logs[sign].data());
+        });
+        team.loop(row_blocks, 1, [&](int64_t block) { stream_forces(p, block * R<T>, least, s, out, out_stride); });
+    });
     double total = 0;
     for (const double part : totals) total += part;
     return total;

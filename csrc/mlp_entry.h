@@ -1,10 +1,9 @@
 // The entry point of one instruction set: splits a call into chunks of rows, whose sums are added in a fixed order.
 #pragma once
-#include <omp.h>
-
 #include <memory>
 
 #include "mlp_tile.h"
+#include "team.h"
 
 namespace gwf::GWF_ISA {
 
@@ -53,10 +52,9 @@ template <class T> void run_mlp(const MlpCall<T>& call) {
     double rows = 0;
     for (const MlpBatch<T>& batch : call.batches) rows += double(batch.rows);
     const double passes = call.pass == MlpPass::forward ? 1 : call.pass == MlpPass::backward ? 3 : 8;
-    const int available = omp_in_parallel() ? 1 : omp_get_max_threads();
     const int threads = 2 * rows * double(network.multiplications) * passes < mlp_serial_below
                             ? 1
-                            : std::min<int>(available, int(count));
+                            : std::min<int>(available_threads(), int(count));
 
     const int64_t sums_size = gradients ? network.gradient_size : 0;
     Arena<T> sums_memory(std::max<int64_t>(count, 1) * Arena<T>::rounded(sums_size));
@@ -66,19 +64,20 @@ template <class T> void run_mlp(const MlpCall<T>& call) {
     if (gradients) std::fill_n(sums[0], sums_size, T(0));  // the answer where there are no rows
     std::vector<double> totals(size_t(count), 0.0);
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    const double tile_work = double(tile_rows) * double(network.multiplications) * passes / 8;
+    Team::form(threads, [&](Team& team, int) {
         TileMemory<T> memory(call.pass, network.layers, tile_rows);
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < count; i++) {
+        team.loop(count, 1, [&](int64_t i) {
             const MlpChunk& chunk = chunks[size_t(i)];
             if (gradients) std::fill_n(sums[size_t(i)], sums_size, T(0));
             Tile<T> tile(call.pass, call.residual, network.layers, memory, call.batches[chunk.batch]);
             double* total = call.batches[chunk.batch].total ? &totals[size_t(i)] : nullptr;
-            for (int64_t r = chunk.begin; r < chunk.end; r += tile_rows)
+            for (int64_t r = chunk.begin; r < chunk.end; r += tile_rows) {
+                breathe(tile_work);
                 tile.run(r, std::min(tile_rows, chunk.end - r), sums[size_t(i)], total);
-        }
-    }
+            }
+        });
+    });
 
     for (const MlpBatch<T>& batch : call.batches)
         if (batch.total) *batch.total = 0;

@@ -1,5 +1,4 @@
 // gwf_fast._cpu: the compiled CPU backend. Tensors come in by bindings/crossing.h, which checks them.
-#include <omp.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,6 +8,7 @@
 #include <string>
 
 #include "bindings/crossing.h"
+#include "bindings/interruption.h"
 #include "module_drift.h"
 #include "module_mlp.h"
 #include "module_primal_dual.h"
@@ -16,6 +16,7 @@
 #include "near_field.h"
 #include "pairwise.h"
 #include "stein.h"
+#include "team.h"
 
 namespace py = pybind11;
 
@@ -158,6 +159,7 @@ void run_near_field(const NearFieldCall& call) {
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "Compiled CPU kernels of gwf_fast. Use gwf_fast.kernels.cpp, which checks shapes.";
     active = initial_backend();
+    check_interruption = check_signals;
 
     py::enum_<Reduction>(m, "Reduction", py::arithmetic())
         .value("sum", Reduction::sum)
@@ -252,7 +254,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.def(
         "use_instruction_set", [](const std::string& name) { active = find_backend(name); }, py::arg("name"),
         "Switches to another instruction set, for tests and benchmarks.");
-    m.def("threads", [] { return omp_get_max_threads(); }, "Threads of the pool, which is torch's own.");
+    m.def("threads", available_threads,
+          "Threads that a call may use: those of the pool, which is torch's own; one in a forked child.");
     bind_drift(m, [] { return active->name; });
     bind_mlp(m, [] { return active->name; });
     bind_primal_dual(m, [] { return active->name; });

@@ -3,7 +3,6 @@
 
 #include <pybind11/stl.h>
 
-#include <chrono>
 #include <cstring>
 #include <stdexcept>
 
@@ -56,19 +55,10 @@ class Loop {
     py::dict run(int64_t first, int64_t count, int threads) {
         if (first < 0 || count < 0 || first + count > iterations_)
             throw std::invalid_argument("iterations: more than the schedule has");
-        using Clock = std::chrono::steady_clock;
-        constexpr std::chrono::milliseconds between_signals{50};
-        auto asked = Clock::now();
-        auto interrupted = [&] {
-            if (Clock::now() - asked < between_signals) return false;
-            asked = Clock::now();
-            check_signals();
-            return false;
-        };
         PrimalDualReport report;
         {
             const py::gil_scoped_release release;
-            report = loop_->run(first, count, threads, interrupted);
+            report = loop_->run(first, count, threads);
         }
         py::dict result;
         result["iterations"] = report.iterations;

@@ -1,11 +1,10 @@
 // The near field for one instruction set: a target at a time, lanes over its neighbours, in double.
 #pragma once
-#include <omp.h>
-
 #include <algorithm>
 
 #include "near_field.h"
 #include "simd/math.h"
+#include "team.h"
 
 namespace gwf::GWF_ISA {
 
@@ -97,8 +96,7 @@ template <class Profile, int D, int Order> struct NearTarget {
 template <class Profile, int D, int Order> void near_term(const NearFieldCall& call, const Term& term) {
     constexpr int count = components(Order, D);
     const int64_t *grid = call.grid, rows = grid[1] * grid[2];
-#pragma omp parallel for schedule(dynamic, 256) if (call.targets > 512)
-    for (int64_t i = 0; i < call.targets; i++) {
+    auto one = [&](int64_t i) {
         NearTarget<Profile, D, Order> target{call, {term, call}, {}};
         const int64_t position[3] = {call.cell[i] / rows, call.cell[i] / grid[2] % grid[1], call.cell[i] % grid[2]};
         int64_t low[3], high[3];
@@ -106,14 +104,24 @@ template <class Profile, int D, int Order> void near_term(const NearFieldCall& c
             low[a] = std::max<int64_t>(0, position[a] - call.reach);
             high[a] = std::min(grid[a] - 1, position[a] + call.reach);
         }
+        int64_t neighbours = 0;
         // Cells that follow each other in the last dimension are one run of sources.
         for (int64_t a = low[0]; a <= high[0]; a++)
             for (int64_t b = low[1]; b <= high[1]; b++) {
                 const int64_t row = (a * grid[1] + b) * grid[2];
-                target.add(call.x + i * D, call.start[row + low[2]], call.start[row + high[2] + 1]);
+                const int64_t first = call.start[row + low[2]], last = call.start[row + high[2] + 1];
+                target.add(call.x + i * D, first, last);
+                neighbours += last - first;
             }
         for (int k = 0; k < count; k++) call.out[i * count + k] += horizontal_sum<double>(target.total[k]);
-    }
+        breathe(30 * double(neighbours) + 100);
+    };
+    constexpr int64_t together = 256;
+    Team::form(call.targets > 512 ? available_threads() : 1, [&](Team& team, int) {
+        team.loop(call.targets, together, [&](int64_t first) {
+            for (int64_t i = first; i < std::min(call.targets, first + together); i++) one(i);
+        });
+    });
 }
 
 template <class Profile> void near_profile(const NearFieldCall& call, const Term& term) {

@@ -1,13 +1,13 @@
 // The entry points of one instruction set: splits a call over batches, blocks of rows and threads.
 #pragma once
-#include <omp.h>
-
+#include <atomic>
 #include <chrono>
 #include <deque>
 #include <optional>
 
 #include "pairwise_jet.h"
 #include "pairwise_symmetric.h"
+#include "team.h"
 
 namespace gwf::GWF_ISA {
 
@@ -58,54 +58,43 @@ template <class T> Problem<T> batch_element(const PairwiseCall<T>& call, int64_t
     return p;
 }
 
-// f(i) for i = 0, step, 2 step, ... < count: shared among the threads of a team, or all by the caller, who may be one
-// thread of somebody else's team.
-template <bool Team, class F> void shared_loop(int64_t count, int64_t step, F f) {
-    if constexpr (Team) {
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < count; i += step) f(i);
-    } else {
-        for (int64_t i = 0; i < count; i += step) f(i);
+template <class T> void raise_to(std::atomic<T>& largest, T value) {
+    for (T seen = largest; seen < value && !largest.compare_exchange_weak(seen, value);) {
     }
 }
 
 // What every thread of a team does, or the caller alone.
-template <bool Team, class T>
-void solve_share(Problem<T>& p, SymmetricPlan<T>* plan, Arena<T>* plan_memory, Arena<T>& memory, T& largest_norm) {
+template <class T>
+void solve_share(Team& team, Problem<T>& p, SymmetricPlan<T>* plan, Arena<T>* plan_memory,
+                 std::atomic<T>& largest_norm) {
     constexpr int64_t pack_block = 512 * PJ;
     const FlushDenormals flush;
-    T largest = 0;
-    shared_loop<Team>(p.M, pack_block, [&](int64_t j) {
-        largest = std::max(largest, pack_columns(p, j, std::min(p.M, j + pack_block)));
+    team.loop(p.M, pack_block, [&](int64_t j) {
+        breathe(4.0 * pack_block * double(p.D));
+        raise_to(largest_norm, pack_columns(p, j, std::min(p.M, j + pack_block)));
     });
     if (p.panelled() && p.x != p.y)
-        shared_loop<Team>(p.N, 1024, [&](int64_t i) {
-            largest = std::max(largest, largest_row_norm(p, i, std::min(p.N, i + 1024)));
+        team.loop(p.N, 1024, [&](int64_t i) {
+            breathe(1024 * double(p.D));
+            raise_to(largest_norm, largest_row_norm(p, i, std::min(p.N, i + 1024)));
         });
-    auto after_packing = [&] {
-        p.form = p.panelled() ? distance_form(p, largest_norm) : Form::differences;
+    team.once([&] {
+        p.form = p.panelled() ? distance_form(p, largest_norm.load()) : Form::differences;
         if (plan) plan->take_arena(*plan_memory, p);
-    };
-    if constexpr (Team) {
-#pragma omp critical(gwf_largest_norm)
-        largest_norm = std::max(largest_norm, largest);
-#pragma omp barrier
-#pragma omp single
-        after_packing();
-    } else {
-        largest_norm = largest;
-        after_packing();
-    }
+    });
     if (plan) {
+        Arena<T> memory(SymmetricScratch<T>::size(p));
         SymmetricScratch<T> s(memory, p);
-        shared_loop<Team>(plan->workers, 1, [&](int64_t worker) { symmetric_worker(p, *plan, int(worker), s); });
-        shared_loop<Team>(p.N, 4096, [&](int64_t i) { symmetric_finish(p, *plan, i, std::min(p.N, i + 4096)); });
+        team.loop(plan->workers, 1, [&](int64_t worker) { symmetric_worker(p, *plan, int(worker), s); });
+        team.loop(p.N, 4096, [&](int64_t i) { symmetric_finish(p, *plan, i, std::min(p.N, i + 4096)); });
     } else if (p.jet()) {
+        Arena<T> memory(JetScratch<T>::size(p));
         JetScratch<T> s(memory, p);
-        shared_loop<Team>(p.N, R<T>, [&](int64_t i) { jet_rows(p, i, s); });
+        team.loop(p.N, R<T>, [&](int64_t i) { jet_rows(p, i, s); });
     } else {
+        Arena<T> memory(RowScratch<T>::size(p));
         RowScratch<T> s(memory, p);
-        shared_loop<Team>(p.N, R<T>, [&](int64_t i) { reduce_rows(p, i, s); });
+        team.loop(p.N, R<T>, [&](int64_t i) { reduce_rows(p, i, s); });
     }
 }
 
@@ -118,26 +107,16 @@ template <class T> bool solve(Problem<T>& p, const KernelForms<T>& forms, int th
     if (!choose_kernel(p, forms)) return false;
     std::optional<SymmetricPlan<T>> plan;
     std::optional<Arena<T>> plan_memory;
-    int64_t scratch_size = p.jet() ? JetScratch<T>::size(p) : RowScratch<T>::size(p);
     if (SymmetricPlan<T>::serves(p)) {
         plan.emplace(p);
         plan_memory.emplace(plan->arena_size(p));
-        scratch_size = SymmetricScratch<T>::size(p);
     }
     const bool values = p.reduction == Reduction::average && p.b;
     p.reads_rows = plan || !(values || p.reduction == Reduction::sum || p.reduction == Reduction::logsumexp);
-    T largest_norm = 0;
-    SymmetricPlan<T>* plan_pointer = plan ? &*plan : nullptr;
-    Arena<T>* plan_memory_pointer = plan_memory ? &*plan_memory : nullptr;
-    if (threads == 1) {  // no team: forming one takes longer than a small call
-        Arena<T> memory(scratch_size);
-        solve_share<false>(p, plan_pointer, plan_memory_pointer, memory, largest_norm);
-        return true;
-    }
-    std::deque<Arena<T>> scratch;  // allocated here: an exception must not leave a team
-    for (int i = 0; i < threads; i++) scratch.emplace_back(scratch_size);
-#pragma omp parallel num_threads(threads)
-    solve_share<true>(p, plan_pointer, plan_memory_pointer, scratch[size_t(omp_get_thread_num())], largest_norm);
+    std::atomic<T> largest_norm{0};
+    Team::form(threads, [&](Team& team, int) {
+        solve_share(team, p, plan ? &*plan : nullptr, plan_memory ? &*plan_memory : nullptr, largest_norm);
+    });
     return true;
 }
 
@@ -187,16 +166,16 @@ template <class T> void run(const PairwiseCall<T>& call) {
     const double pairs = double(call.rows) * double(call.columns);
     const double work =
         pairs * (double(call.dim) / 4 + 1) * double(call.kernel.size()) * (call.reduction == Reduction::jet ? 8 : 1);
-    const int available = omp_in_parallel() ? 1 : omp_get_max_threads();
-    const int threads = work * double(call.batch) < serial_below ? 1 : available;
-    auto solved = [&](int64_t b, int team) {
+    const int threads = work * double(call.batch) < serial_below ? 1 : available_threads();
+    auto solved = [&](int64_t b, int share) {
         Problem<T> p = batch_element(call, b);
-        return solve(p, forms, team);
+        return solve(p, forms, share);
     };
     if (call.batch > 1 && (threads == 1 || call.batch >= 4 * threads || work < serial_below)) {
         std::vector<char> done(size_t(call.batch), 0);
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
-        for (int64_t b = 0; b < call.batch; b++) done[size_t(b)] = solved(b, 1);
+        Team::form(threads, [&](Team& team, int) {
+            team.loop(call.batch, 1, [&](int64_t b) { done[size_t(b)] = solved(b, 1); });
+        });
         for (int64_t b = 0; b < call.batch; b++)
             if (!done[size_t(b)]) run_wider(call, b);
         return;

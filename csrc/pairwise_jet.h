@@ -121,6 +121,7 @@ template <class T> void jet_rows(const Problem<T>& p, int64_t i0, JetScratch<T>&
     std::fill(s.gradient_a, s.gradient_a + p.C * R<T>, T(0));
     for (int64_t j0 = 0; j0 < p.M; j0 += TJ_JET) {
         const int n = int(std::min<int64_t>(TJ_JET, p.M - j0));
+        breathe(4 * p.tile_work());
         for (int o = 0; o < p.order; o++) {
             tangent[o].dy = p.tangents[o].y ? p.tangents[o].y + j0 * p.D : nullptr;
             tangent[o].db = p.tangents[o].b ? p.tangents[o].b + j0 * p.C : nullptr;

@@ -92,6 +92,8 @@ template <class T> struct Problem {
     bool far;         // see Choice
     bool reads_rows;  // columns are read point by point, not only through panels
 
+    // for breathe; counts what a tile of rows and columns takes
+    double tile_work() const { return double(TJ) * R<T> * double(D + 4) * double(kernel->parts.size()); }
     bool jet() const { return reduction == Reduction::jet; }
     bool in_log_domain() const { return reduction == Reduction::logsumexp || reduction == Reduction::average; }
     bool panelled() const { return D >= panel_dim && !jet(); }

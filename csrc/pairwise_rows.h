@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "pairwise_pack.h"
+#include "team.h"
 
 namespace gwf::GWF_ISA {
 
@@ -32,6 +33,7 @@ void direct_rows(const T* x, const T* y, int64_t M, const typename TileKernel<T>
     for (int d = 0; d < D; d++) GWF_LANES xv[k][d] = load(x + d * R<T> + k * lanes<T>);
     const vec<T> p = splat(part.parameter), ratio = splat(part.ratio);
     for (int64_t j0 = 0; j0 < M; j0 += chunk) {
+        breathe(double(chunk) * R<T> * (D + 4));
         vec<T> s[NB<T>] = {}, g[NB<T>][D] = {};
         for (int64_t j = j0, end = std::min(M, j0 + chunk); j < end; j++, y += D + 1) {
             vec<T> e[NB<T>][D], t[NB<T>], f[NB<T>][2];
@@ -101,6 +103,7 @@ template <class T> void sum_rows(const Problem<T>& p, int64_t i0, RowScratch<T>&
     const bool fused = p.kernel->single() && p.C == 1 && !p.exclude_self;
     for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, p.M - j0));
+        breathe(p.tile_work());
         distances(p, s.x, s.x_norm, j0, n, s.tile);
         if (fused) {
             const auto& part = p.kernel->parts[0];
@@ -136,6 +139,7 @@ template <bool Value, class T> void gradient_rows(const Problem<T>& p, int64_t i
     const bool no_own_slope = p.exclude_self || (p.form != Form::differences && p.x == p.y && p.N == p.M);
     for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, p.M - j0));
+        breathe(p.tile_work());
         distances(p, s.x, s.x_norm, j0, n, s.tile);
         evaluate<1, Shift::none>(*p.kernel, s.tile, Shifts<T>{}, n, f);
         drop_self(p, i0, j0, n, s.value);
@@ -252,6 +256,7 @@ template <class T> void log_rows(const Problem<T>& p, int64_t i0, bool average, 
     std::fill(s.reference, s.reference + R<T>, masked<T>);
     for (int64_t j0 = 0; j0 < p.M; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, p.M - j0));
+        breathe(p.tile_work());
         const T* value = nullptr;
         for (bool again = j0 == 0 || p.far;; again = true) {
             if (!direct || again) distances(p, s.x, s.x_norm, j0, n, s.tile);

@@ -109,6 +109,7 @@ template <class T> struct SymmetricScratch {
 template <bool TwoSided, class T>
 void symmetric_tile(const Problem<T>& p, const SymmetricPlan<T>& plan, int64_t i0, int64_t j0, int n, T* out,
                     SymmetricScratch<T>& s) {
+    breathe(p.tile_work());
     for (int64_t d = 0; d < p.D; d++) std::copy_n(plan.positions + d * plan.padded + i0, R<T>, s.x + d * R<T>);
     distances(p, s.x, plan.norms + i0, j0, n, s.tile);
     const T *row_weight = plan.weight + i0, *weight = plan.weight + j0, *y = p.y_rows + j0 * p.stride;

@@ -96,10 +96,8 @@ struct PrimalDualReport {
 class PrimalDual {
   public:
     virtual ~PrimalDual() = default;
-    // Iterations first, ..., first + count - 1; stops early where a loss is not finite, or `interrupted` says so (it is
-    // asked after each iteration).
-    virtual PrimalDualReport run(int64_t first, int64_t count, int threads,
-                                 const std::function<bool()>& interrupted) = 0;
+    // Iterations first, ..., first + count - 1; stops early where a loss is not finite.
+    virtual PrimalDualReport run(int64_t first, int64_t count, int threads) = 0;
     virtual void write_back() = 0;
 };
 

@@ -1,12 +1,11 @@
 // The loop itself: minibatches, critic ascents, map descents. Nothing is allocated once it has begun.
 #pragma once
-#include <omp.h>
-
 #include "mlp_tile.h"
 #include "philox.h"
 #include "primal_dual_batch.h"
 #include "primal_dual_density.h"
 #include "primal_dual_penalty.h"
+#include "team.h"
 
 namespace gwf::GWF_ISA {
 
@@ -31,9 +30,9 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
         plan();
     }
 
-    PrimalDualReport run(int64_t first, int64_t count, int threads, const std::function<bool()>& interrupted) override {
+    PrimalDualReport run(int64_t first, int64_t count, int threads) override {
         PrimalDualReport report;
-        threads_ = std::max(1, std::min<int>(threads, int(chunks_at_most)));
+        threads_ = std::max(1, std::min({threads, available_threads(), int(chunks_at_most)}));
         reserve_threads();
         const FlushDenormals flush;
         AdamSettings critic_adam = p_.adam;
@@ -56,7 +55,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             }
             report.iterations++;
             report.mean_map_loss += (report.map_loss - report.mean_map_loss) / double(report.iterations);
-            if (!std::isfinite(report.map_loss) || !std::isfinite(report.critic_loss) || interrupted()) break;
+            if (!std::isfinite(report.map_loss) || !std::isfinite(report.critic_loss)) break;
         }
         return report;
     }
@@ -91,6 +90,8 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     // Tiles and chunks follow from the sizes alone, so that the sums do not depend on the threads.
     void plan() {
         const int64_t bytes = row_bytes(map_) + row_bytes(critic_);
+        for (const auto* net : {&map_, &critic_})
+            for (const auto& layer : net->layers) row_work_ += double(layer.out_stride) * double(layer.in) / 4;
         const int64_t largest = std::clamp<int64_t>(tile_budget / bytes / 12 * 12, 48, 144);
         auto split = [&](int64_t rows, Side side, std::vector<Chunk>& chunks) {
             constexpr int64_t most = chunks_at_most / 2;
@@ -143,22 +144,19 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     // body(worker, chunk, its number) for all chunks
     template <class Body> void each_chunk(const std::vector<Chunk>& chunks, Body&& body) {
         const int64_t count = int64_t(chunks.size());
-        if (threads_ == 1) {
-            for (int64_t c = 0; c < count; c++) body(*workers_[0], chunks[size_t(c)], size_t(c));
-            return;
-        }
-#pragma omp parallel num_threads(threads_)
-        {
+        Team::form(threads_, [&](Team& team, int number) {
             const FlushDenormals flush;
-            Worker& worker = *workers_[size_t(omp_get_thread_num())];
-#pragma omp for schedule(dynamic)
-            for (int64_t c = 0; c < count; c++) body(worker, chunks[size_t(c)], size_t(c));
-        }
+            Worker& worker = *workers_[size_t(number)];
+            team.loop(count, 1, [&](int64_t c) { body(worker, chunks[size_t(c)], size_t(c)); });
+        });
     }
 
     template <class Body> void each_tile(const Chunk& chunk, Body&& body) const {
         const int64_t tile = tile_[size_t(chunk.side)];
-        for (int64_t r = chunk.begin; r < chunk.end; r += tile) body(r, std::min(tile, chunk.end - r));
+        for (int64_t r = chunk.begin; r < chunk.end; r += tile) {
+            breathe(double(tile) * row_work_);
+            body(r, std::min(tile, chunk.end - r));
+        }
     }
 
     // y_: what the critic sees of T(u)
@@ -373,6 +371,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
 
     PrimalDualProblem<T> p_;
     int64_t stride_, tile_[3] = {};
+    double row_work_ = 0;  // operations a row and pass
     TrainedNetwork<T> map_, critic_;
     TileDensity<T> density_;
     std::unique_ptr<Whitening<T>> whitening_;

@@ -1,12 +1,11 @@
 // Projection, sorting and back-projection, a tile of directions at a time: nothing of the size P x N is stored.
 // Every number is added in an order that does not depend on the number of threads.
 #pragma once
-#include <omp.h>
-
 #include <limits>
 #include <memory>
 
 #include "sliced_power.h"
+#include "team.h"
 
 namespace gwf::GWF_ISA {
 
@@ -33,23 +32,22 @@ template <class T> class SlicedTiles {
     }
 
     // Called by every thread of a team, with lines of its own.
-    void run(int64_t set, SortedSide<T>& a, SortedSide<T>& b, PowerLine<T>& power) {
+    void run(Team& team, int64_t set, SortedSide<T>& a, SortedSide<T>& b, PowerLine<T>& power) {
         const SlicedCall<T>& c = call_;
         const int64_t at_x = set * c.rows, at_y = set * c.columns;
         const int64_t rows = c.row_counts ? c.row_counts[set] : c.rows;
         const int64_t columns = c.column_counts ? c.column_counts[set] : c.columns;
         for (int64_t first = 0; first < c.directions; first += width_) {
             const int count = int(std::min<int64_t>(width_, c.directions - first));
-#pragma omp single
-            pack(c.theta + first * c.dim, count);
-            project(c.x + at_x * c.dim, rows, count, x_.data());
-            project(c.y + at_y * c.dim, columns, count, y_.data());
+            team.once([&] { pack(c.theta + first * c.dim, count); });
+            project(team, c.x + at_x * c.dim, rows, count, x_.data());
+            project(team, c.y + at_y * c.dim, columns, count, y_.data());
             if (c.x_tangent) {
-                project(c.x_tangent + at_x * c.dim, rows, count, x_tangent_.data());
-                project(c.y_tangent + at_y * c.dim, columns, count, y_tangent_.data());
+                project(team, c.x_tangent + at_x * c.dim, rows, count, x_tangent_.data());
+                project(team, c.y_tangent + at_y * c.dim, columns, count, y_tangent_.data());
             }
-#pragma omp for schedule(dynamic, 1)
-            for (int t = 0; t < count; t++) {
+            team.loop(count, 1, [&](int64_t t) {
+                breathe(20 * double(rows + columns));
                 T *px = x_.data() + t * rows, *py = y_.data() + t * columns;
                 a.sort(px, c.x_tangent ? x_tangent_.data() + t * rows : nullptr,
                        c.row_weights ? c.row_weights + at_x : nullptr, rows);
@@ -65,21 +63,20 @@ template <class T> class SlicedTiles {
                     a.scatter_potential(x_potential_.data() + t * rows);
                     b.scatter_potential(y_potential_.data() + t * columns);
                 }
-            }
-            if (c.x_gradient) project_back(x_.data(), rows, count, c.x_gradient + at_x * c.dim, first == 0);
-            if (c.y_gradient) project_back(y_.data(), columns, count, c.y_gradient + at_y * c.dim, first == 0);
+            });
+            if (c.x_gradient) project_back(team, x_.data(), rows, count, c.x_gradient + at_x * c.dim, first == 0);
+            if (c.y_gradient) project_back(team, y_.data(), columns, count, c.y_gradient + at_y * c.dim, first == 0);
             if (wants_potentials()) {
-                add_up(x_potential_.data(), rows, count, c.x_potential + at_x, first == 0);
-                add_up(y_potential_.data(), columns, count, c.y_potential + at_y, first == 0);
+                add_up(team, x_potential_.data(), rows, count, c.x_potential + at_x, first == 0);
+                add_up(team, y_potential_.data(), columns, count, c.y_potential + at_y, first == 0);
             }
         }
-#pragma omp single
-        {
+        team.once([&] {
             clear(c.x_gradient, c.dim, at_x + rows, at_x + c.rows);
             clear(c.y_gradient, c.dim, at_y + columns, at_y + c.columns);
             clear(c.x_potential, 1, at_x + rows, at_x + c.rows);
             clear(c.y_potential, 1, at_y + columns, at_y + c.columns);
-        }
+        });
     }
 
   private:
@@ -115,21 +112,22 @@ template <class T> class SlicedTiles {
     }
 
     // out[i] (+)= scale sum_t potential[t, i]
-    void add_up(const double* potential, int64_t n, int count, double* out, bool fresh) {
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < n; i++) {
-            double sum = fresh ? 0.0 : out[i];
-            for (int t = 0; t < count; t++) sum += call_.scale * potential[t * n + i];
-            out[i] = sum;
-        }
+    void add_up(Team& team, const double* potential, int64_t n, int count, double* out, bool fresh) {
+        team.loop(n, block, [&](int64_t first) {
+            for (int64_t i = first; i < std::min(n, first + block); i++) {
+                double sum = fresh ? 0.0 : out[i];
+                for (int t = 0; t < count; t++) sum += call_.scale * potential[t * n + i];
+                out[i] = sum;
+            }
+        });
     }
 
     // out[t, i] = sum_d x[i, d] theta[t, d]
-    void project(const T* x, int64_t n, int count, T* out) {
-        const int64_t dim = call_.dim, blocks = (n + block - 1) / block;
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < blocks; item++)
-            for (int64_t i = item * block; i < std::min(n, (item + 1) * block); i += deep) {
+    void project(Team& team, const T* x, int64_t n, int count, T* out) {
+        const int64_t dim = call_.dim;
+        team.loop(n, block, [&](int64_t first) {
+            breathe(double(block) * double(dim) * tile_width / 8);
+            for (int64_t i = first; i < std::min(n, first + block); i += deep) {
                 const T* row[deep];
                 for (int r = 0; r < deep; r++) row[r] = x + std::min(i + r, n - 1) * dim;
                 vec<T> sum[deep][across];
@@ -155,20 +153,21 @@ template <class T> class SlicedTiles {
                 for (int t = 0; t < count; t++)
                     for (int r = 0; r < valid; r++) out[t * n + i + r] = buffer[r][t];
             }
+        });
     }
 
     // out[i, d] (+)= sum_t g[t, i] theta[t, d]
-    void project_back(const T* g, int64_t n, int count, T* out, bool fresh) {
-        const int64_t blocks = (n + block - 1) / block;
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < blocks; item++)
-            for (int64_t i = item * block; i < std::min(n, (item + 1) * block); i += 6) {
-                const int64_t end = std::min({n, (item + 1) * block});
+    void project_back(Team& team, const T* g, int64_t n, int count, T* out, bool fresh) {
+        team.loop(n, block, [&](int64_t first) {
+            const int64_t end = std::min(n, first + block);
+            breathe(double(block) * double(padded_) * count / 8);
+            for (int64_t i = first; i < end; i += 6) {
                 int64_t d = 0;
                 for (; d + 4 * lanes<T> <= padded_; d += 4 * lanes<T>)
                     back_block<4>(g, n, count, out, fresh, i, end, d);
                 for (; d < padded_; d += lanes<T>) back_block<1>(g, n, count, out, fresh, i, end, d);
             }
+        });
     }
 
     template <int V>
@@ -214,28 +213,27 @@ template <class T> class SlicedTiles {
 };
 
 template <class T> void run_sliced(const SlicedCall<T>& call) {
-    const int threads = omp_get_max_threads();
+    const int threads = available_threads();
     if (call.batch == 1) {
         SlicedTiles<T> tiles(call);
         const int64_t work = (call.rows + call.columns) * call.directions;
-#pragma omp parallel num_threads(threads) if (work > 40000)
-        {
+        Team::form(work > 40000 ? threads : 1, [&](Team& team, int) {
             SortedSide<T> a, b;
             PowerLine<T> power;
-            tiles.run(0, a, b, power);
-        }
+            tiles.run(team, 0, a, b, power);
+        });
         return;
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t set = 0; set < call.batch; set++) {
-#pragma omp parallel num_threads(1)
-        {
-            SlicedTiles<T> tiles(call);
-            SortedSide<T> a, b;
-            PowerLine<T> power;
-            tiles.run(set, a, b, power);
-        }
-    }
+    Team::form(threads, [&](Team& team, int) {
+        team.loop(call.batch, 1, [&](int64_t set) {
+            Team::form(1, [&](Team& alone, int) {
+                SlicedTiles<T> tiles(call);
+                SortedSide<T> a, b;
+                PowerLine<T> power;
+                tiles.run(alone, set, a, b, power);
+            });
+        });
+    });
 }
 
 }  // namespace gwf::GWF_ISA

@@ -5,6 +5,7 @@
 #pragma once
 #include "simd/math.h"
 #include "sliced_line.h"
+#include "team.h"
 
 namespace gwf::GWF_ISA {
 
@@ -71,6 +72,7 @@ template <class T> class PowerLine {
                  int64_t first, int64_t end, int64_t step) {
         constexpr double log2_e = 1.4426950408889634, nothing = 40;  // exp(-40) of a charge is rounding
         std::fill(state_.begin(), state_.end(), 0.0);
+        double unheard = 0;
         size_t active = 0;  // nodes whose exponentials reach from the points before to here
         for (int64_t a = first; a != end;) {
             int64_t last = a;
@@ -83,6 +85,7 @@ template <class T> class PowerLine {
                 group += charge[last];
                 last += step;
             } while (last != end && at_[last] == at_[a]);
+            if ((unheard += 8 + double(active)) > 1e6) breathe(std::exchange(unheard, 0.0));
             if (last == end) break;
             const double gap = std::abs(at_[last] - at_[a]);
             const size_t before = active;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "simd/vector.h"
+#include "team.h"
 
 namespace gwf::GWF_ISA {
 
@@ -56,6 +57,7 @@ template <class T> class Sorter {
             return from;
         }
         counts_.assign(size_t(passes) << digit_bits, 0);
+        breathe(20 * double(n));
         for (int64_t i = 0; i < n; i++) {
             from[i] = Keyed<T>::make(values[i], uint32_t(i));
             const uint64_t key = from[i].key();
@@ -64,6 +66,7 @@ template <class T> class Sorter {
         for (int p = 0; p < passes; p++) {
             uint32_t* next = counts_.data() + (size_t(p) << digit_bits);
             if (int64_t(next[digit(from[0].key(), p)]) == n) continue;  // all have this digit
+            breathe(20 * double(n));
             uint32_t sum = 0;
             for (int r = 0; r < 1 << digit_bits; r++) sum += std::exchange(next[r], sum);
             for (int64_t i = 0; i < n; i++) to[next[digit(from[i].key(), p)]++] = from[i];

@@ -1,12 +1,11 @@
 // One line at a time: waves by recurrence, lanes over the points; powers by prefix sums over the sorted points.
 #pragma once
-#include <omp.h>
-
 #include <vector>
 
 #include "simd/math.h"
 #include "sliced_sort.h"
 #include "sliced_sum.h"
+#include "team.h"
 
 namespace gwf::GWF_ISA {
 
@@ -77,6 +76,7 @@ template <class T> class SlicedLine {
         partial_.assign(size_t(2 * modes) * lanes<T>, T(0));
         const int64_t blocks = int64_t(y.size()) / block;
         for (int64_t b = 0; b < blocks; b++) {
+            breathe(4 * double(block) * double(modes));
             V step_c[together], step_s[together], c[together], s[together];
 #pragma GCC unroll 4
             for (int v = 0; v < together; v++) {
@@ -130,6 +130,7 @@ template <class T> class SlicedLine {
 
     void evaluate(T* out) {
         for (int64_t i = 0; i < call_.rows; i += block) {
+            breathe(4 * double(block) * double(call_.modes));
             V step_c[together], step_s[together], c[together], s[together], sum[together];
 #pragma GCC unroll 4
             for (int v = 0; v < together; v++) {
@@ -155,6 +156,7 @@ template <class T> class SlicedLine {
     // above.
     void sorted(const Keyed<T>* targets, const Keyed<T>* sources, const T* weights, T* out) {
         const int count = int(call_.powers);
+        breathe(30 * double(call_.columns) + 100 * double(call_.rows));
         double below[most_powers] = {}, all[most_powers] = {}, at[most_powers] = {};
         auto add = [&](double* moments, const Keyed<T>& source) {
             double term = double(weights[source.index()]);
@@ -210,12 +212,10 @@ template <class T> class SlicedLine {
 
 template <class T> void run_sliced_sum(const SlicedSumCall<T>& call) {
     const int64_t work = call.lines * (call.rows + call.columns);
-#pragma omp parallel if (work > 20000)
-    {
+    Team::form(work > 20000 ? available_threads() : 1, [&](Team& team, int) {
         SlicedLine<T> line(call);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t l = 0; l < call.lines; l++) line.run(l);
-    }
+        team.loop(call.lines, 1, [&](int64_t l) { line.run(l); });
+    });
 }
 
 }  // namespace gwf::GWF_ISA

@@ -85,6 +85,7 @@ template <class T> double stein_rows(const SteinProblem<T>& p, int64_t i0, Stein
     double total = 0;
     for (int64_t j0 = i0 / TJ * TJ; j0 < p.N; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, p.N - j0));
+        breathe(3.0 * TJ * R<T> * double(p.D + 8));
         stein_tiles<2>(p, j0, n, s);
         const bool inside = j0 > i0 + R<T> && i0 + R<T> <= p.N;
         vec<T> sum[NB<T>] = {};
@@ -106,9 +107,11 @@ template <class T> double stein_rows(const SteinProblem<T>& p, int64_t i0, Stein
     return total * p.kernel->coefficient;
 }
 
-// The derivatives of sum_ij U_ij in x_i and s_i, each twice that of row i. With c = phi' s_i.s_j
-// - 2 phi'' ((s_i - s_j).d + D + 2) - 4 r^2 phi''':  dU/dx_i = 2 c d - 2 phi' (s_i - s_j),  dU/ds_i = phi s_j - 2 phi'
-// d.
+// The derivatives of sum_ij U_ij in x_i and s_i, each twice that of row i. A point with itself has d = 0 and
+// s_i - s_j = 0, and is left out of all that multiplies them: of products, |s_i|^2 phi' x_i would leave its rounding,
+// next to which other pairs may be nothing. Products serve where distances come from products. With
+//     c = phi' s_i.s_j - 2 phi'' ((s_i - s_j).d + D + 2) - 4 r^2 phi''',
+//     dU/dx_i = 2 c d - 2 phi' (s_i - s_j),  dU/ds_i = phi s_j - 2 phi' d.
 template <class T>
 void stein_gradient_rows(const SteinProblem<T>& p, int64_t i0, SteinScratch<T>& s, T* x_gradient, T* score_gradient) {
     gather_stein_rows(p, i0, s);
@@ -119,6 +122,7 @@ void stein_gradient_rows(const SteinProblem<T>& p, int64_t i0, SteinScratch<T>& 
       *f1_one = c_one + R<T>;
     for (int64_t j0 = 0; j0 < p.N; j0 += TJ) {
         const int n = int(std::min<int64_t>(TJ, p.N - j0));
+        breathe(3.0 * TJ * R<T> * double(p.D + 8));
         stein_tiles<3>(p, j0, n, s);
         for (int j = 0; j < n; j++) GWF_LANES {
                 const int64_t at = int64_t(j) * R<T> + k * lanes<T>;
@@ -128,26 +132,34 @@ void stein_gradient_rows(const SteinProblem<T>& p, int64_t i0, SteinScratch<T>& 
                                  scale2 * (T(2) * f2 * (product.mixed + T(D + 2)) + T(4) * t * load(s.f[3] + at));
                 store(s.coefficient + at, c);
             }
-        for (int l = 0; l < R<T> && !p.diagonal; l++)
-            if (const int64_t j = i0 + l - j0; j >= 0 && j < n)
-                for (T* tile : {s.f[0], s.f[1], s.coefficient}) tile[j * R<T> + l] = 0;
+        if (!p.diagonal) drop_diagonal(i0, j0, n, s.f[0]);
+        drop_diagonal(i0, j0, n, s.f[1]);
+        drop_diagonal(i0, j0, n, s.coefficient);
         const T *x = p.sets[0]->rows + j0 * D, *score = p.sets[1]->rows + j0 * D;
+        sum_channels(s.f[0], score, D, D, n, f0_s);
+        if (!p.dot) {
+            sum_differences(s.coefficient, s.x[0], x, int(D), D, n, c_x);
+            sum_differences(s.f[1], s.x[0], x, int(D), D, n, f1_x);
+            sum_differences(s.f[1], s.x[1], score, int(D), D, n, f1_s);
+            continue;
+        }
         sum_channels(s.coefficient, x, D, D, n, c_x);
         sum_channels(s.f[1], x, D, D, n, f1_x);
         sum_channels(s.f[1], score, D, D, n, f1_s);
-        sum_channels(s.f[0], score, D, D, n, f0_s);
         sum_channels<T>(s.coefficient, nullptr, 0, 1, n, c_one);
         sum_channels<T>(s.f[1], nullptr, 0, 1, n, f1_one);
     }
     const double scale = p.kernel->scale, beta = p.score_scale, factor = 2 * p.kernel->coefficient;
+    auto difference = [&](T row, T one, T sum) { return double(p.dot ? row * one - sum : sum); };
     for (int64_t l = 0; l < std::min<int64_t>(R<T>, p.N - i0); l++)
         for (int64_t d = 0; d < D; d++) {
             const int64_t at = d * R<T> + l;
-            const T f1_dx = s.x[0][at] * f1_one[l] - f1_x[at], f1_ds = s.x[1][at] * f1_one[l] - f1_s[at];
-            const T c_dx = s.x[0][at] * c_one[l] - c_x[at];
+            const double c_dx = difference(s.x[0][at], c_one[l], c_x[at]);
+            const double f1_dx = difference(s.x[0][at], f1_one[l], f1_x[at]);
+            const double f1_ds = difference(s.x[1][at], f1_one[l], f1_s[at]);
             const int64_t out = (i0 + l) * D + d;
-            x_gradient[out] = T(factor * (2 * scale * double(c_dx) - 2 * scale * scale / beta * double(f1_ds)));
-            score_gradient[out] = T(factor * (double(f0_s[at]) / beta - 2 * scale * double(f1_dx)));
+            x_gradient[out] = T(factor * (2 * scale * c_dx - 2 * scale * scale / beta * f1_ds));
+            score_gradient[out] = T(factor * (double(f0_s[at]) / beta - 2 * scale * f1_dx));
         }
 }
 
@@ -184,18 +196,16 @@ template <class T> bool stein_element(const SteinCall<T>& call, const KernelForm
     const bool dot = D >= 8 && kernel.smooth && largest * kernel.sharpest <= T(11.5);
     SteinProblem<T> p{&kernel, N, D, call.diagonal, dot, beta, {&points, &scores, &sums}};
     std::vector<double> partial(size_t(blocks), 0.0);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
+    Team::form(threads, [&](Team& team, int) {
         const FlushDenormals flush;
         Arena<T> memory(SteinScratch<T>::size(D));
         SteinScratch<T> s(memory, D);
-#pragma omp for schedule(dynamic)
-        for (int64_t block = 0; block < blocks; block++) {
+        team.loop(blocks, 1, [&](int64_t block) {
             if (call.total) partial[size_t(block)] = stein_rows(p, block * R<T>, s);
             if (call.x_gradient)
                 stein_gradient_rows(p, block * R<T>, s, call.x_gradient + b * N * D, call.score_gradient + b * N * D);
-        }
-    }
+        });
+    });
     if (call.total) {
         call.total[b] = 0;
         for (const double sum : partial) call.total[b] += sum;
@@ -223,9 +233,9 @@ inline void run_stein_wider(const SteinCall<double>&, int64_t) {}
 template <class T> void run_stein(const SteinCall<T>& call) {
     const KernelForms<T> forms(call.kernel);
     const double work = double(call.points) * double(call.points) * (double(call.dim) + 1);
-    const int available = omp_in_parallel() ? 1 : omp_get_max_threads();
+    const int threads = work < serial_below ? 1 : available_threads();
     for (int64_t b = 0; b < call.batch; b++)
-        if (!stein_element(call, forms, b, work < serial_below ? 1 : available)) run_stein_wider(call, b);
+        if (!stein_element(call, forms, b, threads)) run_stein_wider(call, b);
 }
 
 }  // namespace gwf::GWF_ISA

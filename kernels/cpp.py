@@ -8,6 +8,7 @@ tuple doubles its price.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 
 import torch  # loaded first: its OpenMP runtime serves the extension too, so that one thread pool does all
@@ -20,6 +21,11 @@ except ImportError as error:
         "gwf_fast._cpu, the compiled CPU backend, is missing or broken: install the package again with "
         f"`pip install -e .` or `pip install .`, with a C++20 compiler at hand ({error})"
     ) from error
+
+if hasattr(os, "register_at_fork"):
+    # The extension tells OpenMP that a forked child has one thread (csrc/team.cpp). MKL, which torch takes exponentials
+    # from, goes by a number of its own and would wait for threads that are not there.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(torch.get_num_threads()))
 
 _SUM, _GRADIENT, _SUM_GRADIENT, _LOGSUMEXP, _AVERAGE, _JET = (
     int(getattr(_cpu.Reduction, name)) for name in ("sum", "gradient", "sum_gradient", "logsumexp", "average", "jet")

@@ -24,7 +24,7 @@ class GradualUnderflow {
     GradualUnderflow& operator=(const GradualUnderflow&) = delete;
 };
 
-// Runs what signals have asked for, and throws where that raised, as Ctrl-C does.
+// Runs what signals have asked for, and throws where that raised, as Ctrl-C does; for check_interruption of team.h.
 inline void check_signals() {
     const pybind11::gil_scoped_acquire lock;
     const GradualUnderflow python;

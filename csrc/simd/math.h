@@ -86,11 +86,13 @@ template <bool minus_x, class V> GWF_INLINE V exp2_any(V x) {
     const V f = bounded - (shifted - C::magic);
     return zero_below(exp2_fraction(f) * exp2_integer(shifted), x, splat(C::lowest));
 }
-template <class V> GWF_INLINE V scale_by_exp2(V a, V n) {  // n an integer
+// n an integer. In two steps: a 2**n may be a number where 2**n alone is none.
+template <class V> GWF_INLINE V scale_by_exp2(V a, V n) {
     using T = scalar_t<V>;
     using C = exp2_constants<T>;
-    const V bounded = smaller(splat(C::highest), n);
-    return zero_below(a * exp2_integer(bounded + C::magic), n, splat(C::lowest));
+    const V bounded = larger(splat(2 * C::lowest), smaller(splat(2 * C::highest), n));
+    const V half = (bounded * T(0.5) + C::magic) - C::magic;
+    return (a * exp2_integer(half + C::magic)) * exp2_integer((bounded - half) + C::magic);
 }
 #endif
 
@@ -113,21 +115,23 @@ template <class V> GWF_INLINE V times_exp2(V value, V shift) { return value * ex
 
 // ---- e^x and its kin ----------------------------------------------------------------------------------------
 
-// e^x = scale (1 + rest) with scale a power of two and rest of full relative accuracy near x = 0
+// e^x = 2 half (1 + rest) with half a power of two and rest of full relative accuracy near x = 0. Half of it, because
+// the largest numbers are below their nearest power of two.
 template <class V> struct Exponential {
-    V scale, rest;
-    GWF_INLINE V value() const { return scale + scale * rest; }
-    GWF_INLINE V minus_one() const { return (scale - scalar_t<V>(1)) + scale * rest; }
+    using T = scalar_t<V>;
+    V half, rest;
+    GWF_INLINE V value() const { return T(2) * (half + half * rest); }
+    GWF_INLINE V minus_one() const { return T(2) * ((half - T(0.5)) + half * rest); }
 };
 
 template <class V> GWF_INLINE Exponential<V> exponential(V x) {
     using T = scalar_t<V>;
     constexpr bool single = sizeof(T) == 4;
-    constexpr T bound = single ? T(104) : T(746);  // e^-bound is 0, and e^bound overflows
+    constexpr T least = single ? T(-104) : T(-746), most = single ? T(89) : T(710);  // 0 and infinity
     constexpr T log2e = T(1.4426950408889634), magic = exp2_constants<T>::magic;
     constexpr T ln2_high = single ? T(0.693359375) : T(0.69314718055966295651160180568695068359375);
     constexpr T ln2_low = single ? T(-2.12194440e-4) : T(2.8235290563031577122588448175013436025525412068e-13);
-    const V bounded = larger(splat(-bound), smaller(splat(bound), x));
+    const V bounded = larger(splat(least), smaller(splat(most), x));
     const V n = (bounded * log2e + magic) - magic;
     const V r = (bounded - n * ln2_high) - n * ln2_low;
     // exp2_constants<float> trade the last bit for one term less; a network's sums would show it
@@ -148,7 +152,7 @@ template <class V> GWF_INLINE Exponential<V> exponential(V x) {
         for (int i = terms - 2; i >= 0; i--) rest = rest * f + c[i];
         rest *= f;
     }
-    return {scale_by_exp2(splat(T(1)), n), rest};
+    return {scale_by_exp2(splat(T(0.5)), n), rest};
 }
 
 // ---- roots and inverses --------------------------------------------------------------------------------------
@@ -252,10 +256,12 @@ template <class V> GWF_INLINE V pow0(V t, V e) {
     const V bound = splat(tiny<T>);
     V n;
     const V l = log2_parts(larger(bound, t), n);
-    const V product = e * n;  // large; its rounding error is kept
-    const V error = e * n - product;
-    const V whole = (product + exp2_constants<T>::magic) - exp2_constants<T>::magic;
-    const V rest = (product - whole) + (e * l + error);
+    const V product = rounded(V(e * n));  // large; its rounding error is kept
+    const V part = e * l + (e * n - product);
+    constexpr T most = 3 * exp2_constants<T>::highest;  // beyond which the power is infinite or 0
+    const V bounded = larger(splat(-most), smaller(splat(most), V(product + part)));
+    const V whole = (bounded + exp2_constants<T>::magic) - exp2_constants<T>::magic;
+    const V rest = (product - whole) + part;
     const V power = zero_below(scale_by_exp2(exp2_any<false>(rest), whole), t, bound);
     return t < infinite<V> ? power : e[0] > T(0) ? t : V(T(1) / t);  // infinity, and NaN, which passes
 }
