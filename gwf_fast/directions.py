@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._validation import check_kind
+from .randomness import own_generator
 
 SAMPLINGS = ("normal", "orthogonal", "quasi")
 _SOBOL_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
@@ -19,6 +20,7 @@ def draw_directions(n: int, like: Tensor, sampling: str, generator: torch.Genera
     "normal": independent. "orthogonal": blocks of D orthogonal ones (Rowland et al. 2019). "quasi": in two dimensions
     equal angles, turned at random; beyond, scrambled Sobol points through the normal quantile (Nguyen et al. 2024).
     """
+    generator = own_generator(like.device) if generator is None else generator
     dim, options = like.shape[-1], {"dtype": torch.float64, "device": like.device, "generator": generator}
     if sampling == "quasi" and dim == 2:
         angle = (torch.arange(n, dtype=torch.float64, device=like.device) + torch.rand((), **options)) * (math.pi / n)  # type: ignore[call-overload]

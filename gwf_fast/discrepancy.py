@@ -16,7 +16,7 @@ from ._validation import check_companion, check_pair, check_points
 from .ambient import entry
 from .ops.modes import is_concrete
 from .pairwise import kernel_average, kernel_logsumexp
-from .passes import centre_of, scaled_passes
+from .passes import centre_of, over, scaled_passes
 from .radial import Gaussian, Kernel, Riesz
 
 
@@ -132,7 +132,7 @@ def parzen_score(
     u = x - centre
     v = u if x is y else y - centre
     shifted = kernel_average(u, v, kernel=kernel, exclude_self=exclude_self, backend=backend)
-    return (shifted - u) / bandwidth**2
+    return over(shifted - u, bandwidth**2)
 
 
 MEDIAN_SAMPLE = 2048

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gwf_fast.ops.dispatch import BACKENDS
+from gwf_fast.randomness import own_generator
 
 
 @functools.cache
@@ -43,8 +44,8 @@ class Draws:
 
     @classmethod
     def from_torch(cls) -> Draws:
-        """Seeded by torch's global generator."""
-        return cls(int(torch.randint(2**62, ())))
+        """Seeded by the generator of the block, or torch's own."""
+        return cls(int(torch.randint(2**62, (), generator=own_generator(torch.device("cpu")))))
 
     def begin(self, iteration: int) -> None:
         """Start an iteration: the next draw is its first."""

@@ -16,7 +16,7 @@ from gwf_fast.drift.loss import drifting_loss
 from gwf_fast.drifting_state import DriftingState
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.graph import Recorder, Repeated, plain_attributes
-from gwf_fast.randomness import seed_step
+from gwf_fast.randomness import Redirected, asked, own_generator, seed_step, seeded
 from gwf_fast.rates import Rates
 from gwf_fast.samples import ASKED, Target, draw_target, is_asked
 
@@ -47,6 +47,7 @@ class DriftingLoop:
         self._model, self._state, self._target, self._first = model, state, target, state.step
         self._like = like = next(state.generator.parameters())
         self._device = device = like.device
+        self._network = Redirected.where_needed(state.generator)
         self._parameters = [p for p in state.generator.parameters() if p.requires_grad]
         self._report = torch.zeros((2, MOST), dtype=torch.float64, device=device)  # |V|^2; whether something failed
         self._position = torch.zeros(1, dtype=torch.int64, device=device)  # in the report
@@ -62,7 +63,7 @@ class DriftingLoop:
             total=n_steps - state.step,
             refusal=self._refusal(),
             record=record,
-            begin=lambda number: seed_step(model.seed, self._first + number + 1),
+            begin=lambda number: seed_step(model.seed, self._first + number + 1, device),
             settings=lambda: plain_attributes([state.generator]),
         )
         self._has_warned = record is not None  # in a test
@@ -80,7 +81,7 @@ class DriftingLoop:
             NonFiniteError: If a drift or a gradient is NaN or infinite; the parameters are those before that update.
         """
         start, state = time.perf_counter(), self._state
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+        with seeded(self._model.seed, self._first, self._device):  # and anew in each update
             self._repeated(count)
         sizes, failed = self._report[:, :count].tolist()
         self._position.zero_()
@@ -119,12 +120,13 @@ class DriftingLoop:
 
     def _advance(self, number: int) -> None:
         model, state, like = self._model, self._state, self._like
-        z = torch.randn(model.batch_size, model.latent_dim, dtype=like.dtype, device=like.device)
-        x = state.generator(z)
+        options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+        z = torch.randn(model.batch_size, model.latent_dim, generator=own_generator(like.device), **options)
+        x = self._network(z)
         if x.shape != (model.batch_size, model.dim):
             raise ValueError(f"generator: expected samples {[model.batch_size, model.dim]}, got {list(x.shape)}")
         y = draw_target(self._target, model.n_targets).to(like)
-        velocity, size = _velocity(state.drift(x.detach(), y))
+        velocity, size = _velocity(asked(state.drift, x.detach(), y))
         loss = drifting_loss(x, _normalized(velocity))
         found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         for parameter, gradient in zip(self._parameters, found, strict=True):

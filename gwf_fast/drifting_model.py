@@ -24,7 +24,7 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.nn import MLP
 from gwf_fast.optimizer_state import restore_optimizer
 from gwf_fast.progress import progress as shown_progress
-from gwf_fast.randomness import seeded
+from gwf_fast.randomness import asked, redirected, seeded
 from gwf_fast.run_folder import RunFolder
 from gwf_fast.samples import Target, check_target, draw_target
 from gwf_fast.training import SCHEDULES
@@ -102,7 +102,7 @@ class DriftingModel:
         self.betas = (float(betas[0]), float(betas[1]))
         self.ema = ema
         self.seed = int(seed)
-        with seeded(self.seed, 0, torch.device("cpu")):
+        with seeded(self.seed, 0, torch.device("cpu")), redirected():
             function = self._new_drift()
             if drift in KINDS and drift != "critic":
                 with warnings.catch_warnings():
@@ -113,8 +113,8 @@ class DriftingModel:
     def init(self, like: Tensor) -> DriftingState:
         """The state before the first update, on the device and in the precision of ``like``."""
         with seeded(self.seed, 0, like.device):
-            generator = self._new_generator().to(like)
-            drift = self._new_drift()
+            generator = asked(self._new_generator).to(like)
+            drift = asked(self._new_drift)
         parameters = [p for p in generator.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=True)
         average = None if self.ema is None else copy.deepcopy(generator)
@@ -247,7 +247,8 @@ class DriftingModel:
         if evaluate is not None:
             device = next(state.generator.parameters()).device
             with seeded(self.seed, f"{state.step}/evaluate", device):
-                value = float(evaluate(self._result(state).sample(self.batch_size)))
+                samples = self._result(state).sample(self.batch_size)
+                value = float(asked(evaluate, samples))
         record = DriftingRecord(state.step, sum(state.pending) / len(state.pending), value, state.seconds)
         state.history.append(record)
         state.pending.clear()

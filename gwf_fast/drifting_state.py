@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gwf_fast.ambient import entry
 from gwf_fast.drift.learned import is_stateful
 from gwf_fast.optimizer_state import optimizer_tensors
+from gwf_fast.randomness import own_generator
 
 Drift = Callable[[Tensor, Tensor], Any]
 """(x [N, D], y [M, D]) -> velocity [N, D], or a ``MultiDrift``."""
@@ -89,6 +90,7 @@ class DriftingResult:
     def sample(self, n: int) -> Tensor:
         """n new samples [n, D], their noise from torch's global generator."""
         parameter = next(self.generator.parameters())
-        z = torch.randn(n, self.latent_dim, dtype=parameter.dtype, device=parameter.device)
+        options: dict[str, Any] = {"dtype": parameter.dtype, "device": parameter.device}
+        z = torch.randn(n, self.latent_dim, generator=own_generator(parameter.device), **options)
         with torch.no_grad():
             return self.generator(z)

@@ -20,6 +20,7 @@ from gwf_fast.interaction import interaction_velocity
 from gwf_fast.pairwise import kernel_sum
 from gwf_fast.potentials import Gaussian
 from gwf_fast.radial import Kernel
+from gwf_fast.randomness import own_generator
 
 MARGIN = 1.15
 """Radius of the ellipsoid of the entropy's critic, in units of the farthest particle's: what a JKO step may use up."""
@@ -97,10 +98,11 @@ class Ellipsoid:
         return self.gaussian.whiten(x) * (math.sqrt(x.shape[-1]) / self.radius)
 
     def sample(self, n: int) -> Tensor:
-        """n points, uniform, from torch's global generator, [n, D]."""
+        """n points, uniform, from the generator of the run or torch's global one, [n, D]."""
         mean = self.gaussian.mean
         # The first D of D + 2 coordinates of a uniform point on a sphere are uniform in the ball.
-        w = torch.randn(n, len(mean) + 2, dtype=mean.dtype, device=mean.device)
+        generator = own_generator(mean.device)
+        w = torch.randn(n, len(mean) + 2, dtype=mean.dtype, device=mean.device, generator=generator)
         return self.gaussian.colour((w / w.norm(dim=1, keepdim=True))[:, :-2] * self.radius)
 
 

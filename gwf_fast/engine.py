@@ -33,7 +33,7 @@ class StepProblem:
     In a composition the input is the anchor; a generator's inputs are its noise u, and its anchors are G_k(u).
 
     The engine updates map, critic and both optimisers in place. Minibatches come from ``Draws.from_torch()``, all other
-    random draws from torch's global generator, which the caller has seeded for this step.
+    random draws from the generator that the caller has seeded for this step (``randomness.py``).
 
     Attributes:
         functional: F.

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from gwf_fast.nn import MLP
+from gwf_fast.randomness import asked
 
 
 def default_map(dim: int, inputs: int | None = None) -> MLP:
@@ -42,8 +43,8 @@ def make_module(template: nn.Module | Callable[[], nn.Module], name: str) -> nn.
         TypeError: If that isn't a module; names the argument ``name``.
     """
     if type(template) is MLP and not is_changed(template):
-        return MLP(**template.config)  # new weights for each, drawn from the flow's own generator
-    module = copy.deepcopy(template) if isinstance(template, nn.Module) else template()
+        return asked(lambda: MLP(**template.config))  # new weights for each, drawn from the flow's own generator
+    module = copy.deepcopy(template) if isinstance(template, nn.Module) else asked(template)
     if not isinstance(module, nn.Module):
         raise TypeError(f"{name}: expected a torch.nn.Module or a callable that makes one, got {type(module).__name__}")
     return module

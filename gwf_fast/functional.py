@@ -22,7 +22,9 @@ from typing_extensions import override
 from gwf_fast.descent import descent_direction
 from gwf_fast.divergences import divergence, tame_exp
 from gwf_fast.draws import Draws
+from gwf_fast.errors import NonFiniteError
 from gwf_fast.potentials import POTENTIALS, Gaussian
+from gwf_fast.randomness import asked
 from gwf_fast.samples import Target, check_target, draw_target, matched
 
 
@@ -44,9 +46,9 @@ class Functional:
         return None
 
     def draw(self, n: int, reference: Any, draws: Draws | None = None) -> Any:
-        """n samples of Gamma in the variational form, by ``draws``, or torch's global generator where there is none.
+        """n samples of Gamma in the variational form, by ``draws``, or the block's generator where there is none.
 
-        None if there is no Gamma. A target that is a callable uses torch's global generator in any case.
+        None if there is no Gamma. A target that is a callable is given the block's in any case.
         """
         return None
 
@@ -76,6 +78,9 @@ class Functional:
         if not self.needs_critic:
             raise NotImplementedError(f"{type(self).__name__} has no explicit step")
         return descent_direction(lambda rows: self.map_objective(critic, rows, None, reference), x)
+
+    def check_moves(self, before: Tensor, moved: Tensor, step_size: float) -> None:
+        """Raise NonFiniteError where a step of size a took a particle where no minimiser would; both [N, D]."""
 
     def __add__(self, other: Functional) -> Sum:
         if not isinstance(other, Functional):
@@ -159,6 +164,11 @@ class Sum(Functional):
         return _total(c * t.value(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
 
     @override
+    def check_moves(self, before: Tensor, moved: Tensor, step_size: float) -> None:
+        for coefficient, term in self.terms:
+            term.check_moves(before, moved, step_size * coefficient)
+
+    @override
     def velocity(self, x: Tensor, particles: Tensor, critic: nn.Module | None, reference: Any) -> Tensor:
         each = self._each(critic, (None,) * len(self.terms), reference)
         return _total(c * t.velocity(x, particles, h, ri) for c, t, h, _, ri in each)
@@ -240,6 +250,28 @@ class KL(Functional):
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         v = raw_output(critic, reference.whiten(x))
         return (v + reference.log_density(x) - self.log_q(x)).mean()
+
+    @override
+    def check_moves(self, before: Tensor, moved: Tensor, step_size: float) -> None:
+        """Particles thrown out of the cloud, in a run that is otherwise unsuspicious.
+
+        Outside the samples nothing holds the map: log mu falls as r^2 / (2 s^2) there, s the narrowest spread of P_k,
+        and the critic, which should make up for it, is linear. Where 1 / s^2 exceeds 1 / a and the curvature of
+        -log Q, few particles that come outside are drawn on, to 10^4 within some steps. At a minimiser
+        |T x - x|^2 / (2 a) + log P(T x) - log Q(T x) does not exceed what it is at rest, so that the transport and
+        -log Q may rise by no more than log P can fall.
+        """
+        costs = (moved - before).square().sum(-1) / (2 * step_size)
+        rows = costs.topk(min(len(costs), _FARTHEST)).indices
+        x, tx = before[rows], moved[rows]
+        with torch.no_grad():
+            rises = costs[rows] + self.log_q(x) - self.log_q(tx)
+        worst = int(rises.nan_to_num(-math.inf).argmax())
+        if rises[worst] > 100 + 20 * x.shape[1]:
+            raise NonFiniteError(
+                f"a particle was thrown from {_shown(x[worst])} to {_shown(tx[worst])}, where -log Q and the transport"
+                f" are {float(rises[worst]):.3g} more than at rest; try a larger batch_size or a smaller lr"
+            )
 
     @override
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -348,8 +380,18 @@ def raw_output(critic: nn.Module | None, x: Tensor) -> Tensor:
     return v
 
 
+_FARTHEST = 4096
+"""Particles that a step is judged by: those that it moved most."""
+
+
+def _shown(point: Tensor) -> str:
+    numbers = [f"{value:.4g}" for value in point[:4].tolist()]
+    return "(" + ", ".join([*numbers, "..."][: 5 if len(point) > 4 else len(point)]) + ")"
+
+
 def _evaluate(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:
-    out = function(x)
+    is_ours = isinstance(getattr(function, "__self__", None), POTENTIALS)
+    out = function(x) if is_ours else asked(function, x)
     if not isinstance(out, Tensor) or out.shape != x.shape[:-1]:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"{name}: expected a tensor of shape {list(x.shape[:-1])} for x {list(x.shape)}, got {got}")

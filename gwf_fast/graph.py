@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gwf_fast.randomness import own_generator
+
 WARM_UP = 2
 """Iterations before one is watched: what is compiled, allocated or copied to the device once is done by then."""
 
@@ -255,14 +257,19 @@ def _is_near(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _generator(device: torch.device) -> torch.Generator:
-    """PyTorch's own for a device."""
-    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    """What draws without a generator come from on a device."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index]
+    return own_generator(device) or torch.default_generator
 
 
 def _host_generators(device: torch.device) -> tuple[Any, ...]:
     """States of the generators that a capture knows nothing of."""
-    of_torch = b"" if device.type == "cpu" else torch.get_rng_state().numpy().tobytes()
-    return random.getstate(), of_torch
+    if device.type == "cpu":
+        return (random.getstate(),)
+    own = own_generator(torch.device("cpu"))
+    states = (torch.get_rng_state(), *([] if own is None else [own.get_state()]))
+    return random.getstate(), *(state.numpy().tobytes() for state in states)
 
 
 @functools.cache

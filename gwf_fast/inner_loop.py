@@ -12,6 +12,7 @@ from gwf_fast.draws import DeviceDraws, Draws
 from gwf_fast.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
 from gwf_fast.functional import terms_of
 from gwf_fast.graph import plain_attributes
+from gwf_fast.randomness import Redirected
 from gwf_fast.rates import Rates
 from gwf_fast.samples import ASKED, is_asked
 
@@ -40,8 +41,11 @@ class InnerLoop:
         is_averaged = training.ema is not None
         self._average = [p.detach().clone() for p in self._map_parameters] if is_averaged else []
         of_map, of_critic = training.dropouts
-        self._net = Thinned.of(problem.map, of_map, draws) if of_map else problem.map
-        self._critic = Thinned.of(critic, of_critic, draws) if of_critic and critic is not None else critic
+        network = Redirected.where_needed(problem.map)
+        self._net = Thinned.of(problem.map, of_map, draws) if of_map else network
+        self._critic = critic
+        if critic is not None:
+            self._critic = Thinned.of(critic, of_critic, draws) if of_critic else Redirected.where_needed(critic)
         optimizers = [problem.map_optimizer, problem.critic_optimizer]
         counter = draws.iteration.view(1) if isinstance(draws, DeviceDraws) else None
         schedule = training.rate, training.iterations, training.lr_schedule != "constant", counter

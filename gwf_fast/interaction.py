@@ -20,6 +20,7 @@ from ._validation import check_kind, check_pair, check_points
 from .ambient import entry
 from .ops.modes import is_concrete
 from .pairwise import kernel_gradient, kernel_sum
+from .passes import moved
 from .radial import Kernel
 
 
@@ -116,16 +117,16 @@ def forward_step(
         with torch.no_grad():
             return fused(step, out)
     if out is None:
-        return torch.add(x, kernel_gradient(x, sources, kernel=kernel, backend=backend, **method), alpha=scale)
+        return moved(x, kernel_gradient(x, sources, kernel=kernel, backend=backend, **method), scale)
     direct = method.get("method", "exact") == "exact" and kernel.spec is not None and is_concrete(x, sources, out)
     with torch.no_grad():
         if direct and out is not x and out.is_contiguous():
             u = x.reshape(-1, *x.shape[-2:])
             v = u if sources is x else sources.reshape(-1, *sources.shape[-2:])
             ops.pair_gradient_into(out.view(u.shape), u, v, kernel.spec, backend)
-            return torch.add(x, out, alpha=scale, out=out)
+            return moved(x, out, scale, out)
         velocity = kernel_gradient(x, sources, kernel=kernel, backend=backend, **method)
-        return torch.add(x, velocity, alpha=scale, out=out)
+        return moved(x, velocity, scale, out)
 
 
 # ---------------------------------------------------------------------------------------------- helpers
@@ -157,8 +158,8 @@ def _fused_step(
         if out is not None and out.is_contiguous():
             function(u, size, v, spec, out.view(flat))
             return out
-        moved = function(u, size, v, spec).view(x.shape)
-        return moved if out is None else out.copy_(moved)
+        there = function(u, size, v, spec).view(x.shape)
+        return there if out is None else out.copy_(there)
 
     return step
 

@@ -31,7 +31,7 @@ from gwf_fast.flow_networks import default_critic, default_map, make_module
 from gwf_fast.functional import Functional
 from gwf_fast.inner_loop import require_shape
 from gwf_fast.progress import progress as shown_progress
-from gwf_fast.randomness import seeded
+from gwf_fast.randomness import asked, seeded
 from gwf_fast.run_folder import RunFolder
 from gwf_fast.samples import batch
 from gwf_fast.schemes import SCHEMES, ForwardStep, fit_critic, require_finite, split
@@ -104,6 +104,7 @@ class JKOFlow:
         if scheme != "jko" and (is_generator or math.isinf(step_size)):
             reason = "parametrization='generator'" if is_generator else "an infinite step_size"
             raise ValueError(f"scheme: {scheme!r} moves the particles themselves; {reason} needs 'jko'")
+        self.seed = int(seed)
         self.functional = functional
         self._split = split(scheme, functional)
         self.dim = dim
@@ -112,10 +113,10 @@ class JKOFlow:
         self.scheme = scheme
         self.parametrization = parametrization
         self._source_dim = latent if is_generator else dim
-        self.map = default_map(dim, self._source_dim) if map is None else map
-        self.critic = default_critic(dim) if critic is None else critic
+        with seeded(self.seed, 0, torch.device("cpu")):
+            self.map = asked(default_map, dim, self._source_dim) if map is None else map
+            self.critic = asked(default_critic, dim) if critic is None else critic
         self.training = training or Training()
-        self.seed = int(seed)
         self.engine = engine
         engines.require_known(engine)
         explicit = self._split.explicit
@@ -136,7 +137,7 @@ class JKOFlow:
         with seeded(self.seed, 0, x0.device if isinstance(x0, Tensor) else torch.device("cpu")):
             if not isinstance(x0, Tensor) and not callable(x0):
                 raise TypeError(f"x0: expected a tensor [N, D] or a callable n -> samples, got {type(x0).__name__}")
-            source = x0 if isinstance(x0, Tensor) else x0(self.training.pool_size)
+            source = x0 if isinstance(x0, Tensor) else asked(x0, self.training.pool_size)
             self._check_source(source)
             source = source.detach()
             critic = self._new_critic()
@@ -166,7 +167,7 @@ class JKOFlow:
         with seeded(self.seed, k, state.particles.device):
             particles, latents = state.particles, state.latents
             if callable(x0) and state.step:
-                fresh = x0(self.training.pool_size)
+                fresh = asked(x0, self.training.pool_size)
                 self._check_source(fresh)
                 particles, latents = push(state.maps, fresh), None if latents is None else fresh
             critic = copy.deepcopy(state.critic)
@@ -345,7 +346,7 @@ class JKOFlow:
         return engines.resolve(self.engine, self._split.implicit, map, critic, self.training)
 
     def _new_critic(self) -> nn.Module | None:
-        return self.functional.build_critic(lambda: make_module(self.critic, "critic"))
+        return asked(self.functional.build_critic, lambda: make_module(self.critic, "critic"))
 
     def _optimizer(self, module: nn.Module, lr: float, carried: dict[str, Any] | None) -> torch.optim.Optimizer:
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -362,6 +363,7 @@ class JKOFlow:
         self, k: int, critic: nn.Module | None, reference: Any, before: Tensor, moved: Tensor, start: float
     ) -> StepRecord:
         require_finite(moved)
+        self.functional.check_moves(before, moved, self.step_size)
         w2 = (moved - before).square().sum(-1).mean().sqrt().item()
         if critic is not None:
             critic.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -27,6 +28,34 @@ def scaled_passes(
             yield u, u if same else (y - centre) / bandwidth, bandwidth, spec
 
 
+def times(t: Tensor, factor: float) -> Tensor:
+    """factor * t where the number may be out of the range of t's type, though the product is not."""
+    if _is_normal(t, factor):
+        return t * factor
+    root = math.sqrt(abs(factor))
+    return t * root * math.copysign(root, factor)
+
+
+def over(t: Tensor, divisor: float | Tensor) -> Tensor:
+    """t / divisor where the positive number may be out of the range of t's type, though the quotient is not."""
+    if isinstance(divisor, Tensor) or _is_normal(t, divisor):
+        return t / divisor
+    root = math.sqrt(divisor)
+    return t / root / root
+
+
+def moved(x: Tensor, velocity: Tensor, step: float, out: Tensor | None = None) -> Tensor:
+    """x + step * velocity; a step may be out of the range of the points' type."""
+    if _is_normal(x, step):
+        return torch.add(x, velocity, alpha=step, out=out)
+    return torch.add(x, times(velocity, step), out=out)
+
+
+def _is_normal(t: Tensor, number: float) -> bool:
+    limits = torch.finfo(t.dtype)
+    return number == 0 or limits.tiny <= abs(number) <= limits.max
+
+
 _SAMPLE = 256
 """Points that a centre is taken from; of larger sets, evenly spaced ones."""
 
@@ -34,8 +63,9 @@ _SAMPLE = 256
 def centre_of(y: Tensor, y_lengths: Tensor | None = None) -> Tensor:  # [*B, M, C] -> [*B, 1, C]
     """A point amid the sources, a constant: far from the origin, rounding spoils what is not a difference.
 
-    The median of each coordinate, which outliers do not move; of eight bits, so that it subtracts from points near it
-    without rounding. 0 where there is no such point.
+    The median of each coordinate, which outliers do not move, of eight bits less, so that it subtracts from points near
+    it without rounding. 0 where there is no such point, and where the cloud holds the origin: the last bits of points
+    near that decide the distance of close ones.
     """
     y = y.detach()
     m = y.shape[-2]
@@ -49,11 +79,13 @@ def centre_of(y: Tensor, y_lengths: Tensor | None = None) -> Tensor:  # [*B, M, 
         index = torch.arange(count, device=y.device) * y_lengths[..., None] // count  # [*B, count]
         sample = y.gather(-2, index[..., None].expand(*index.shape, y.shape[-1]))
     wide = torch.promote_types(y.dtype, torch.float32)
-    middle = sample.to(wide).sort(-2).values.select(-2, sample.shape[-2] // 2).unsqueeze(-2)
-    digits = 53 if wide == torch.float64 else 24
-    scaled = middle * (2.0 ** (digits - 8) + 1)
+    count = sample.shape[-2]
+    ordered = sample.to(wide).sort(-2).values
+    low, middle, high = (ordered.select(-2, at).unsqueeze(-2) for at in (count // 4, count // 2, 3 * count // 4))
+    scaled = middle * (2.0**8 + 1)
     short = (scaled - (scaled - middle)).to(y.dtype)  # the leading bits (Dekker 1971)
-    return torch.where(short.isfinite(), short, 0.0)
+    spread = torch.fmin(high - middle, middle - low)  # of both sides, of which one may be outliers or NaN
+    return torch.where(short.isfinite() & (middle.abs() > 8 * spread), short, 0.0)
 
 
 def exists(points: Tensor, lengths: Tensor) -> Tensor:  # [*B, N, 1]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from gwf_fast._validation import check_kind
 from gwf_fast.ambient import entry
 from gwf_fast.errors import NonFiniteError
+from gwf_fast.randomness import own_generator
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -79,6 +82,7 @@ class Gaussian:
     @entry
     def whiten(self, x: Tensor) -> Tensor:
         """Coordinates in which this distribution is N(0, I)."""
+        check_kind("x", x)
         return (x - self.mean) @ self._inverse.T
 
     @entry
@@ -93,8 +97,10 @@ class Gaussian:
 
     def sample(self, n: int) -> Tensor:
         """n independent samples, [n, D]."""
-        noise = torch.randn(n, len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
-        return self.colour(noise)
+        like = self.mean
+        return self.colour(
+            torch.randn(n, len(like), dtype=like.dtype, device=like.device, generator=own_generator(like.device))
+        )
 
     @entry
     def colour(self, w: Tensor) -> Tensor:
@@ -143,6 +149,7 @@ class GaussianMixture:
         return self.means.shape[1]
 
     def _log_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_kind("x", x)
         d = x.unsqueeze(-2) - self.means  # [*B, N, K, D]
         return d, self._log_w - d.square().sum(-1) / (2 * self._s**2)
 
@@ -160,8 +167,10 @@ class GaussianMixture:
     def sample(self, n: int) -> Tensor:
         """n independent samples, [n, D]."""
         w = (self._log_w + self.means.shape[1] * self._s.log()).softmax(0)
-        k = torch.multinomial(w, n, replacement=True)
-        noise = torch.randn(n, self.means.shape[1], dtype=self.means.dtype, device=self.means.device)
+        generator = own_generator(w.device)
+        options: dict[str, Any] = {"dtype": self.means.dtype, "device": self.means.device}
+        k = torch.multinomial(w, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.means.shape[1], generator=generator, **options)
         return self.means[k] + self._s[k].unsqueeze(-1) * noise
 
 
@@ -204,6 +213,7 @@ class BayesianLogisticRegression:
     @entry
     def log_density(self, x: Tensor) -> Tensor:
         """The log posterior up to the evidence, [*B, N]."""
+        check_kind("x", x)
         w, log_a = x[..., :-1], x[..., -1]
         n = w.shape[-1]
         a = log_a.exp()
@@ -214,6 +224,7 @@ class BayesianLogisticRegression:
     @entry
     def score(self, x: Tensor) -> Tensor:
         """Gradient of :meth:`log_density`, [*B, N, D]."""
+        check_kind("x", x)
         w, log_a = x[..., :-1], x[..., -1:]
         a = log_a.exp()
         gw = -a * w + torch.sigmoid(-(w @ self._signed.T)) @ self._signed
@@ -227,6 +238,7 @@ POTENTIALS = (Gaussian, GaussianMixture, BayesianLogisticRegression)
 def _floating(name: str, value: Tensor, ndim: int) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    check_kind(name, value)
     if value.ndim != ndim or not value.is_floating_point():
         raise ValueError(
             f"{name}: expected {ndim} dimension(s) of floating point, got {value.dtype} {list(value.shape)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._validation import check_weights
+from ._validation import check_kind, check_weights
 
 
 def exists(points: Tensor, lengths: Tensor) -> Tensor:
@@ -24,7 +24,8 @@ def members(values: Tensor, lengths: Tensor | None) -> Tensor:
 
 def member_weights(name: str, weights: Tensor, points: Tensor, points_name: str, lengths: Tensor | None) -> Tensor:
     """Weights [*B, N] with zeros beyond the lengths; the rest finite and not negative, with a positive sum."""
-    if isinstance(weights, Tensor) and weights.shape == points.shape[:-1]:
+    check_kind(name, weights)
+    if weights.shape == points.shape[:-1]:
         weights = members(weights, lengths)
     check_weights(name, weights, points, points_name)
     return weights

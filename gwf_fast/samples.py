@@ -10,6 +10,7 @@ from torch import Tensor
 from gwf_fast._validation import check_kind
 from gwf_fast.draws import Draws
 from gwf_fast.potentials import POTENTIALS
+from gwf_fast.randomness import asked, own_generator
 
 Target = Tensor | Callable[[int], Tensor]
 """Samples of Q: a tensor [M, D], or a callable n -> [n, D]."""
@@ -46,7 +47,7 @@ def draw_target(target: Target, n: int, draws: Draws | None = None) -> Tensor:
     """
     if isinstance(target, Tensor):
         return batch(target, n, draws)
-    samples = target(n)
+    samples = asked(target, n)
     fits = isinstance(samples, Tensor) and samples.ndim == 2 and (draws is None or len(samples) == n)
     if not fits:
         got = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
@@ -81,4 +82,4 @@ def batch_rows(pool: Tensor, n: int, draws: Draws | None = None) -> Tensor | Non
         return None
     if draws is not None:
         return draws.indices(n, len(pool), pool.device)
-    return torch.randint(len(pool), (n,), device=pool.device)
+    return torch.randint(len(pool), (n,), device=pool.device, generator=own_generator(pool.device))

@@ -23,6 +23,7 @@ from gwf_fast.energies import Interaction
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import Functional, Sum, terms_of
 from gwf_fast.interaction import forward_step
+from gwf_fast.randomness import Redirected
 from gwf_fast.samples import batch
 from gwf_fast.training import Training
 
@@ -142,13 +143,14 @@ def fit_critic(
     parameters = [p for p in critic.parameters() if p.requires_grad]
     reference = functional.reference(particles)
     critic.train()
+    network = Redirected.where_needed(critic)
     for j in range(training.iterations):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * training.rate(j)
         x = batch(particles, training.batch_size)
         z = functional.draw(training.batch_size, reference)
         for _ in range(training.critic_steps):
-            loss = -functional.critic_objective(critic, x, z, reference)
+            loss = -functional.critic_objective(network, x, z, reference)
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
             if training.gradient_clip is not None:

@@ -20,6 +20,7 @@ from gwf_fast.kernels.mlp import MLPSpec, Side
 from gwf_fast.nn import MLP
 from gwf_fast.nn.functions import ACTIVATIONS
 from gwf_fast.ops import dispatch
+from gwf_fast.randomness import reproducible
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 """Relative error in the 2-norm; in half precision every layer rounds what it passes on."""
@@ -90,8 +91,7 @@ class NetworkCase:
 
     def network(self) -> MLP:
         """The network, with parameters that a fresh one would not have."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(len(self.sizes))
+        with reproducible(len(self.sizes)), torch.no_grad():
             net = MLP(self.sizes, self.activation, self.output, self.residual)
             for parameter in net.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))

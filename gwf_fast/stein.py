@@ -13,7 +13,7 @@ from ._validation import check_companion, check_points
 from .ambient import entry
 from .ops.modes import is_concrete
 from .pairwise import kernel_gradient, kernel_sum
-from .passes import centre_of, scaled_passes
+from .passes import centre_of, over, scaled_passes
 from .radial import Gaussian, Kernel
 
 # Of the points, in bandwidths: beyond, x_i sum_j k_ij - sum_j k_ij x_j would lose digits of their differences.
@@ -82,9 +82,10 @@ def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | N
         u = x - centre_of(x)
         if float(u.detach().square().sum(-1).amax()) <= (_FUSED_RADIUS * h) ** 2:
             # grad k is -(x_i - x_j) k / h^2: one pass with the kernel's values for both terms
-            values = torch.cat([score - u / h**2, torch.ones_like(u[..., :1])], -1)
+            scaled = over(u, h**2)
+            values = torch.cat([score - scaled, torch.ones_like(u[..., :1])], -1)
             sums = kernel_sum(u, u, values, kernel=kernel, backend=backend)
-            return (sums[..., :-1] + u * (sums[..., -1:] / h**2)) / x.shape[-2]
+            return (sums[..., :-1] + scaled * sums[..., -1:]) / x.shape[-2]
     driving = kernel_sum(x, x, score, kernel=kernel, backend=backend)
     repulsion = kernel_gradient(x, x, kernel=kernel, backend=backend)  # k is symmetric: grad in x_j is minus this
     return (driving - repulsion) / x.shape[-2]

@@ -34,15 +34,20 @@ def forces(
         w = x.new_ones(m) if weights is None else weights[b, :m]
         shift = None if own is None else own[b]
         points, y = x[b, :n], targets[b, :m]
-        columns = x.new_full((len(temperatures), m), -torch.inf)
+        # Distances to the nearest are kept apart: where exponents are large, halves of logarithms would not cancel.
+        nearest = x.new_full((m,), torch.inf)
+        for _, r in _distances(points, y, shift, floor):
+            nearest = torch.minimum(nearest, r.amin(0))
+        columns = x.new_zeros(len(temperatures), m)
         for _, r in _distances(points, y, shift, floor):
             for k, temperature in enumerate(temperatures[:, b]):
-                columns[k] = torch.logaddexp(columns[k], (r / -temperature).logsumexp(0))
+                columns[k] += ((nearest - r) / temperature).exp().sum(0)
         for rows, r in _distances(points, y, shift, floor):
+            own_nearest = r.amin(1, keepdim=True)
             for k, temperature in enumerate(temperatures[:, b]):
-                logit = r / -temperature
-                half = 0.5 * (logit.logsumexp(1, keepdim=True) + columns[k])
-                a = (logit - half).exp_().clamp_(min=math.sqrt(clip)).mul_(w)
+                total = ((own_nearest - r) / temperature).exp().sum(1, keepdim=True) * columns[k]
+                away = (r - 0.5 * nearest) - 0.5 * own_nearest
+                a = (away / -temperature).exp_().div_(total.sqrt()).clamp_(math.sqrt(clip), 1.0).mul_(w)
                 negative, positive = a[:, :cut], a[:, cut:]
                 attraction = positive @ y[cut:] * negative.sum(1, keepdim=True)
                 out[k, b, rows] = attraction - negative @ y[:cut] * positive.sum(1, keepdim=True)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .reference_profiles import kernel_derivatives, log_kernel
+from .reference_range import working_dtype
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Scalars in one [B, rows, M, D] block of differences: cache-sized on CPU, launch-bound on GPU."""
@@ -46,12 +47,21 @@ class _Pairs:
     """All pairs of x and y, chunk by chunk, with what is masked out."""
 
     def __init__(
-        self, x: Tensor, y: Tensor, exclude_self: bool, x_lengths: Tensor | None, y_lengths: Tensor | None
+        self,
+        x: Tensor,
+        y: Tensor,
+        spec: Sequence[float],
+        exclude_self: bool,
+        x_lengths: Tensor | None,
+        y_lengths: Tensor | None,
+        *shifts: Tensor | None,
+        log_domain: bool = False,
     ) -> None:
-        self.dtype = torch.promote_types(x.dtype, torch.float32)  # half precisions are computed in float32
         self.missing_rows = _beyond(x_lengths, x.shape[1])  # [B, N]
         self.missing_columns = _beyond(y_lengths, y.shape[1])  # [B, M]
         self.exclude_self = exclude_self
+        there = _clean(x, self.missing_rows), _clean(y, self.missing_columns)
+        self.dtype = working_dtype(*there, spec, log_domain, shifts)
         self.x, self.y = self.row(x), self.column(y)
 
     def row(self, value: Tensor) -> Tensor:
@@ -118,7 +128,7 @@ def pair_sum(
     y_lengths: Tensor | None = None,  # [B], int64
 ) -> Tensor:  # [B, N, C]
     """sum_j k(x_i, y_j) b_j."""
-    pairs = _Pairs(x, y, exclude_self, x_lengths, y_lengths)
+    pairs = _Pairs(x, y, spec, exclude_self, x_lengths, y_lengths)
     b = pairs.column(_ones(y) if b is None else b)
     out = x.new_empty(x.shape[0], x.shape[1], b.shape[2])
     for rows, d, absent in pairs:
@@ -154,7 +164,7 @@ def pair_sum_gradient(
     y_lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # [B, N], [B, N, D]
     """sum_j b_j k(x_i, y_j) and its gradient in x_i, in one pass."""
-    pairs = _Pairs(x, y, exclude_self, x_lengths, y_lengths)
+    pairs = _Pairs(x, y, spec, exclude_self, x_lengths, y_lengths)
     b = pairs.column(y.new_ones(y.shape[:2]) if b is None else b)[:, None, :]  # [B, 1, M]
     value, gradient = x.new_empty(x.shape[:2]), torch.empty_like(x)
     for rows, d, absent in pairs:
@@ -175,7 +185,7 @@ def pair_logsumexp(
     y_lengths: Tensor | None = None,
 ) -> Tensor:  # [B, N]
     """The logarithm of sum_j exp(beta_j) k(x_i, y_j), never forming k; -inf where there is nothing to sum."""
-    pairs = _Pairs(x, y, exclude_self, x_lengths, y_lengths)
+    pairs = _Pairs(x, y, spec, exclude_self, x_lengths, y_lengths, beta, log_domain=True)
     out = x.new_empty(x.shape[:2])
     for rows, d, absent in pairs:
         out[:, rows] = _log_weights(pairs, d, absent, beta, spec).logsumexp(-1)
@@ -194,7 +204,7 @@ def pair_average(
     y_lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # [B, N, C], [B, N]
     """The mean of v under p_ij ~ exp(beta_j) k(x_i, y_j), and log sum_j exp(beta_j) k(x_i, y_j)."""
-    pairs = _Pairs(x, y, exclude_self, x_lengths, y_lengths)
+    pairs = _Pairs(x, y, spec, exclude_self, x_lengths, y_lengths, beta, log_domain=True)
     v = pairs.column(y if v is None else v)
     mean, total = x.new_empty(x.shape[0], x.shape[1], v.shape[2]), x.new_empty(x.shape[:2])
     for rows, d, absent in pairs:
@@ -236,7 +246,8 @@ def pair_jet(
     q = |d|^2, A = a_i . b_j and e = exp(alpha_i + beta_j), the gradient of one pair is 2 e A k'(q) d in x_i and
     e k(q) b_j in a_i; orders 1 and 2 differentiate these two products along t1 and t2.
     """
-    pairs = _Pairs(x, y, exclude_self, x_lengths, y_lengths)
+    log_domain = alpha is not None or beta is not None
+    pairs = _Pairs(x, y, spec, exclude_self, x_lengths, y_lengths, alpha, beta, log_domain=log_domain)
     a, b = pairs.row(a), pairs.column(b)
     alpha = None if alpha is None else pairs.row(alpha)
     beta = None if beta is None else pairs.column(beta)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gwf_fast.divergences import DIVERGENCES, divergence
+from gwf_fast.errors import NonFiniteError
 from gwf_fast.functional import KL, FDivergence, JensenShannon, Potential
 from gwf_fast.jko import JKOFlow
 from gwf_fast.potentials import Gaussian
@@ -226,7 +227,35 @@ def banana(x):
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 12))])
 def test_a_density_of_the_users_own_with_steep_tails_at_the_defaults(seed):
-    """Without a gradient clip NonFiniteError at step 4, or particles at infinity in silence."""
-    result = JKOFlow(KL(banana), 2, 1.0, seed=seed).run(lambda n: torch.randn(n, 2), 5, progress=False)
+    """Without a gradient clip NonFiniteError at step 4; with one, seed 8 threw particles to 10^4 in silence."""
+    try:
+        result = JKOFlow(KL(banana), 2, 1.0, seed=seed).run(lambda n: torch.randn(n, 2), 5, progress=False)
+    except NonFiniteError as error:
+        assert "a particle was thrown from" in str(error)  # noqa: PT017 - the other way out is to finish
+        assert seed != 0
+        return
     assert result.particles.abs().max() < 20
     assert 0.5 < result.particles.std(0)[0] < 3
+
+
+def test_a_particle_that_is_thrown_out_ends_the_run():
+    """One of 4096, where means do not tell."""
+    x = torch.randn(4096, 2, generator=torch.Generator().manual_seed(0))
+    moved = 0.9 * x
+    functional = 0.5 * KL(banana) + Potential(lambda x: x[:, 0])
+    functional.check_moves(x, moved, 1.0)
+    moved[7] = torch.tensor([3.0, 66.0])
+    with pytest.raises(NonFiniteError, match=r"thrown from \(.*\) to \(3, 66\), where -log Q"):
+        functional.check_moves(x, moved, 1.0)
+
+
+def test_far_moves_towards_the_density_are_none_of_that():
+    """An outlier comes home, a cloud goes a long way, a point spreads out."""
+    generator = torch.Generator().manual_seed(0)
+    cloud, tight = (torch.randn(100, dim, generator=generator) for dim in (2, 64))
+    for start in (cloud + 1e3, 0 * cloud, 1e-3 * tight):
+        dim = start.shape[1]
+        start[0, 0] = 1e4
+        moved = torch.randn(100, dim, generator=generator)
+        KL(lambda x: -0.5 * x.square().sum(-1)).check_moves(start, moved, math.inf)
+        KL(lambda x: -0.5 * x.square().sum(-1)).check_moves(start, moved, 1e3)

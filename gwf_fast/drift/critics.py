@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._validation import check_points
 from ..ambient import entry
+from ..passes import moved
 
 # What multiplies grad d. MonoFlow: h'(d), h increasing; VGrow: s(d), of the divergence named, d = log p/q.
 _TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -57,7 +58,7 @@ def critic_step(
     bounds: tuple[float, float] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """clamp(x + eta s(d) grad d): a step of VGrow, with one temporary of the size of x, the gradient itself.
+    """clamp(x + eta s(d) grad d): a step of VGrow, with the gradient, and what multiplies it, as temporaries.
 
     Args:
         x: Particles [*B, N, D].
@@ -76,10 +77,10 @@ def critic_step(
     weight, gradient = _weight_and_gradient(x, critic, transform, shift)
     with torch.no_grad():
         if weight is None:
-            moved = torch.add(x.detach(), gradient, alpha=step_size, out=out)
+            there = moved(x.detach(), gradient, step_size, out)
         else:
-            moved = torch.addcmul(x.detach(), gradient, weight, value=step_size, out=out)
-        return moved if bounds is None else moved.clamp_(*bounds)
+            there = moved(x.detach(), gradient * weight, step_size, out)
+        return there if bounds is None else there.clamp_(*bounds)
 
 
 @entry(differentiates=True)

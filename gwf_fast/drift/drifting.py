@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -104,7 +106,8 @@ def gmd(
         mean, log = ops.pair_average(u, points, None, log_weights, kernel.spec, excluded, n, lengths, backend)
         means.append(mean)
         logs.append(log)
-    strength = (logs[0] + logs[1] - torch.logaddexp(rows[0], rows[1])).exp()  # e^-r_i P Nn
+    most = 0.5 * math.log(y.shape[-2] * negatives.shape[-2])  # P Nn e^-r_i by Cauchy-Schwarz: rounding can't exceed it
+    strength = (logs[0] + logs[1] - torch.logaddexp(rows[0], rows[1])).clamp(max=most).exp()  # e^-r_i P Nn
     velocity = strength[..., None] * (means[0] - means[1])
     velocity = members(velocity, n)
     return velocity.view(x.shape)

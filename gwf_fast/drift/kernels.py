@@ -11,6 +11,7 @@ from .._validation import check_counts
 from ..ambient import entry
 from ..pairwise import kernel_gradient
 from ..radial import Kernel, Riesz
+from ..randomness import own_generator
 from ._checks import check_sets, inverse_counts
 from .sliced import sliced_energy
 
@@ -55,6 +56,7 @@ def mmd(
         raise ValueError(f"noise must be a finite number of at least 0, got {noise!r}")
     at = x
     if noise:
+        generator = own_generator(x.device) if generator is None else generator
         at = x + noise * torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     options = {"kernel": kernel, "x_lengths": x_lengths, "backend": backend}
     attraction = kernel_gradient(at, y, y_lengths=y_lengths, **options)

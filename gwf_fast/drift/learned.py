@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 from ..ambient import entry
 from ..nn import MLP
 from ..optimizer_state import optimizer_tensors, restore_optimizer
+from ..randomness import own_generator
 from ._checks import check_positive, check_sets
 from .critics import TRANSFORMS, critic
 
@@ -100,7 +101,9 @@ class LearnedCritic:
     def _wgan(self, x: Tensor, y: Tensor) -> Tensor:
         phi = self.network(torch.cat((x, y))).view(-1)
         n = min(len(x), len(y))
-        between = torch.lerp(y[:n], x[:n], torch.rand(n, 1, dtype=x.dtype, device=x.device))
+        between = torch.lerp(
+            y[:n], x[:n], torch.rand(n, 1, dtype=x.dtype, device=x.device, generator=own_generator(x.device))
+        )
         slope = self._gradient(between).norm(dim=1)
         return phi[: len(x)].mean() - phi[len(x) :].mean() + self.penalty * (slope - 1).square().mean()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._validation import check_counts
 from ..ambient import entry
 from ..pairwise import kernel_average, kernel_logsumexp
-from ..passes import centre_of
+from ..passes import centre_of, over
 from ..radial import Gaussian
 from ..ragged import members
 from ._checks import check_positive, check_sets, inverse_counts
@@ -75,7 +75,7 @@ def parzen_kl(
     away = kernel_average(
         u, u, kernel=kernel, exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=x_lengths, backend=backend
     )
-    return (towards - away) / h**2
+    return over(towards - away, h**2)
 
 
 @entry

@@ -22,7 +22,7 @@ from gwf_fast.experiments import base, drift_data, drift_figures
 from gwf_fast.experiments.computation import Say, Study, save_history, save_modules, save_samples
 from gwf_fast.nn import MLP
 from gwf_fast.radial import Gaussian
-from gwf_fast.randomness import seeded
+from gwf_fast.randomness import redirected, seeded
 
 # What each drift may be told, and the settings that --compare tries.
 _SWEEP: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -171,7 +171,7 @@ def _drifting(settings: _Settings, data: drift_data.Data, kind: str, value: Any,
     steps = settings.steps or steps
     latent_dim = settings.latent_dim or latent_dim
     # WGAN's chase settles with a smooth generator; the others come nearer with a piecewise linear one
-    with seeded(settings.seed, "generator", torch.device("cpu")):
+    with seeded(settings.seed, "generator", torch.device("cpu")), redirected():
         generator = MLP([latent_dim, 256, 256, 256, data.dim], "silu" if kind == "critic" else "relu")
     model = DriftingModel(
         kind,

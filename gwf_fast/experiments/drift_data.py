@@ -16,6 +16,7 @@ from gwf_fast.experiments.idx import read_digits
 from gwf_fast.experiments.images import Whitening
 from gwf_fast.experiments.toys import TOYS, toy
 from gwf_fast.radial import Gaussian
+from gwf_fast.randomness import reproducible
 from gwf_fast.samples import batch
 
 DATA = (*TOYS, "digits", "mnist")
@@ -100,8 +101,7 @@ def load(name: str, path: str, seed: int) -> Data:
             chosen = batch(points, n)
             return chosen + _SMOOTHING * torch.randn_like(chosen)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with reproducible(seed):
         truth, held = sample(2 * _JUDGED).chunk(2)
     radii = torch.cdist(truth, truth).kthvalue(_NEIGHBOURS + 1, dim=1).values
     return Data(dim, sample, truth, radii, held, **extra)

@@ -27,6 +27,7 @@ from gwf_fast.jko import PARAMETRIZATIONS, JKOFlow
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import GaussianMixture
 from gwf_fast.radial import Gaussian, Riesz
+from gwf_fast.randomness import reproducible
 from gwf_fast.samples import Target
 from gwf_fast.state import FlowResult
 from gwf_fast.training import Training
@@ -134,8 +135,7 @@ def _fell(run: FlowResult, settings: _Settings) -> bool:
 
 
 def _samples(n: int, seed: int) -> Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with reproducible(seed):
         return ring().sample(n)
 
 

@@ -16,6 +16,7 @@ import torch
 from gwf_fast.experiments import find
 from gwf_fast.experiments.base import Experiment, Problem, Settings, spelled
 from gwf_fast.experiments.computation import Say
+from gwf_fast.randomness import reproducible
 from gwf_fast.run_folder import RunFolder, write_atomically
 
 RUN = "run.json"
@@ -76,8 +77,7 @@ def _carry_out(name: str, settings: Settings, problem: Problem, out: Path, say: 
     start = time.perf_counter()
     try:
         result = computation.solve(out / CHECKPOINT, say)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
+        with reproducible(settings.seed):
             computation.save(result, out)
             problem.figure(result, out / "figure.png")
             metrics = problem.metrics(result)

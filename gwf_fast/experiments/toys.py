@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gwf_fast.randomness import reproducible
+
 
 def _eight_gaussians(n: int) -> Tensor:
     angle = torch.randint(8, (n,)) * (math.pi / 4)
@@ -63,8 +65,7 @@ TOYS = tuple(_SAMPLERS)
 def toy(name: str) -> Callable[[int], Tensor]:
     """The sampler of a data set, from torch's global generator."""
     sampler = _SAMPLERS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with reproducible(0):
         reference = sampler(200_000)
     mean = reference.mean(0)
     scale = (reference - mean).square().mean().sqrt()

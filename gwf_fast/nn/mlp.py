@@ -204,7 +204,8 @@ class MLP(nn.Sequential):
             kinds = [kind for kind, _ in self._made_of]
             if not self.matches_spec() or list(map(type, self)) != kinds:  # parametrised
                 return None
-            plan = self._plan = _Plan.of(list(self), self._made_of)
+            plan = _Plan.of(list(self), self._made_of)
+            self._plan: _Plan | None = plan
         if (
             tuple(self._modules.values()) != plan.layers
             or tuple(map(type, plan.layers)) != plan.types
@@ -219,7 +220,7 @@ class MLP(nn.Sequential):
             return None
         if not is_served(device.type, dtype, plan.widest):
             return None
-        parameters = [at.get(name) for at, name in plan.slots]
+        parameters: list[Any] = [at.get(name) for at, name in plan.slots]
         for parameter, shape in zip(parameters, self.shapes, strict=True):
             if (
                 parameter is None
@@ -264,14 +265,14 @@ class _Plan(NamedTuple):
     hooks: tuple[dict[int, Any], ...]
     attributes: tuple[dict[str, Any], ...]
     settings: tuple[tuple[dict[str, Any], str, Any], ...]
-    slots: tuple[tuple[dict[str, Tensor | None], str], ...]
+    slots: tuple[tuple[dict[str, nn.Parameter | None], str], ...]
     widest: int
 
     @classmethod
     def of(cls, layers: list[nn.Module], made_of: list[tuple[type, list[tuple[str, Any]]]]) -> _Plan:
         """Of modules that are what the spec says."""
         kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
-        slots: list[tuple[dict[str, Tensor | None], str]] = []
+        slots: list[tuple[dict[str, nn.Parameter | None], str]] = []
         widest = 0
         for layer in layers:
             if isinstance(layer, nn.Linear):

@@ -15,6 +15,7 @@ from ..divergences import DIVERGENCES, TAME, tame_exp
 from ..divergences import divergence as row_of
 from ..ops.mlp import MLPSpec, Side, mlp, objective
 from ..ops.modes import is_eager
+from ..randomness import own_generator
 from .functions import Compiled, activation_of, conjugate_of, split_name
 from .mlp import MLP
 
@@ -104,7 +105,7 @@ def gradient_penalty(critic: nn.Module, x: Tensor, z: Tensor, mixing: Tensor | N
     """
     n = min(len(x), len(z))
     if mixing is None:
-        mixing = torch.rand(n, dtype=x.dtype, device=x.device)
+        mixing = torch.rand(n, dtype=x.dtype, device=x.device, generator=own_generator(x.device))
     if mixing.shape != (n,):
         raise ValueError(f"mixing must have shape [{n}], got {list(mixing.shape)}")
     e = mixing.to(x)[(...,) + (None,) * (x.ndim - 1)]

@@ -158,6 +158,14 @@ pair_jet = Operator(
 )
 
 
+def present(values: Tensor | None, lengths: Tensor | None) -> Any:  # [B?, M] or [B?, M, C]
+    """Values with zeros beyond the lengths, where anything may stand: 0 times NaN is not 0."""
+    if values is None or lengths is None:
+        return values
+    exists = torch.arange(values.shape[lengths.ndim], device=values.device) < lengths[..., None]
+    return torch.where(exists if values.ndim == lengths.ndim + 1 else exists[..., None], values, 0.0)
+
+
 def safe_exp_difference(value: Tensor) -> Tensor:
     """exp(value - value.detach()): 1, with the derivative of ``value`` to every order; also where value is -inf."""
     if is_concrete(value) and not (torch.is_grad_enabled() and value.requires_grad):

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_dispatch_stack_at,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
 from torch.autograd import forward_ad
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -20,9 +25,15 @@ def is_eager() -> bool:
         torch.compiler.is_compiling()
         or _are_functorch_transforms_active()
         or _len_torch_function_stack()
-        or _len_torch_dispatch_stack()
+        or (_len_torch_dispatch_stack() and _is_dispatched())
         or forward_ad._current_level >= 0
     )
+
+
+def _is_dispatched() -> bool:
+    """Whether a dispatch mode is on, but those of ``gwf_fast.randomness``, which leave all but draws as it is."""
+    stack = range(_len_torch_dispatch_stack())
+    return any(not getattr(_get_dispatch_stack_at(at), "is_transparent", False) for at in stack)
 
 
 def is_concrete(*tensors: Tensor | None) -> bool:

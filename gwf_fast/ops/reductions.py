@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import dispatch
-from .jet import OPTIONS, Options, contiguous, jet, load, safe_exp_difference, save
+from .jet import OPTIONS, Options, contiguous, jet, load, present, safe_exp_difference, save
+from .modes import is_concrete
 from .registry import Operator
 
 
@@ -53,6 +54,7 @@ def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _sum_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
     (x, y, b), options = load(ctx)
+    b, u = present(b, options.y_lengths), present(u, options.x_lengths)
     grads = (_channels if _has_channels(b, y) else _one_channel)(x, y, b, u, options, ctx.needs_input_grad)
     return *grads, None, None, None, None, None
 
@@ -187,12 +189,49 @@ def pair_gradient_into(out: Tensor, x: Tensor, y: Tensor, spec: Any, backend: st
 # With p_ij = exp(beta_j + log k_ij - L_i), both backward passes are E with scales alpha = -L and beta, held
 # fixed; factors exp(beta - beta.detach()) and exp(L.detach() - L) in a and b, which equal 1, carry their
 # derivatives, so that differentiating once more is exact too.
+#
+# L is rounded, by units where exponents are 1e8: shares then add up to exp(the rounding) and not to 1. Their sum, as
+# the same arithmetic forms it, is divided by, a constant that equals 1 but for rounding.
+
+_STEEP = 1e6
+"""Logarithms beyond which float32 can't tell shares: derivatives are taken in float64."""
+_UNSEEN = 4.0
+"""Logarithms whose rounding is no more than that of a share."""
 
 
 def _scales(total: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor | None]:
     # A row of nothing (L = -inf) has no weights to differentiate: alpha = -inf makes them 0, +inf would make NaN.
     alpha = torch.where(total.detach() == -torch.inf, -torch.inf, -total.detach())
     return alpha, None if beta is None else beta.detach()
+
+
+def _largest(total: Tensor) -> float:
+    """The largest finite |L|; infinity where it can't be looked at without waiting."""
+    if not (is_concrete(total) and total.is_cpu):
+        return torch.inf
+    total = total.detach()
+    largest = float(total.abs().amax()) if total.numel() else 0.0
+    return largest if largest < torch.inf else float(total.nan_to_num(0.0, 0.0, 0.0).abs().amax())
+
+
+def _is_steep(total: Tensor) -> bool:
+    return total.dtype != torch.float64 and is_concrete(total) and total.is_cpu and _largest(total) > _STEEP
+
+
+def _in_float64(operator: Operator, inputs: list[Tensor | None], options: Options, backward: Any, *us: Any) -> Any:
+    """A backward pass about results that are taken anew, in float64."""
+    wide = [None if tensor is None else tensor.double() for tensor in (*inputs, *us)]
+    inputs64, us64 = wide[: len(inputs)], wide[len(inputs) :]
+    out = operator(*inputs64, *options)
+    outputs = out if isinstance(out, tuple) else (out,)
+    grads = backward([*inputs64, *outputs], options, *us64)
+    return tuple(None if g is None else g.to(us[0].dtype) for g in grads)
+
+
+def _totals(sums: Tensor) -> Tensor:
+    """Sums of shares as constants to divide by; rows that have no shares are left alone."""
+    sums = sums.detach()
+    return torch.where(sums > 0, sums, 1.0)
 
 
 def _logsumexp_fake(x: Tensor, *_: Any) -> Tensor:
@@ -205,26 +244,46 @@ def _logsumexp_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _logsumexp_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
     (x, y, beta, total), options = load(ctx)
-    needs = ctx.needs_input_grad
+    needs = ctx.needs_input_grad[:3]
+    beta = present(beta, options.y_lengths)
+
+    def gradients(saved: list[Any], rows: Options, u: Tensor) -> tuple[Any, ...]:
+        x, y, beta, total = saved
+        return _logsumexp_gradients(x, y, beta, total, u, rows, needs)
+
+    if _is_steep(total):
+        grads = _in_float64(pair_logsumexp, [x, y, beta], options, gradients, u)
+    else:
+        grads = gradients([x, y, beta, total], options, u)
+    return *grads, None, None, None, None, None
+
+
+def _logsumexp_gradients(
+    x: Tensor, y: Tensor, beta: Tensor | None, total: Tensor, u: Tensor, options: Options, needs: Any
+) -> tuple[Any, ...]:
     alpha, fixed_beta = _scales(total, beta)
     a = (u / safe_exp_difference(total))[..., None]
     b = _ones(y) if beta is None else safe_exp_difference(beta)[..., None]
     gx = gy = gb = None
-    if needs[0]:
-        gx, _ = jet(x, y, a, b, alpha, fixed_beta, [], options)
+    if needs[0] or _largest(total) > _UNSEEN:
+        gx, sums = jet(x, y, a, b, alpha, fixed_beta, [], options)
+        gx, a = gx / _totals(sums), a / _totals(sums)
     if needs[1] or needs[2]:
         gy, gb = jet(y, x, b, a, fixed_beta, alpha, [], options.swapped())
         gb = (gb * b)[..., 0] if needs[2] else None
-    return gx, gy, gb, None, None, None, None, None
+    return gx if needs[0] else None, gy, gb
 
 
 def _logsumexp_jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, dbeta: Tensor | None, *_: Any) -> Tensor:
     (x, y, beta, total), options = load(ctx)
+    beta, dbeta = present(beta, options.y_lengths), present(dbeta, options.y_lengths)
     alpha, fixed_beta = _scales(total, beta)
     b = _ones(y) if beta is None else safe_exp_difference(beta)[..., None]
     db = None if dbeta is None else b * dbeta[..., None]
-    slope = jet(x, y, torch.zeros_like(x[..., :1]), b, alpha, fixed_beta, [(dx, dy, None, db)], options)[1]
-    return slope[..., 0] / safe_exp_difference(total)
+    unused = torch.zeros_like(x[..., :1])
+    slope = jet(x, y, unused, b, alpha, fixed_beta, [(dx, dy, None, db)], options)[1]
+    sums = jet(x, y, unused, b, alpha, fixed_beta, [], options)[1]
+    return (slope / _totals(sums))[..., 0] / safe_exp_difference(total)
 
 
 pair_logsumexp = Operator(
@@ -253,10 +312,36 @@ def _average_backward(ctx: Any, um: Tensor | None, ul: Tensor | None) -> tuple[A
     The difference v - m cancels unless the values are near 0: callers centre them.
     """
     (x, y, v, beta, mean, total), options = load(ctx)
-    needs_x, needs_y, needs_v, needs_beta = ctx.needs_input_grad[:4]
-    own_values = v is None
-    v = y if v is None else v
+    needs = ctx.needs_input_grad[:4]
+    v, beta = present(v, options.y_lengths), present(beta, options.y_lengths)
     um = torch.zeros_like(mean) if um is None else um
+
+    def gradients(saved: list[Any], rows: Options, um: Tensor, ul: Tensor | None) -> tuple[Any, ...]:
+        x, y, v, beta, mean, total = saved
+        return _average_gradients(x, y, v, beta, mean, total, um, ul, rows, needs)
+
+    if _is_steep(total):
+        grads = _in_float64(pair_average, [x, y, v, beta], options, gradients, um, ul)
+    else:
+        grads = gradients([x, y, v, beta, mean, total], options, um, ul)
+    return *grads, None, None, None, None, None
+
+
+def _average_gradients(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    total: Tensor,
+    um: Tensor,
+    ul: Tensor | None,
+    options: Options,
+    needs: Any,
+) -> tuple[Any, ...]:
+    needs_x, needs_y, needs_v, needs_beta = needs
+    own_values = v is None
+    v = present(y, options.y_lengths) if v is None else v
     slope = -(um * mean).sum(-1, keepdim=True)
     slope = slope if ul is None else slope + ul[..., None]
     alpha, fixed_beta = _scales(total, beta)
@@ -265,14 +350,15 @@ def _average_backward(ctx: Any, um: Tensor | None, ul: Tensor | None) -> tuple[A
     values = torch.cat([v, _ones(y)], -1)
     b = values if scale is None else values * scale
     gx = gy = gv = gbeta = None
-    if needs_x:
-        gx, _ = jet(x, y, a, b, alpha, fixed_beta, [], options)
+    if needs_x or _largest(total) > _UNSEEN:
+        gx, sums = jet(x, y, a, b, alpha, fixed_beta, [], options)
+        gx, a = gx / _totals(sums[..., -1:]), a / _totals(sums[..., -1:])
     if needs_y or needs_v or needs_beta:
         gy, gb = jet(y, x, b, a, fixed_beta, alpha, [], options.swapped())
         gbeta = (gb * b).sum(-1) if needs_beta else None
         gv = (gb if scale is None else gb * scale)[..., :-1]
         gy = gy + gv if own_values else gy
-    return gx, gy, gv if needs_v else None, gbeta, None, None, None, None, None
+    return gx if needs_x else None, gy, gv if needs_v else None, gbeta
 
 
 def _average_jvp(
@@ -281,6 +367,7 @@ def _average_jvp(
     """sum_j p_ij (v_j - m_i) dlog(w k)_ij + p_ij dv_j, and the same for L with v - m = 1."""
     (x, y, v, beta, mean, total), options = load(ctx)
     v, dv = (y, dy) if v is None else (v, dv)
+    v, dv, beta, dbeta = (present(t, options.y_lengths) for t in (v, dv, beta, dbeta))
     alpha, fixed_beta = _scales(total, beta)
     b = torch.cat([v, _ones(y)], -1)
     b = b if beta is None else b * safe_exp_difference(beta)[..., None]
@@ -290,7 +377,8 @@ def _average_jvp(
         db = db + torch.cat([scaled, torch.zeros_like(dv[..., :1])], -1)
     unused = x.new_zeros((*x.shape[:-1], b.shape[-1]))
     slopes = jet(x, y, unused, b, alpha, fixed_beta, [(dx, dy, None, db)], options)[1]
-    slopes = slopes / safe_exp_difference(total)[..., None]
+    sums = jet(x, y, unused, b, alpha, fixed_beta, [], options)[1][..., -1:]
+    slopes = slopes / _totals(sums) / safe_exp_difference(total)[..., None]
     return slopes[..., :-1] - mean * slopes[..., -1:], slopes[..., -1]
 
 

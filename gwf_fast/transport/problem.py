@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..pairwise import kernel_average, kernel_logsumexp
+from ..passes import over, times
 from ..radial import Gaussian, Kernel, Laplace
 
 
@@ -71,13 +72,13 @@ class Entropic:
 
     def row_update(self, g: Tensor | None, epsilon: float) -> Tensor:
         """The best f [*B, N] for a given g [*B, M]; None is 0."""
-        log_weights = self.log_b if g is None else self.log_b + g / epsilon
+        log_weights = self.log_b if g is None else self.log_b + over(g, epsilon)
         kernel = cost_kernel(epsilon, self.p)
-        return -epsilon * self.damping(epsilon) * kernel_logsumexp(self.x, self.y, log_weights, kernel=kernel)
+        return times(kernel_logsumexp(self.x, self.y, log_weights, kernel=kernel), -epsilon * self.damping(epsilon))
 
     def row_average(self, values: Tensor | None, g: Tensor, epsilon: float) -> Tensor:
         """sum_j pi_ij v_j / sum_j pi_ij [*B, N, C] of values [*B, M, C]; None averages y: the barycentric map."""
-        log_weights = self.log_b + g / epsilon
+        log_weights = self.log_b + over(g, epsilon)
         return kernel_average(self.x, self.y, values, log_weights, kernel=cost_kernel(epsilon, self.p))
 
     def row_mass(self, f: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ class Entropic:
     def marginal_error(self, f: Tensor, best: Tensor, epsilon: float) -> Tensor:
         """sum_i |sum_j pi_ij - the marginal wanted| / sum_i a_i [*B], where ``best`` is the row update for the g."""
         wanted = self.row_mass(best)
-        return (wanted * torch.expm1((f - best) / epsilon).abs()).sum(-1) / self.a.sum(-1)
+        return (wanted * torch.expm1(over(f - best, epsilon)).abs()).sum(-1) / self.a.sum(-1)
 
     def dual(self, f: Tensor, g: Tensor, epsilon: float) -> Tensor:
         """Value [*B] of the dual at potentials that are row updates: <a, f> + <b, g>, or its unbalanced form."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validation import check_companion
+from .._validation import check_companion, check_pair
 from ..ambient import entry
 from ..errors import caller_level
 from ..ops import Opaque
@@ -213,6 +213,7 @@ def barycentric_map(
     Returns:
         [*B, N, D], differentiable in x, y and g.
     """
+    check_pair(x, y)
     check_companion("g", g, y, channels=False)
     problem = make_problem(x, y, None, y_weights, 1.0, None, y_lengths)  # any sum of the weights will do
     check_numbers(epsilon, 1, 0.0, None)

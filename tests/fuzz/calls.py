@@ -28,6 +28,7 @@ FUNCTIONS: dict[str, Function] = {f.name: f for table in _TABLES for f in table.
 
 _PERTURBED = 3
 _REFUSALS = (ValueError, TypeError, NotImplementedError, gwf.AccuracyError, gwf.NonFiniteError, MemoryError)
+_REFUSALS += (torch._dynamo.exc.Unsupported,)  # in which a trace wraps the others
 
 
 class Choice(NamedTuple):
@@ -113,7 +114,8 @@ def _compare(function: Function, call: Call, tensors: Any, lengths: Any, got: An
             floor=function.floor(call),
             slack=function.slack(call),
             place=call["place"],
-            factor=function.factor,
+            factor=function.factor * (2 if call["mode"] == "grad2" else 1),  # as many steps again
+            unit=max(call["scale"], 1 / call["scale"]),
         )
         ratio = max(ratio, verdict.ratio)
         if verdict.fault:

@@ -18,9 +18,9 @@ PRODUCTS_FROM = 8
 
 
 def offsets(*sets: Tensor) -> list[Tensor]:
-    """Points about an origin amid them all, as the package puts it: their median, of eight bits."""
+    """Points about an origin amid them all, as the package puts it: near their median."""
     middle = torch.cat(sets).detach().nanmedian(0).values if sum(map(len, sets)) else 0.0
-    return [t - middle * (1 - 2.0**-8) for t in sets]
+    return [t - middle * (1 - 2.0**-12) for t in sets]
 
 
 def pairs(
@@ -110,9 +110,9 @@ def kernel_average(
     share = shares(R, x, y, log_weights, kernel, exclude_self)
     if values is not None:
         return R(R(share)[..., None] * values[None]).sum(1)
-    # from x, so that what is far from the origin loses nothing here
-    away = y[None] - x[:, None]
-    return R(x + R(share[..., None] * torch.where(share[..., None] == 0, 0.0, away)).sum(1))
+    # about the middle of the cloud, as the package does: what is far from the origin loses nothing there
+    u, v = offsets(x, y)
+    return R((x - u).detach() + R(share[..., None] * torch.where(share[..., None] == 0, 0.0, v[None])).sum(1))
 
 
 def _mean_shift(R: Rounding, x, y, bandwidth: float, exclude_self: bool) -> Tensor:

@@ -33,6 +33,7 @@ def judge(
     slack: float,
     place: str,
     factor: float = 1.0,
+    unit: float = 1.0,
 ) -> Verdict:
     """Compare a result with its truth.
 
@@ -47,6 +48,7 @@ def judge(
         slack: Error, as it is, that is granted.
         place: Where the points of the call lie.
         factor: Of what rounding explains.
+        unit: What a weight that underflows may be multiplied by.
     """
     if got.shape != truth.shape:
         return Verdict(f"{name}: shape {list(got.shape)}, expected {list(truth.shape)}", math.inf)
@@ -101,7 +103,7 @@ def judge(
         + ULPS * info.eps / 2 * (size(clean) + SAFETY * typical)
         + floor * whole
         + slack
-        + 1e4 * info.tiny
+        + 1e4 * info.tiny * unit
     )
     ratio = error / allowed
     worst = float(ratio.max())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 from random import Random
 from typing import Any
+
+import torch
 
 import gwf_fast as gwf
 
 from . import dense
-from .arguments import Call, draw_bandwidth, draw_kernel, draw_shape, pick
+from .arguments import DTYPES, Call, draw_bandwidth, draw_kernel, draw_shape, pick
 from .function import EAGER, ONCE, Function, is_extreme
 from .radial import SCALED, smooth_of
 
@@ -141,6 +144,14 @@ def _mollifier(rng: Random, call: Call) -> float:
     if call["place"] in ("far", "outlier", "outlier_y") or call["d"] > 17:
         call["place"], call["d"] = "plain", min(call["d"], 17)
     return float(f"{call['scale'] * 10 ** rng.uniform(-0.5, 1):.4g}")
+
+
+def _vanishing(call: Call) -> str | None:
+    """Where the height of a blob is out of the range of its type."""
+    if reason := _empty("x")(call):
+        return reason
+    logarithm = call["d"] * math.log10(math.sqrt(2 * math.pi) * call["options"]["bandwidth"])
+    return "extreme" if abs(logarithm) > math.log10(torch.finfo(DTYPES[call["dtype"]]).max) - 0.1 else None
 
 
 def _blob(rng: Random, call: Call) -> None:
@@ -337,13 +348,20 @@ FUNCTIONS = [
         refuses=_smooth,
         modes=ONCE,
     ),
-    Function("svgd_direction", dense.svgd_direction, _pair(_stein), gradients=("x", "score"), refuses=_empty("x")),
+    Function(
+        "svgd_direction",
+        dense.svgd_direction,
+        _pair(_stein),
+        gradients=("x", "score"),
+        refuses=_empty("x"),
+        factor=2.0,  # two sums
+    ),
     Function(
         "blob_density",
         dense.blob_density,
         _pair(_blob),
         gradients=("x", "sources", "masses"),
-        refuses=_empty("x"),
+        refuses=_vanishing,
         weight=0.6,
     ),
     Function(
@@ -352,7 +370,7 @@ FUNCTIONS = [
         _pair(_blob_energy),
         rows=(None,),
         gradients=("x",),
-        refuses=_empty("x"),
+        refuses=_vanishing,
         weight=0.6,
     ),
     Function(
@@ -360,7 +378,7 @@ FUNCTIONS = [
         dense.blob_velocity,
         _pair(_blob_velocity),
         gradients=("x", "sources", "masses"),
-        refuses=_empty("x"),
+        refuses=_vanishing,
         weight=0.6,
     ),
 ]
