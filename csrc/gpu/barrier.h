@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "rows.h"
+
 namespace gwf::gpu {
 
 #if !defined(GWF_PATIENCE)
@@ -10,6 +12,15 @@ namespace gwf::gpu {
 #endif
 constexpr std::uint32_t patience = GWF_PATIENCE;  // looks at the counter, each of a third of a microsecond at least
 constexpr std::uint32_t eager = 32;               // of them without a pause
+
+// Writes before it are seen before those after it. Weaker than __threadfence(), which orders all fences of a device.
+__device__ inline void fence_of_device() {
+#if defined(__CUDA_ARCH__)
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#else
+    __threadfence();
+#endif
+}
 
 struct GridBarrier {
     unsigned long long* arrivals;
@@ -34,15 +45,16 @@ struct GridBarrier {
         __syncthreads();
         if (threadIdx.x == 0) {
             *expected += gridDim.x;
-            __threadfence();
+            fence_of_device();
             atomicAdd(arrivals, 1ull);
             bool open = false;
+            GWF_UNROLL(1)
             for (std::uint32_t look = 0; look < patience; look++) {
                 open = *(volatile unsigned long long*)arrivals >= *expected;
                 if (open || *(volatile int*)failure != 0) break;
                 if (look >= eager) __nanosleep(32);
             }
-            __threadfence();
+            fence_of_device();
             if (!open) *(volatile int*)failure = 1;
             *flag = open;
         }
