@@ -91,6 +91,11 @@ def test_the_slope_of_a_residual_network_has_that_of_its_input():
     (want,) = torch.autograd.grad((x + torch.nn.Sequential(*net)(x)).sum(), x)
     torch.testing.assert_close(slope, want, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(value.flatten(), (x + torch.nn.Sequential(*net)(x)).flatten())
+    with torch.no_grad():  # in one pass, with ones for the cotangent
+        torch.testing.assert_close(net.value_and_grad(x.detach())[1], want, rtol=1e-12, atol=1e-12)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    torch.testing.assert_close(net.value_and_grad(x.detach())[1], want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
