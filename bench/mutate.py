@@ -158,18 +158,23 @@ def all_mutations(root: Path = ROOT) -> list[Mutation]:
     return found
 
 
-def known_mutations(root: Path = ROOT) -> Iterator[Mutation]:
-    """Those of ``mutations.json``, wherever their text is now.
+def known_mutations(root: Path = ROOT) -> tuple[list[Mutation], list[str]]:
+    """Those of ``mutations.json``, wherever their text is now; and the names of those whose text has changed.
 
     Raises:
-        ValueError: If a text is not there, or more than once.
+        ValueError: If a text is there more than once.
     """
     texts = {path: (root / path).read_text() for path in sources(root) if path.parts[0] in SHIPPED}
+    found, gone = [], []
     for name, (old, new, test) in json.loads(KNOWN.read_text()).items():
         places = [(path, m.start()) for path, text in texts.items() for m in re.finditer(re.escape(old), text)]
-        if len(places) != 1:
+        if len(places) > 1:
             raise ValueError(f"{KNOWN.name}: {name!r}: expected its text in one place, found {len(places)}: {old}")
-        yield Mutation(str(places[0][0]), places[0][1], old, new, name, test)
+        if places:
+            found.append(Mutation(str(places[0][0]), places[0][1], old, new, name, test))
+        else:
+            gone.append(name)
+    return found, gone
 
 
 # --- trials ----------------------------------------------------------------------------------------------------------
@@ -263,7 +268,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.report:
         return report(arguments.journal)
-    found = list(known_mutations()) if arguments.known else all_mutations()
+    if arguments.known:
+        found, gone = known_mutations()
+        print("\n".join(f"the code has changed, write it down anew: {name}" for name in gone))
+    else:
+        found = all_mutations()
     found = [m for m in found if arguments.only in m.path or arguments.only in m.name]
     if not arguments.known:
         found = random.Random(arguments.seed).sample(found, min(arguments.sample, len(found)))

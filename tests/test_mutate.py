@@ -57,8 +57,9 @@ def test_all_python_mutations_parse():
 
 
 def test_known_mutations_have_their_text_and_their_test():
-    known = list(mutate.known_mutations(ROOT))
-    assert len(known) > 30
+    """Nearly all: code goes on changing, and the tool says which are to be written down anew."""
+    known, gone = mutate.known_mutations(ROOT)
+    assert len(gone) < 0.2 * len(known), gone
     tests = [(ROOT / path).read_text() for path in mutate.sources(ROOT) if path.name.startswith("test_")]
     missing = [m.test for m in known if not any(f"def {m.test}(" in text for text in tests)]
     assert missing == []
