@@ -33,21 +33,27 @@ __device__ __forceinline__ int split_of(int tiles, int most) {
 }
 
 // Adds N numbers over `split` neighbours, in a fixed order; each is left with N / split of them, from the returned one
-// on.
-template <int N, class T> __device__ __forceinline__ int fold(T (&v)[N], int split, int share) {
-    int first = 0;
-    GWF_UNROLL_ALL
-    for (int half = N / 2, bit = 1; half >= 1; half /= 2, bit *= 2) {
-        if (bit >= split) continue;
-        const bool upper = (share & bit) != 0;
-        GWF_UNROLL_ALL
-        for (int i = 0; i < half; i++) {
-            const T given = upper ? v[i] : v[i + half], kept = upper ? v[i + half] : v[i];
-            v[i] = kept + exchanged(given, bit);
+// on. A recursion, since a loop that halves isn't unrolled, and the numbers would be in memory.
+template <int Half, int Bit, int N, class T>
+__device__ __forceinline__ int fold_halves(T (&v)[N], int split, int share) {
+    if constexpr (Half == 0) {
+        return 0;
+    } else {
+        int first = 0;
+        if (Bit < split) {
+            const bool upper = (share & Bit) != 0;
+            GWF_UNROLL_ALL
+            for (int i = 0; i < Half; i++) {
+                const T given = upper ? v[i] : v[i + Half], kept = upper ? v[i + Half] : v[i];
+                v[i] = kept + exchanged(given, Bit);
+            }
+            if (upper) first = Half;
         }
-        if (upper) first += half;
+        return first + fold_halves<Half / 2, 2 * Bit>(v, split, share);
     }
-    return first;
+}
+template <int N, class T> __device__ __forceinline__ int fold(T (&v)[N], int split, int share) {
+    return fold_halves<N / 2, 1>(v, split, share);
 }
 
 // C(r, c) = sum of a(r, k) w(k, c) over k < depth, a multiple of 4, for rows [rows][stride]; finish(r, c, C(r, c)) once
