@@ -92,7 +92,8 @@ template <class T> double measure(DriftProblem<T>& p, const T* y, const T* own, 
     return total;
 }
 
-// Base-2 logarithms of the sums of 2**-(scale r): of columns into column, of rows into row + rows.
+// Base-2 logarithms of the sums of 2**-(scale (r - nearest)): of columns into column, of rows into row + rows. Without
+// the nearest: where exponents are large, a half of each would not add up to the exponent of the pair itself.
 template <class T> void normalise(DriftProblem<T>& p, T scale) {
     T* partial = p.sums(p.attraction);
     std::fill(partial, partial + p.rows * lanes<T>, T(0));
@@ -110,10 +111,9 @@ template <class T> void normalise(DriftProblem<T>& p, T scale) {
             }
             store(partial + i * lanes<T>, across);
         }
-        GWF_LANES store(p.column + b * R<T> + k * lanes<T>, vec<T>(log2_of(sum[k]) - nearest[k] * s));
+        GWF_LANES store(p.column + b * R<T> + k * lanes<T>, log2_of(sum[k]));
     }
-    for (int64_t i = 0; i < p.N; i++)
-        p.row[p.rows + i] = std::log2(horizontal_sum<T>(load(partial + i * lanes<T>))) - p.row[i] * scale;
+    for (int64_t i = 0; i < p.N; i++) p.row[p.rows + i] = std::log2(horizontal_sum<T>(load(partial + i * lanes<T>)));
 }
 
 // out [I][width] += sum_j a[i][j] y[j] for I rows and V vectors of coordinates
@@ -174,19 +174,20 @@ template <class T> void force(DriftProblem<T>& p, T scale, double clip, T* out) 
     for (int64_t b = 0; b < p.blocks; b++) {
         const T* r = p.distance + b * p.rows * R<T>;
         const int64_t j0 = b * R<T>, j1 = std::min(p.M, j0 + R<T>), border = std::clamp(p.split, j0, j1);
-        vec<T> half[NB<T>], negative[NB<T>], positive[NB<T>];
+        vec<T> half[NB<T>], near[NB<T>], negative[NB<T>], positive[NB<T>];
         GWF_LANES {
             half[k] = T(0.5) * load(p.column + j0 + k * lanes<T>);
+            near[k] = T(0.5) * load(p.nearest + j0 + k * lanes<T>);
             negative[k] = load(p.negative + j0 + k * lanes<T>);
             positive[k] = load(p.positive + j0 + k * lanes<T>);
         }
         for (int64_t i = 0; i < p.N; i++) {
-            const T shift = T(0.5) * p.row[p.rows + i];
+            const T shift = T(0.5) * p.row[p.rows + i], nearest = T(0.5) * p.row[i];
             vec<T> plus = load(attracted + i * lanes<T>), minus = load(repelled + i * lanes<T>);
             GWF_LANES {
                 const int64_t at = i * R<T> + k * lanes<T>;
-                const vec<T> e = load(r + at) * s + (half[k] + shift);
-                const vec<T> a = larger(least, decay(e));
+                const vec<T> away = (load(r + at) - near[k]) - nearest;
+                const vec<T> a = larger(least, decay(larger(vec<T>{}, vec<T>(away * s + (half[k] + shift)))));
                 const vec<T> n = a * negative[k], q = a * positive[k];
                 minus += n;
                 plus += q;

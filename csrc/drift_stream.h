@@ -21,14 +21,23 @@ template <class T> struct DriftSide {
     }
 };
 
+// Base-2 logarithms of sums of 2**-(scale (r - nearest)), apart from the distance to the nearest: see normalise().
+template <class T> struct LogSums {
+    std::vector<T> logs, nearest;  // [K][n], [n]
+    void resize(int64_t rates, int64_t n) {
+        logs.resize(size_t(rates * n));
+        nearest.resize(size_t(n));
+    }
+};
+
 template <class T> struct DriftStream {
     int64_t D, rates;
     T floor, own;
     bool has_own;
-    std::vector<T> scales;                    // [K]  log2(e) / temperature
-    DriftSide<T> x, targets[2];               // targets: negatives, positives
-    const T* weights[2];                      // [n] of the targets, null = ones
-    std::vector<T> row_logs, column_logs[2];  // base-2 logarithms of the sums, [K][n]
+    std::vector<T> scales;       // [K]  log2(e) / temperature
+    DriftSide<T> x, targets[2];  // targets: negatives, positives
+    const T* weights[2];         // [n] of the targets, null = ones
+    LogSums<T> rows, columns[2];
 };
 
 // Tiles of a block of lanes against one side, in order: use(j0, n, distances [n][R]).
@@ -84,10 +93,10 @@ template <class T> void gather_lanes(const DriftSide<T>& side, int64_t i0, int64
     gather_rows<T>(i0, side.n, D, [&](int64_t i, int64_t d) { return side.points[i * D + d]; }, to);
 }
 
-// logs [K][n] = log2 sum_j 2**(-scale r_ij) of the lanes i0 .. over all of the other sides.
+// Sums over j of 2**(-scale r_ij) of the lanes i0 .. over all of the other sides.
 template <class T>
 void log_sums(const DriftStream<T>& p, const DriftSide<T>& side, int64_t i0, const DriftSide<T>* others, int count,
-              DriftScratch<T>& s, T* logs) {
+              DriftScratch<T>& s, LogSums<T>& sums) {
     gather_lanes(side, i0, p.D, s.points);
     std::fill(s.nearest, s.nearest + R<T>, T(absent));
     std::fill(s.sums, s.sums + p.rates * R<T>, T(0));
@@ -110,26 +119,33 @@ void log_sums(const DriftStream<T>& p, const DriftSide<T>& side, int64_t i0, con
         });
     for (int64_t rate = 0; rate < p.rates; rate++)
         for (int64_t l = 0; l < std::min<int64_t>(R<T>, side.n - i0); l++)
-            logs[rate * side.n + i0 + l] = std::log2(s.sums[rate * R<T> + l]) - s.nearest[l] * p.scales[rate];
+            sums.logs[size_t(rate * side.n + i0 + l)] = std::log2(s.sums[rate * R<T> + l]);
+    for (int64_t l = 0; l < std::min<int64_t>(R<T>, side.n - i0); l++) sums.nearest[size_t(i0 + l)] = s.nearest[l];
 }
 
 // sums and vectors += the affinities to the targets of one sign, and their products with these
 template <class T>
-void add_affinities(const DriftStream<T>& p, int64_t i0, int sign, T least, const T* half_rows, DriftScratch<T>& s) {
+void add_affinities(const DriftStream<T>& p, int64_t i0, int sign, T least, const T* half_rows, const T* half_nearest,
+                    DriftScratch<T>& s) {
     const DriftSide<T>& side = p.targets[sign];
     const vec<T> bound = splat(least);
+    vec<T> row_nearest[NB<T>];
+    GWF_LANES row_nearest[k] = load(half_nearest + k * lanes<T>);
     for_distance_tiles(p, s.points, side, i0, true, s.tile, [&](int64_t j0, int n, const T* tile) {
         for (int64_t rate = 0; rate < p.rates; rate++) {
-            const T *columns = p.column_logs[sign].data() + rate * side.n + j0, *rows = half_rows + rate * R<T>;
+            const T* columns = p.columns[sign].logs.data() + rate * side.n + j0;
+            const T *near = p.columns[sign].nearest.data() + j0, *rows = half_rows + rate * R<T>;
             const vec<T> scale = splat(p.scales[rate]);
             vec<T> row[NB<T>];
             GWF_LANES row[k] = load(rows + k * lanes<T>);
             for (int j = 0; j < n; j++) {
-                const vec<T> column = splat(T(0.5) * columns[j]);
+                const vec<T> column = splat(T(0.5) * columns[j]), nearest = splat(T(0.5) * near[j]);
                 const vec<T> weight = splat(p.weights[sign] ? p.weights[sign][j0 + j] : T(1));
                 GWF_LANES {
                     const int64_t at = j * R<T> + k * lanes<T>;
-                    const vec<T> a = larger(bound, decay(vec<T>(load(tile + at) * scale + (row[k] + column))));
+                    const vec<T> away = (load(tile + at) - nearest) - row_nearest[k];
+                    const vec<T> exponent = away * scale + (row[k] + column);
+                    const vec<T> a = larger(bound, decay(larger(vec<T>{}, exponent)));
                     store(s.affinity + at, vec<T>(a * weight));
                 }
             }
@@ -145,11 +161,15 @@ void stream_forces(const DriftStream<T>& p, int64_t i0, T least, DriftScratch<T>
     gather_lanes(p.x, i0, p.D, s.points);
     std::fill(s.sums, s.sums + 2 * p.rates * R<T>, T(0));
     std::fill(s.vectors, s.vectors + 2 * p.rates * p.D * R<T>, T(0));
-    std::vector<T> half(size_t(p.rates * R<T>));
-    for (int64_t rate = 0; rate < p.rates; rate++)
-        for (int64_t l = 0; l < R<T>; l++)
-            half[rate * R<T> + l] = T(0.5) * p.row_logs[rate * p.x.n + std::min(i0 + l, p.x.n - 1)];
-    for (int sign = 0; sign < 2; sign++) add_affinities(p, i0, sign, least, half.data(), s);
+    std::vector<T> half(size_t((p.rates + 1) * R<T>));
+    T* const half_nearest = half.data() + p.rates * R<T>;
+    for (int64_t l = 0; l < R<T>; l++) {
+        const int64_t i = std::min(i0 + l, p.x.n - 1);
+        for (int64_t rate = 0; rate < p.rates; rate++)
+            half[size_t(rate * R<T> + l)] = T(0.5) * p.rows.logs[size_t(rate * p.x.n + i)];
+        half_nearest[l] = T(0.5) * p.rows.nearest[size_t(i)];
+    }
+    for (int sign = 0; sign < 2; sign++) add_affinities(p, i0, sign, least, half.data(), half_nearest, s);
     for (int64_t rate = 0; rate < p.rates; rate++)
         for (int64_t l = 0; l < std::min<int64_t>(R<T>, p.x.n - i0); l++) {
             const T minus = s.sums[rate * R<T> + l], plus = s.sums[(p.rates + rate) * R<T> + l];
@@ -202,10 +222,10 @@ double stream_drift(const DriftCall<T>& call, const DriftSizes& size, int64_t b,
     p.targets[1] = side(y + counts[0] * D, counts[1], nowhere);
     for (int sign = 0; sign < 2; sign++) {
         p.weights[sign] = weights ? weights + (sign ? counts[0] : 0) : nullptr;
-        p.column_logs[sign].resize(size_t(p.rates * counts[sign]));
+        p.columns[sign].resize(p.rates, counts[sign]);
     }
     for (int64_t k = 0; k < p.rates; k++) p.scales.push_back(T(log2_e / double(call.temperatures[k * call.batch + b])));
-    p.row_logs.resize(size_t(p.rates * N));
+    p.rows.resize(p.rates, N);
     const T least = T(std::sqrt(call.clip));
     const int64_t row_blocks = (N + R<T> - 1) / R<T>;
     std::vector<double> totals(size_t(row_blocks), 0.0);
@@ -220,13 +240,13 @@ double stream_drift(const DriftCall<T>& call, const DriftSizes& size, int64_t b,
                       [&](int64_t block) { totals[size_t(block)] = total_distance(p, block * R<T>, s); });
         if (!out) return;
         team.loop(row_blocks + column_blocks[0] + column_blocks[1], 1, [&](int64_t block) {
-            if (block < row_blocks) return log_sums(p, p.x, block * R<T>, targets, 2, s, p.row_logs.data());
+            if (block < row_blocks) return log_sums(p, p.x, block * R<T>, targets, 2, s, p.rows);
             block -= row_blocks;
             const int sign = block >= column_blocks[0];
             DriftSide<T> rows = p.x;
             rows.own_offset = -targets[sign].own_offset;
             const int64_t j0 = (block - sign * column_blocks[0]) * R<T>;
-            log_sums(p, targets[sign], j0, &rows, 1, s, p.column_logs[sign].data());
+            log_sums(p, targets[sign], j0, &rows, 1, s, p.columns[sign]);
         });
         team.loop(row_blocks, 1, [&](int64_t block) { stream_forces(p, block * R<T>, least, s, out, out_stride); });
     });

@@ -129,15 +129,16 @@ template <class T> bool choose_kernel(Problem<T>& p, const KernelForms<T>& forms
     };
     see(p.row_shift, p.N);
     see(p.column_shift, p.M);
-    const Choice<T> choice = choose_kernel(forms, p.D, reach, shift, p.jet());
+    const bool slopes = p.jet() || p.reduction == Reduction::gradient || p.reduction == Reduction::sum_gradient;
+    const Choice<T> choice = choose_kernel(forms, p.D, reach, shift, slopes, p.jet());
     p.kernel = choice.kernel;
     p.far = choice.far;
     return choice.kernel;
 }
 
 // Subtracting a centre keeps float32 accurate far from the origin. It must not cost the last bits of x near it, which
-// decide the distance of close points: no centre where the cloud holds the origin, else one of few bits, so that x - c
-// is exact. From a fixed sample of the finite columns.
+// decide the distance of close points: no centre where the cloud holds the origin, else one of some bits less, so that
+// x - c is exact. From a fixed sample of the finite columns.
 template <class T> void find_centre(const T* points, int64_t n, int64_t D, T* centre) {
     const int64_t step = std::max<int64_t>(1, n / 256);
     for (int64_t d = 0; d < D; d++) {
@@ -149,8 +150,8 @@ template <class T> void find_centre(const T* points, int64_t n, int64_t D, T* ce
         const double mean = count ? sum / count : 0;
         const double variance = count ? std::max(0.0, squares / count - mean * mean) : 0;
         int exponent;
-        const double fraction = std::frexp(mean, &exponent);
-        const T short_mean = T(std::ldexp(std::round(fraction * 256) / 256, exponent));
+        const double fraction = std::ldexp(std::frexp(mean, &exponent), std::numeric_limits<T>::digits - 8);
+        const T short_mean = T(std::ldexp(std::round(fraction), exponent - std::numeric_limits<T>::digits + 8));
         centre[d] = mean * mean <= 16 * variance || !std::isfinite(short_mean) ? T(0) : short_mean;
     }
 }

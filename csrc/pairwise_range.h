@@ -47,7 +47,7 @@ template <class T> TileKernel<T> tile_kernel(const std::vector<Term>& terms, boo
 }
 
 // Coordinates that are scaled before they are subtracted are rounded by as much as they are large, unless the scale is
-// a power of two: for points that spread over many bandwidths.
+// a power of two: for points that spread over many bandwidths, and where the direction of a short difference counts.
 template <class T> struct KernelForms {
     TileKernel<T> close, spread;
     explicit KernelForms(const std::vector<Term>& terms)
@@ -100,17 +100,21 @@ template <class T> struct Choice {
 };
 
 // reach: the largest |x_d - c_d|; shift: the largest exponent beside the kernel's own, of a sum in the log domain; < 0:
-// there is none. derivatives: beyond the first are wanted.
+// there is none. slopes: derivatives are wanted; curvatures: beyond the first.
 template <class T>
-Choice<T> choose_kernel(const KernelForms<T>& forms, int64_t D, double reach, double shift, bool derivatives) {
+Choice<T> choose_kernel(const KernelForms<T>& forms, int64_t D, double reach, double shift, bool slopes,
+                        bool curvatures) {
     constexpr bool widest = sizeof(T) == 8;
-    const TileKernel<T>& kernel =
-        reach * forms.close.scale <= close_reach || forms.close.scale_free ? forms.close : forms.spread;
+    // Slopes of a kinked kernel depend on the direction of a difference however short, those of a mixture on its
+    // sharpest term.
+    const double sharp = reach * forms.close.scale * std::sqrt(std::max<double>(forms.close.sharpest, 1));
+    const bool rounds = sharp > close_reach || (slopes && !forms.close.smooth);
+    const TileKernel<T>& kernel = rounds && !forms.close.scale_free ? forms.spread : forms.close;
     const double units = reach * kernel.scale, t = 4 * double(D) * units * units;
     const double largest = double(std::numeric_limits<T>::max()) / 8;
     // Beyond infinity, infinite distances; beneath tiny, distances that are none; terms that no number of this type
     // has.
-    const double least = kernel.smooth && !derivatives ? 1e-16 : 1e-6;
+    const double least = kernel.smooth && !curvatures ? 1e-16 : 1e-6;
     const bool fits = kernel.fits && t <= largest && t * double(kernel.sharpest) <= largest &&
                       (reach == 0 || units * std::sqrt(std::min<double>(kernel.sharpest, 1)) >= least);
     if (!widest && !fits) return {nullptr};

@@ -163,15 +163,20 @@ void stein_gradient_rows(const SteinProblem<T>& p, int64_t i0, SteinScratch<T>& 
         }
 }
 
-// A power of two that brings the scores to the size of the points, so that neither drowns in their sum.
-template <class T> T stein_score_scale(const SteinPoints<T>& x, const T* score, int64_t count) {
-    double points = 0, scores = 0;
-    for (int64_t at = 0; at < count; at++) {
-        points += double(x.rows[at]) * double(x.rows[at]);
-        scores += double(score[at]) * double(score[at]);
-    }
-    const double ratio = points > 0 && scores > 0 ? std::sqrt(points / scores) : 1.0;
-    return std::isfinite(ratio) ? T(std::exp2(std::round(std::log2(ratio)))) : T(1);
+// A power of two that brings the scores to the size of the points, so that neither drowns in their sum: by geometric
+// means, which an outlier does not move.
+template <class T> T stein_score_scale(const SteinPoints<T>& x, const T* score, int64_t N, int64_t D) {
+    auto mean_log = [&](const T* rows) {
+        double sum = 0, count = 0;
+        for (int64_t i = 0; i < N; i++) {
+            double squares = 0;
+            for (int64_t d = 0; d < D; d++) squares += double(rows[i * D + d]) * double(rows[i * D + d]);
+            if (squares > 0 && std::isfinite(squares)) sum += 0.5 * std::log2(squares), count++;
+        }
+        return count > 0 ? sum / count : std::numeric_limits<double>::quiet_NaN();
+    };
+    const double exponent = mean_log(x.rows) - mean_log(score);
+    return std::isfinite(exponent) ? T(std::exp2(std::clamp(std::round(exponent), -100.0, 100.0))) : T(1);
 }
 
 template <class T> bool stein_element(const SteinCall<T>& call, const KernelForms<T>& forms, int64_t b, int threads) {
@@ -181,12 +186,12 @@ template <class T> bool stein_element(const SteinCall<T>& call, const KernelForm
     SteinPoints<T> points(arena, N, D), scores(arena, N, D), sums(arena, N, D);
     std::vector<T> centre(static_cast<size_t>(D));
     find_centre(x, N, D, centre.data());
-    const Choice<T> choice = choose_kernel(forms, D, double(largest_offset(x, N, D, centre.data())), -1, true);
+    const Choice<T> choice = choose_kernel(forms, D, double(largest_offset(x, N, D, centre.data())), -1, true, true);
     if (!choice.kernel) return false;
     const TileKernel<T>& kernel = *choice.kernel;
     for (int64_t i = 0; i < N; i++)
         for (int64_t d = 0; d < D; d++) points.rows[i * D + d] = (x[i * D + d] - centre[d]) * T(kernel.scale);
-    const T beta = stein_score_scale(points, score, N * D);
+    const T beta = stein_score_scale(points, score, N, D);
     for (int64_t at = 0; at < N * D; at++) {
         scores.rows[at] = score[at] * beta;
         sums.rows[at] = points.rows[at] + scores.rows[at];
