@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -42,13 +43,31 @@ def formula(operation: str, kernel: str, dim: int) -> str:
     return f"{name}({exponent},0{weight})"
 
 
-def source(operation: str, kernel: str, dim: int) -> tuple[str, bool]:
-    """The code, and whether KeOps takes 64 coordinates at a time (it does so beyond some number of them)."""
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What KeOps generates.
+
+    Attributes:
+        code: In CUDA.
+        chunked: Whether it takes 64 coordinates at a time, as it does beyond some number of them.
+        shared: Numbers of a source in shared memory.
+        threads: Of a block.
+    """
+
+    code: str
+    chunked: bool
+    shared: int
+    threads: int
+
+
+def source(operation: str, kernel: str, dim: int) -> Source:
+    """The code of a reduction, and how KeOps launches it."""
     with contextlib.redirect_stdout(io.StringIO()):  # it warns of missing CUDA libraries there
         from keopscore.config import cuda_config
         from keopscore.config.chunks import dimchunk, get_enable_chunk
     cuda_config.get_cuda_version = lambda: 13000  # asked while importing what writes the code
     cuda_config.get_gpu_props = lambda: (0, "")
+    from keopscore import cuda_block_size
     from keopscore.formulas.GetReduction import GetReduction
     from keopscore.mapreduce.Chunk_Mode_Constants import Chunk_Mode_Constants
     from keopscore.mapreduce.gpu.GpuReduc1D import GpuReduc1D
@@ -66,15 +85,14 @@ def source(operation: str, kernel: str, dim: int) -> tuple[str, bool]:
     scheme = "block_sum" if operation in ("sum", "gradient") else "direct_sum"
     MapReduce.__init__(reduction, text, [], n_args, "float", "float", scheme, 1, 1, 0, 0, 1, 0)
     if chunked:
-        from keopscore import cuda_block_size
-
         reduction.chk = Chunk_Mode_Constants(reduction.red_formula)
         reduction.dimy = reduction.chk.dimy
         reduction.blocksize_chunks = min(cuda_block_size or 192, 1024, 49152 // max(1, reduction.dimy * 4))
     else:
         reduction.dimy = reduction.varloader.dimy
     reduction.get_code()
-    return reduction.code, chunked
+    threads = min(cuda_block_size or 192, 1024, 49152 // max(1, reduction.dimy * 4))  # keops_nvrtc.cpp, launch_kernel
+    return Source(reduction.code, chunked, reduction.dimy, threads)
 
 
 def per_pair(cubin: bytes, code: str, dim: int, chunked: bool) -> dict:

@@ -63,9 +63,9 @@ def nvcc(source: str, arch: str, *options: str) -> bytes:
 
 def keops_row(operation: str, kernel: str, dim: int, arch: str) -> dict:
     """What KeOps takes a pair."""
-    code, chunked = keops_code.source(operation, kernel, dim)
-    cubin = nvcc(code, arch, *keops_code.OPTIONS)
-    return keops_code.per_pair(cubin, code, dim, chunked) | sass.usage(cubin)
+    made = keops_code.source(operation, kernel, dim)
+    cubin = nvcc(made.code, arch, *keops_code.OPTIONS)
+    return keops_code.per_pair(cubin, made.code, dim, made.chunked) | sass.usage(cubin)
 
 
 def call(operation: str, kernel: str, dim: int, precision: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.gpu import keops_kernel
 from bench.peers import keops as keops_on_cpu
 from bench.problem import Problem
 from bench.registry import OURS, Contender, Result
@@ -27,9 +28,14 @@ class WithCheck:
         return self._call()
 
 
-def keops(operation: str, problem: Problem) -> Contender:
-    """KeOps on the device of the problem."""
-    return keops_on_cpu.reduction(f"kernel_{operation}", problem)
+def keops(operation: str, problem: Problem, rows: Tensor) -> Contender:
+    """KeOps on the device of the problem; its kernels alone where its own binding can't load them."""
+    if problem.x.device.type != "cuda" or int((torch.version.cuda or "0").partition(".")[0]) < 13:
+        return keops_on_cpu.reduction(f"kernel_{operation}", problem)
+    call = keops_kernel.reduction(operation, problem)
+    if operation != "average":
+        return call
+    return WithCheck(call, lambda: keops_kernel.average_check(call, problem, rows))
 
 
 def dense(operation: str, problem: Problem, is_compiled: bool) -> Contender:

@@ -107,7 +107,7 @@ def pairwise(
         return call
 
     known = {
-        "KeOps": functools.partial(peers.keops, operation, problem),
+        "KeOps": functools.partial(peers.keops, operation, problem, rows),
         "torch dense": functools.partial(peers.dense, operation, problem, False),
         "torch.compile": functools.partial(peers.dense, operation, problem, True),
         "SDPA": functools.partial(peers.attention, problem),
