@@ -93,12 +93,14 @@ def measure(name: str, make: Callable[[], Any], iterations: int, repeats: int, d
     fewest = graph.FEWEST
     for k in range(repeats + 1):
         took, particles, made = seconds_of_step(make(), iterations, device)
+        print(f"  {name}: {took:.3f} s", "captured" if made[-1].is_replaying else made[-1].refusal, flush=True)
         graph.FEWEST = 1 << 40
         try:
             if k == 0:
                 first = took
             if k < 2 or k == repeats:
                 slow, other, _ = seconds_of_step(make(), iterations, device)
+                print(f"  {name}: {slow:.3f} s call by call", flush=True)
                 gaps.append(float((particles - other).abs().max()))
                 eager += [slow] * (k > 0)
         finally:

@@ -58,9 +58,8 @@ def problem(size: str, device: str, dtype: torch.dtype, iterations: int, functio
     x = (1.5 * torch.randn(4096, dim, dtype=torch.float64) + 0.3).to(device, dtype)
     means = 2 * torch.randn(3, dim, dtype=torch.float64)
     potential = gwf.potentials.GaussianMixture(means.to(device, dtype))
-    term = (
-        gwf.KL(potential) if functional == "density" else gwf.JensenShannon(potential.sample(10_000).to(device, dtype))
-    )
+    samples = gwf.potentials.GaussianMixture(means).sample(10_000)  # on the CPU: the same for both loops
+    term = gwf.KL(potential) if functional == "density" else gwf.JensenShannon(samples.to(device, dtype))
     training = gwf.Training(batch_size=batch, iterations=iterations, critic_steps=3, map_steps=2)
     flow = gwf.JKOFlow(term, dim, 0.1, map=transport, critic=critic, training=training)
     transport, critic = transport.to(device, dtype), critic.to(device, dtype)
