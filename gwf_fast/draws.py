@@ -104,7 +104,8 @@ class DeviceDraws(Draws):
         self._on_device = _device_kernels(device.type)
 
     def _serves(self, device: torch.device) -> bool:
-        return device == self.counter.device
+        mine = self.counter.device
+        return device.type == mine.type and device.index in (None, mine.index)
 
     @override
     def indices(self, n: int, bound: int, device: torch.device) -> Tensor:

@@ -61,13 +61,16 @@ class TestTriton:
         from gwf_fast.kernels.triton.profiles_generated import JETS
 
         n = 8
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # there in the interpreter
         t = torch.ones(n, dtype=torch.float64)
         t[: len(values)] = torch.tensor(values, dtype=torch.float64) * float(profile.unit)
         parameter = torch.tensor([profile.test_parameter or 0.0], dtype=torch.float64)
         shifts = None if shift is None else torch.tensor([shift], dtype=torch.float64)
         out = torch.full((order + 1, n), math.nan, dtype=torch.float64)
+        t, parameter, out = (each.to(device) for each in (t, parameter, out))
+        shifts = None if shifts is None else shifts.to(device)
         evaluate[(1,)](t, parameter, shifts, out, JETS[profile.name][order], order + 1)
-        return out[:, : len(values)]
+        return out[:, : len(values)].cpu()
 
     @pytest.mark.parametrize("profile", CASES)
     @pytest.mark.parametrize("shift", [None, 1.5])

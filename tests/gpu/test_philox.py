@@ -100,6 +100,13 @@ def test_draws_for_another_device_are_the_hosts():
     assert torch.equal(draws.uniforms(9, torch.zeros(1)), host(7, 4).uniforms(9, torch.zeros(1)))
 
 
+def test_a_device_without_a_number_is_the_one_of_the_draws():
+    draws = DeviceDraws(7, torch.device("cpu"))
+    draws.counter = torch.empty(2, dtype=torch.int64, device=torch.device("meta", 0))
+    assert draws._serves(torch.device("meta")) and draws._serves(torch.device("meta", 0))
+    assert not draws._serves(torch.device("meta", 1)) and not draws._serves(torch.device("cpu"))
+
+
 def test_a_skipped_draw_keeps_its_place(draws_of):
     mine, theirs = draws_of(1, 2), host(1, 2)
     mine.skip()
