@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gwf_fast.kernels.triton import launch, wide
-from gwf_fast.kernels.triton.averages import average_kernel, combine_splits
+from gwf_fast.kernels.triton import combine, launch, wide
+from gwf_fast.kernels.triton.averages import average_kernel
 from gwf_fast.kernels.triton.jets import jet_kernel_few, jet_kernel_many
 from gwf_fast.kernels.triton.launch import FEW, GROUP
 from gwf_fast.kernels.triton.mmd import mmd_kernel
-from gwf_fast.kernels.triton.packing import Pairs
+from gwf_fast.kernels.triton.packing import Pairs, mixture
+from gwf_fast.kernels.triton.packing_kernels import ABSENT, CENTRED, FILLED, GIVEN
 from gwf_fast.kernels.triton.sums import gradient_kernel, sum_kernel
 from gwf_fast.kernels.triton.wide_packing import WidePairs
 
@@ -38,19 +39,21 @@ def pair_sum(
         return x.new_zeros(x.shape[0], x.shape[1], channels)
     if max(x.shape[2], channels) > FEW:
         points = WidePairs(x, y, spec, x_lengths, y_lengths, precision=precision)
-        return wide.sums(points, b, exclude_self=exclude_self)[0].to(x.dtype)
+        return wide.sums(points, b, exclude_self=exclude_self, dtype=x.dtype)[0]
     config = launch.config("sum", x.shape[2], channels, x.dtype)
-    pairs = Pairs(x, y, spec, (config.rows, config.cols), x_lengths, y_lengths)
+    pairs = Pairs(
+        x, y, spec, (config.rows, config.cols), x_lengths, y_lengths, values=b, kind=_given_or_filled(b)
+    )  # fmt: skip
     splits = pairs.splits()
     out = pairs.empty(splits, pairs.batch, pairs.n, channels)
     with launch.on_device(out):
         sum_kernel[(pairs.batch * pairs.n_tiles * splits,)](
-            pairs.x, pairs.y, pairs.columns(b), pairs.parameters, pairs.x_lengths, pairs.y_lengths, out,
+            pairs.x, pairs.y, pairs.values, pairs.parameters, pairs.x_lengths, pairs.y_lengths, out,
             pairs.n, pairs.n_tiles, pairs.m_tiles, splits,
             JETS=pairs.mixture.jets(0), D=pairs.dim, C=channels, EXCLUDE_SELF=exclude_self,
             BM=config.rows, BN=config.cols, GROUP=GROUP, **launch.compiler_options(config),
         )  # fmt: skip
-    return wide.add_splits(out).to(x.dtype)
+    return combine.add_splits(x.dtype, out)[0]
 
 
 def pair_gradient(
@@ -166,9 +169,10 @@ def _mmd_few(
 ) -> tuple[Tensor, Tensor, int]:
     """Sums [B, 2, L], gradients [B, L, D], and where the rows of y start."""
     config = launch.config("mmd", x.shape[2], 1, x.dtype)
-    pairs = Pairs(x, y, spec, (config.rows, config.rows), None, None)
-    z = torch.cat([pairs.x, pairs.y], 2)
-    weights = torch.cat([pairs.rows(a[:, :, None]), pairs.columns(b[:, :, None])], 2)
+    pairs = Pairs(
+        x, y, spec, (config.rows, config.rows), None, None,
+        values=b[:, :, None], kind=GIVEN.value, row_values=a.contiguous(),
+    )  # fmt: skip
     tiles = pairs.n_tiles + pairs.m_tiles
     splits = pairs.splits(1, tiles)
     length = tiles * config.rows
@@ -176,12 +180,13 @@ def _mmd_few(
     out = pairs.empty(splits, pairs.batch, length, pairs.dim) if gradient else values
     with launch.on_device(x):
         mmd_kernel[(pairs.batch * tiles * splits,)](
-            z, weights, scales.to(pairs.dtype).contiguous(), pairs.parameters, out, values,
+            pairs.joined, pairs.joined_values, scales.to(pairs.dtype).contiguous(), pairs.parameters, out, values,
             pairs.n_tiles, pairs.m_tiles, splits, int(rows_of_y),
             JETS=pairs.mixture.jets(int(gradient)), D=pairs.dim, GRADIENT=gradient, EXCLUDE_SELF=exclude_self,
             BM=config.rows, BN=config.cols, GROUP=GROUP, **launch.compiler_options(config),
         )  # fmt: skip
-    return wide.add_splits(values), wide.add_splits(out), pairs.n_tiles * config.rows
+    values, out = combine.add_splits(pairs.dtype, values, out if gradient else None)
+    return values, out, pairs.n_tiles * config.rows
 
 
 def pair_jet(
@@ -249,7 +254,7 @@ def pair_jet(
             jet_kernel_many[grid](
                 *arguments, *sizes, PRECISION=launch.dot_precision(precision), BC=block, **options
             )  # fmt: skip
-    return wide.add_splits(out_x).to(x.dtype), wide.add_splits(out_a).to(x.dtype)
+    return combine.add_splits(x.dtype, out_x, out_a)
 
 
 def _empty(x: Tensor, y: Tensor) -> bool:
@@ -275,23 +280,27 @@ def _gradient(
         points = WidePairs(x, y, spec, x_lengths, y_lengths, precision=precision, coordinates=True)
         weights = None if b is None else b[:, :, None]
         gradient, value = wide.sums(
-            points, weights, coordinates=True, with_value=with_value, exclude_self=exclude_self
+            points, weights, coordinates=True, with_value=with_value, exclude_self=exclude_self, dtype=x.dtype
         )  # fmt: skip
-        return value.to(x.dtype), gradient.to(x.dtype)
-    config = launch.config("gradient", x.shape[2], 1, x.dtype)
-    pairs = Pairs(x, y, spec, (config.rows, config.cols), x_lengths, y_lengths)
-    weights = x.new_ones(y.shape[:2]) if b is None else b
+        return value, gradient
+    profiles = () if with_value else mixture(tuple(map(float, spec))).names
+    config = launch.config("gradient", x.shape[2], 1, x.dtype, profiles)
+    weights = None if b is None else b[:, :, None]
+    pairs = Pairs(
+        x, y, spec, (config.rows, config.cols), x_lengths, y_lengths, values=weights, kind=_given_or_filled(b)
+    )  # fmt: skip
     splits = pairs.splits()
-    value = pairs.empty(splits, pairs.batch, pairs.n)
-    out = pairs.empty(splits, *pairs.x_scaled.shape)
+    out = pairs.empty(splits, *x.shape)
+    value = pairs.empty(splits, pairs.batch, pairs.n) if with_value else out
     with launch.on_device(x):
         gradient_kernel[(pairs.batch * pairs.n_tiles * splits,)](
-            pairs.x, pairs.y, pairs.columns(weights[:, :, None]), pairs.parameters, pairs.x_lengths,
+            pairs.x, pairs.y, pairs.values, pairs.parameters, pairs.x_lengths,
             pairs.y_lengths, out, value, pairs.n, pairs.n_tiles, pairs.m_tiles, splits,
             JETS=pairs.mixture.jets(1), D=pairs.dim, WITH_VALUE=with_value, EXCLUDE_SELF=exclude_self,
             BM=config.rows, BN=config.cols, GROUP=GROUP, **launch.compiler_options(config),
         )  # fmt: skip
-    return wide.add_splits(value).to(x.dtype), wide.add_splits(out).to(x.dtype)
+    gradient, value = combine.add_splits(x.dtype, out, value if with_value else None)
+    return value, gradient
 
 
 def _average(
@@ -314,31 +323,33 @@ def _average(
         centred = v is None and channels > 0
         points = WidePairs(x, y, spec, x_lengths, y_lengths, precision=precision)
         values = None if centred or channels == 0 else v
-        mean, logarithm = wide.averages(points, values, beta, coordinates=centred, exclude_self=exclude_self)
-        return mean.to(x.dtype), logarithm.to(x.dtype)
+        return wide.averages(
+            points, values, beta, coordinates=centred, exclude_self=exclude_self, dtype=x.dtype
+        )  # fmt: skip
     config = launch.config("average", dim, channels, x.dtype)
-    pairs = Pairs(x, y, spec, (config.rows, config.cols), x_lengths, y_lengths)
-    log_weights = torch.zeros_like(y[..., :1]) if beta is None else beta[..., None]
-    base2 = pairs.columns(log_weights, 1.0 / math.log(2.0), fill=-math.inf)
     centred = v is None and channels > 0
-    values = pairs.y_scaled / pairs.mixture.scale if centred else v
-    packed = base2 if channels == 0 else pairs.columns(values)
+    pairs = Pairs(
+        x, y, spec, (config.rows, config.cols), x_lengths, y_lengths,
+        values=v if channels else None, kind=(CENTRED if centred else GIVEN if channels else ABSENT).value,
+        log_weights=None if beta is None else beta.contiguous(), logs=_given_or_filled(beta),
+    )  # fmt: skip
     splits = pairs.splits()
     mean = pairs.empty(splits, batch, n, channels)
     logarithm = pairs.empty(splits, batch, n)
     mass = pairs.empty(splits, batch, n) if splits > 1 else logarithm
     with launch.on_device(x):
         average_kernel[(batch * pairs.n_tiles * splits,)](
-            pairs.x, pairs.y, packed, base2, pairs.parameters, pairs.x_lengths, pairs.y_lengths,
-            mean if channels else logarithm, logarithm, mass, n, pairs.n_tiles, pairs.m_tiles, splits,
-            JETS=pairs.mixture.jets(0), EXPONENTS=pairs.mixture.exponents, D=pairs.dim, C=channels,
+            pairs.x, pairs.y, pairs.values, pairs.logs, pairs.parameters, pairs.centre, pairs.x_lengths,
+            pairs.y_lengths, mean if channels else logarithm, logarithm, mass,
+            n, pairs.n_tiles, pairs.m_tiles, splits,
+            JETS=pairs.mixture.jets(0), EXPONENTS=pairs.mixture.exponents, D=pairs.dim, C=channels, CENTRED=centred,
             EXCLUDE_SELF=exclude_self, BM=config.rows, BN=config.cols, GROUP=GROUP,
             **launch.compiler_options(config),
         )  # fmt: skip
-    mean, logarithm = combine_splits(mean, logarithm, mass, pairs.parameters)
-    if centred:
-        mean = mean + pairs.centre
-        if x_lengths is not None:
-            rows = torch.arange(n, device=x.device) < pairs.x_lengths[:, None]
-            mean = torch.where(rows[:, :, None], mean, 0.0)
-    return mean.to(x.dtype), logarithm.to(x.dtype)
+    return combine.averages(
+        x.dtype, mean, logarithm, mass, pairs.parameters, pairs.x_lengths, pairs.centre if centred else None
+    )  # fmt: skip
+
+
+def _given_or_filled(value: Tensor | None) -> int:
+    return (FILLED if value is None else GIVEN).value

@@ -44,10 +44,12 @@ CONFIGS = {
     # Up to FEW coordinates and channels, by the number of values that a thread keeps for each row.
     ("sum", "light"): Config(128, 32, 16, 4, thrift=5, registers=255),
     ("sum", "few"): Config(64, 32, 16, 4, thrift=5, registers=255),
-    ("gradient", "light"): Config(128, 16, 16, 4, thrift=5, registers=255),
+    ("gradient", "lean"): Config(128, 32, 16, 4, thrift=5, registers=255),
+    ("gradient", "light"): Config(64, 32, 16, 4, thrift=5, registers=255),
     ("gradient", "few"): Config(64, 16, 16, 4, thrift=5, registers=255),
     ("mmd", "few"): Config(64, 16, 16, 4, thrift=5, registers=255),
     ("average", "light"): Config(64, 32, 16, 4, thrift=5, registers=255),
+    ("average", "three"): Config(64, 32, 16, 4, thrift=5, registers=255),
     ("average", "few"): Config(64, 16, 16, 4, thrift=5, registers=255),
     ("jet0", "few"): Config(32, 32, 16, 4, thrift=5, registers=255),
     ("jet1", "few"): Config(16, 16, 16, 4, thrift=5, registers=255),
@@ -59,9 +61,25 @@ CONFIGS = {
 }
 
 
-def config(kernel: str, dim: int, channels: int, dtype: torch.dtype) -> Config:
-    """The configuration of a kernel; float64 has a smaller tile, since registers hold half as many numbers."""
+LEAN = ("gaussian", "laplace", "imq")
+"""Profiles whose derivative takes hardly more registers than their value."""
+
+
+def config(kernel: str, dim: int, channels: int, dtype: torch.dtype, profiles: tuple[str, ...] = ()) -> Config:
+    """The configuration of a kernel; float64 has a smaller tile, since registers hold half as many numbers.
+
+    Args:
+        kernel: Its name in the table.
+        dim: Coordinates.
+        channels: Values of a column.
+        dtype: Of the computation.
+        profiles: Of a kernel that may be lean: one of LEAN, and nothing but the gradient is wanted.
+    """
     size = "many" if max(dim, channels) > FEW else "light" if dim + 2 * channels <= 5 else "few"
+    if size == "light" and len(profiles) == 1 and profiles[0] in LEAN:
+        size = "lean"
+    if kernel == "average" and size == "few" and max(dim, channels) <= 3:
+        size = "three"
     found = CONFIGS.get((kernel, size)) or CONFIGS[kernel, "few"]
     if dtype != torch.float64:
         return found
@@ -118,6 +136,32 @@ def products(precision: str) -> int:
         ValueError: There is no such precision.
     """
     return {"ieee": 0, "tf32": 1}.get(check_precision(precision), 3)
+
+
+_KEPT: dict[tuple, Tensor] = {}
+_IN_GRAPHS: set[tuple] = set()
+_MOST_KEPT = 256
+
+
+def numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers that kernels read on a device, [len(values)]: kept from call to call.
+
+    Those that a CUDA graph was captured with are kept for good, since its replays read them. Where they are new at the
+    capture, they are filled on the device, in the graph: nothing may be copied from the host then.
+    """
+    key = (values, dtype, device)
+    captures = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    found = _KEPT.pop(key, None)
+    if found is None:
+        if captures:
+            return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
+        found = torch.tensor(values, dtype=dtype, device=device)
+    _KEPT[key] = found  # the last one used is the last in the table
+    if captures:
+        _IN_GRAPHS.add(key)
+    elif len(_KEPT) > _MOST_KEPT + len(_IN_GRAPHS):
+        del _KEPT[next(old for old in _KEPT if old not in _IN_GRAPHS)]
+    return found
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -46,7 +46,7 @@ def value_sums(
 ):  # fmt: skip
     """sum_j w_j k_ij over the tiles first..last."""
     total = tl.zeros((rows.shape[0], BN), z.dtype.element_ty)
-    for j in range(first, last):
+    for j in tl.range(first, last, num_stages=2):  # loads are ahead of the arithmetic
         cols = tile_columns(j, BN)
         ys = load_channels(z, stride, cols, D)
         total += weighted_jet(xs, ys, weights, rows, cols, parameters, JETS, 0, D, EXCLUDE_SELF)[0]
@@ -61,7 +61,7 @@ def gradient_sums(
     """The same, and the D sums of f' w_j (x_i - y_j)."""
     total = tl.zeros((rows.shape[0], BN), z.dtype.element_ty)
     sums = zero_tiles(total, D)
-    for j in range(first, last):
+    for j in tl.range(first, last, num_stages=2):  # loads are ahead of the arithmetic
         cols = tile_columns(j, BN)
         ys = load_channels(z, stride, cols, D)
         value, slope = weighted_jet(xs, ys, weights, rows, cols, parameters, JETS, 1, D, EXCLUDE_SELF)

@@ -1,4 +1,4 @@
-"""From the tensors of a call to what the kernels read: centred, scaled, channel-major and padded to whole tiles."""
+"""Kernels' specs as the GPU reads them, and the points of a call: centred, scaled, channel-major, in whole tiles."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from dataclasses import dataclass
 
 import sympy as sp
 import torch
+import triton
 from torch import Tensor
 
 from gwf_fast.kernels.occupancy import column_splits
 from gwf_fast.kernels.profiles import PROFILES, s
 from gwf_fast.kernels.triton import launch
+from gwf_fast.kernels.triton.packing_kernels import ABSENT, CENTRED, pack_pairs_kernel
 from gwf_fast.kernels.triton.profiles_generated import EXPONENTS, JETS
+
+PACKED = 256
+"""Points of a program that packs."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +73,55 @@ def _analytic(name: str) -> bool:
     return not phi.has(sp.log) and not any(power.base == s for power in phi.atoms(sp.Pow))
 
 
-@functools.lru_cache(maxsize=256)
 def _parameters(mixture: Mixture, dtype: torch.dtype, device: torch.device) -> Tensor:
     value_scale = mixture.rows[0][0] if len(mixture.rows) == 1 else 1.0
     flat = [number for row in mixture.rows for number in row]
-    return torch.tensor([value_scale, 2.0 * mixture.scale * value_scale, *flat], dtype=dtype, device=device)
+    numbers = (value_scale, 2.0 * mixture.scale * value_scale, *flat, mixture.scale)
+    return launch.numbers(numbers, dtype, device)
 
 
 class Pairs:
-    """The packed coordinates of one call, and what every launch needs."""
+    """The packed points of one call, and what every launch needs.
+
+    Attributes:
+        x, y: Scaled coordinates as the centre sees them, channel-major, padded to whole tiles [B, D, length].
+        values: Of columns [B, C, length].
+        logs: Base-2 logarithms of weights of columns, -inf in the padding [B, length].
+        counts: How many rows and columns there are [2, B].
+        centre: [B, D].
+    """
 
     def __init__(
         self,
-        x: Tensor,
-        y: Tensor,
+        x: Tensor,  # [B, N, D]
+        y: Tensor,  # [B, M, D]
         spec: Sequence[float],
         block: tuple[int, int],
         x_lengths: Tensor | None,
         y_lengths: Tensor | None,
+        *,
+        values: Tensor | None = None,  # [B, M, C]
+        kind: int = ABSENT.value,
+        log_weights: Tensor | None = None,  # [B, M]
+        logs: int = ABSENT.value,
+        row_values: Tensor | None = None,  # [B, N]
     ) -> None:
+        """Packs, in one launch.
+
+        Args:
+            x: Rows.
+            y: Columns.
+            spec: Of the kernel.
+            block: Rows and columns of a tile.
+            x_lengths: Of ragged sets, or None.
+            y_lengths: Likewise.
+            values: Values of columns, where ``kind`` is GIVEN.
+            kind: What the values are.
+            log_weights: Natural logarithms of weights of columns, where ``logs`` is GIVEN.
+            logs: What they are.
+            row_values: Values of rows, for the MMD: then x and y, these and ``values`` follow on each other in
+                ``joined`` [B, D, both lengths] and ``joined_values`` [B, 1, both lengths].
+        """
         self.block_rows, self.block_cols = block
         self.batch, self.n, self.dim = x.shape
         self.m = y.shape[1]
@@ -96,46 +131,54 @@ class Pairs:
         self.parameters = self.mixture.parameters(self.dtype, self.device)
         self.n_tiles = -(-self.n // self.block_rows)
         self.m_tiles = -(-self.m // self.block_cols)
-        self._columns = None if y_lengths is None else torch.arange(self.m, device=self.device) < y_lengths[:, None]
-        self.x_lengths = self._lengths(x_lengths, self.n)
-        self.y_lengths = self._lengths(y_lengths, self.m)
-
-        y = self._present(y.to(self.dtype))
-        self.centre = self._centre(y)  # [B, 1, D]
-        self.x_scaled = (x.to(self.dtype) - self.centre) * self.mixture.scale  # [B, N, D]
-        self.y_scaled = self._present((y - self.centre) * self.mixture.scale)  # [B, M, D]
         self.depth = self.dim
-        self.x = self._pack(self.x_scaled, self.n_tiles * self.block_rows, self.depth)
-        self.y = self._pack(self.y_scaled, self.m_tiles * self.block_cols, self.depth)
-
-    def _lengths(self, lengths: Tensor | None, full: int) -> Tensor:
-        if lengths is None:
-            return torch.full((self.batch,), full, dtype=torch.int64, device=self.device)
-        return lengths.to(device=self.device, dtype=torch.int64).clamp(0, full)
-
-    def _present(self, value: Tensor) -> Tensor:  # [B, M, K], zero where the column doesn't exist
-        return value if self._columns is None else torch.where(self._columns[:, :, None], value, 0.0)
-
-    def _centre(self, y: Tensor) -> Tensor:
-        count = self.y_lengths.clamp(min=1)[:, None, None]
-        mean = y.sum(1, keepdim=True) / count
-        return torch.where(mean.isfinite(), mean, 0.0)  # an infinite point must not make every difference NaN
+        self._given_lengths = y_lengths
+        n_padded, m_padded = self.n_tiles * self.block_rows, self.m_tiles * self.block_cols
+        channels = self.dim if kind == CENTRED.value else 1 if values is None else values.shape[2]
+        joins = row_values is not None
+        planes = (n_padded + m_padded,) * 2 if joins else (n_padded, m_padded)
+        if joins:
+            self.joined = self.empty(self.batch, self.dim, planes[0])
+            self.x, self.y = self.joined.split([n_padded, m_padded], 2)
+            self.joined_values = self.empty(self.batch, 1, planes[0])
+            a_out, self.values = self.joined_values.split([n_padded, m_padded], 2)
+        else:
+            self.x = self.empty(self.batch, self.dim, n_padded)
+            self.y = self.empty(self.batch, self.dim, m_padded)
+            a_out = self.x
+            self.values = self.y if kind == ABSENT.value else self.empty(self.batch, channels, m_padded)
+        self.logs = self.y if logs == ABSENT.value else self.empty(self.batch, m_padded)
+        self.counts = torch.empty((2, self.batch), dtype=torch.int64, device=self.device)
+        self.centre = self.empty(self.batch, self.dim)
+        v = y if values is None else values
+        blocks = -(-n_padded // PACKED) + -(-m_padded // PACKED)
+        with launch.on_device(x):
+            pack_pairs_kernel[(self.batch * blocks,)](
+                x, y, v, y if row_values is None else row_values, y if log_weights is None else log_weights,
+                self.counts if x_lengths is None else x_lengths, self.counts if y_lengths is None else y_lengths,
+                self.parameters, self.x, self.y, self.values, a_out, self.logs, self.counts, self.centre,
+                *x.stride(), *y.stride(), *v.stride(), self.n, self.m, self.dim, channels, n_padded, m_padded,
+                *planes, self.parameters.shape[0] - 1,
+                X_LENGTHS=x_lengths is not None, Y_LENGTHS=y_lengths is not None, VALUES=kind, LOGS=logs, A=joins,
+                BR=PACKED, BK=min(16, triton.next_power_of_2(self.dim)),
+                BC=min(16, triton.next_power_of_2(max(channels, 1))), num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
+        self.x_lengths, self.y_lengths = self.counts
 
     @staticmethod
-    def _pack(value: Tensor, length: int, channels: int, fill: float = 0.0) -> Tensor:
+    def _pack(value: Tensor, length: int, channels: int) -> Tensor:
         batch, given, k = value.shape
-        packed = value.new_full((batch, channels, length), fill)
+        packed = value.new_zeros((batch, channels, length))
         packed[:, :k, :given] = value.transpose(1, 2)
         return packed
 
-    def columns(self, value: Tensor | None, scale: float = 1.0, fill: float = 0.0) -> Tensor:
-        """Packs scale * values by column [B, M, K], zero (or `fill`) where the column doesn't exist; None is ones."""
-        if value is None:
-            value = torch.ones((self.batch, self.m, 1), dtype=self.dtype, device=self.device)
+    def columns(self, value: Tensor, scale: float = 1.0) -> Tensor:
+        """Packs scale * values by column [B, M, K], zero where the column doesn't exist."""
         value = value.to(self.dtype) * scale
-        if self._columns is not None:
-            value = torch.where(self._columns[:, :, None], value, fill)
-        return self._pack(value, self.m_tiles * self.block_cols, value.shape[2], fill)
+        if self._given_lengths is not None:
+            exists = torch.arange(self.m, device=self.device) < self._given_lengths[:, None]
+            value = torch.where(exists[:, :, None], value, 0.0)
+        return self._pack(value, self.m_tiles * self.block_cols, value.shape[2])
 
     def rows(self, value: Tensor, scale: float = 1.0) -> Tensor:
         """Packs scale * values by row [B, N, K]."""

@@ -48,13 +48,19 @@ def sum_kernel(
     totals = zero_tiles(tl.zeros((BM,), dtype), C)
     for first in range(begin, end, GROUP):
         sums = zero_tiles(tl.zeros((BM, BN), dtype), C)
+        cols = tile_columns(first, BN)
+        ys = load_channels(y, y_stride, cols, D)
+        source_weights = load_channels(b, y_stride, cols, C)
         for j in range(first, tl.minimum(first + GROUP, end)):
-            cols = tile_columns(j, BN)
-            q = squared_distance(xs, load_channels(y, y_stride, cols, D), D)
-            weight = mixture_jet(q, None, parameters, JETS, 0)[0]
+            following = tile_columns(tl.minimum(j + 1, end - 1), BN)  # on their way while these are computed
+            next_ys = load_channels(y, y_stride, following, D)
+            next_weights = load_channels(b, y_stride, following, C)
+            weight = mixture_jet(squared_distance(xs, ys, D), None, parameters, JETS, 0)[0]
             if EXCLUDE_SELF:
-                weight = tl.where(rows[:, None] == cols[None, :], 0.0, weight)
-            sums = multiply_add(sums, weight, load_channels(b, y_stride, cols, C), C)
+                weight = tl.where(rows[:, None] == tile_columns(j, BN)[None, :], 0.0, weight)
+            sums = multiply_add(sums, weight, source_weights, C)
+            ys = next_ys
+            source_weights = next_weights
         totals = add_row_sums(totals, sums, C)
 
     scale = tl.load(parameters)
@@ -94,7 +100,7 @@ def gradient_kernel(
     for first in range(begin, end, GROUP):
         sums = zero_tiles(tl.zeros((BM, BN), dtype), D)
         value_sum = tl.zeros((BM, BN), dtype)
-        for j in range(first, tl.minimum(first + GROUP, end)):
+        for j in tl.range(first, tl.minimum(first + GROUP, end), num_stages=2):  # loads are ahead of the arithmetic
             cols = tile_columns(j, BN)
             ys = load_channels(y, y_stride, cols, D)
             source_weight = tl.load(b + cols)

@@ -2,7 +2,7 @@
 
 Conventions, in all kernels: coordinates, weights and tangents are channel-major [B, channels, length], the length
 padded to whole tiles with zeros, so that loads need no masks. ``parameters`` holds, in the type of computation,
-[scale of values, scale of gradients, then (coefficient, ratio, p) for each term]: the mixture is
+[scale of values, scale of gradients, then (coefficient, ratio, p) for each term, scale of coordinates]: the mixture is
 sum_m coefficient_m phi_m(ratio_m q), with q the squared distance of the scaled coordinates. A single term has its
 coefficient in the scales, and ratio 1.
 """
@@ -67,6 +67,15 @@ def scale_all(totals, factor, COUNT: tl.constexpr):
     results = ()
     for k in tl.static_range(COUNT):
         results = results + (totals[k] * factor,)
+    return results
+
+
+@triton.jit
+def add_all(totals, values, COUNT: tl.constexpr):
+    """totals_k + values_k."""
+    results = ()
+    for k in tl.static_range(COUNT):
+        results = results + (totals[k] + values[k],)
     return results
 
 

@@ -9,8 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from gwf_fast.kernels.triton import launch
-from gwf_fast.kernels.triton.averages import combine_splits
+from gwf_fast.kernels.triton import combine, launch
 from gwf_fast.kernels.triton.launch import GROUP
 from gwf_fast.kernels.triton.wide_averages import wide_average_kernel
 from gwf_fast.kernels.triton.wide_packing import BLOCK, BLOCK_K, LARGEST_BLOCK, STEP, WidePairs
@@ -107,6 +106,7 @@ def sums(
     with_value: bool = False,
     exclude_self: bool = False,
     sets: tuple[int, int] = (0, 1),
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # [B, N, C], [B, N]
     """sum_j k_ij v_j; with ``coordinates`` the gradient for weights v [B, M, 1], and the sum too if ``with_value``.
 
@@ -140,7 +140,7 @@ def sums(
                 COORDINATES=coordinates, X_LENGTHS=pairs.x_lengths is not None, Y_LENGTHS=pairs.y_lengths is not None,
                 GROUP=GROUP, **constants(pairs, exclude_self, near, shape),
             )  # fmt: skip
-    return add_splits(out), add_splits(value)
+    return combine.add_splits(dtype, out, value if with_value else None)
 
 
 def averages(
@@ -150,6 +150,7 @@ def averages(
     *,
     coordinates: bool = False,
     exclude_self: bool = False,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:  # [B, N, C], [B, N]
     """The mean of v, or with ``coordinates`` of y, and log sum_j e^beta_j k_ij; neither asks for the latter only."""
     channels = pairs.dim if coordinates else 0 if v is None else v.shape[2]
@@ -174,7 +175,9 @@ def averages(
                 COORDINATES=coordinates, X_LENGTHS=pairs.x_lengths is not None, Y_LENGTHS=pairs.y_lengths is not None,
                 **constants(pairs, exclude_self, near, shape),
             )  # fmt: skip
-    return combine_splits(mean, logarithm, mass, pairs.parameters)
+    return combine.averages(
+        dtype, mean if channels else mean[..., :0], logarithm, mass, pairs.parameters, pairs.x_lengths
+    )
 
 
 def mmd(
@@ -192,7 +195,7 @@ def mmd(
     def one(rows: int, columns: int, slope: bool) -> tuple[Tensor, Tensor]:  # gradient [B, N, D], sum [B, N]
         found, value = sums(
             pairs, (a, b)[columns][:, :, None], coordinates=slope, with_value=slope,
-            exclude_self=exclude_self and rows == columns, sets=(rows, columns),
+            exclude_self=exclude_self and rows == columns, sets=(rows, columns), dtype=pairs.dtype,
         )  # fmt: skip
         return (found, value) if slope else (found, found[..., 0])
 
@@ -203,8 +206,3 @@ def mmd(
     of_x = own[:, 0] * slope_xx - slope_xy if gradient else slope_xx
     of_y = own[:, 1] * slope_yy - slope_yx if gradient and rows_of_y else slope_yy
     return xx, xy, yy, yx, of_x, of_y
-
-
-def add_splits(parts: Tensor) -> Tensor:  # [splits, ...] -> [...]
-    """The sum of the ranges of columns."""
-    return parts[0] if parts.shape[0] == 1 else parts.sum(0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from gwf_fast.kernels.occupancy import column_splits
 from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.packing import Mixture, mixture
+from gwf_fast.kernels.triton.packing_kernels import centre_of, existing_count, load_points
 from gwf_fast.kernels.triton.wide_tiles import UNIT, thirds
 
 BLOCK = tl.constexpr(128)
@@ -56,20 +57,13 @@ def panel_sizes(x_blocks, blocks, steps):
     return x_blocks.to(tl.int64) * BLOCK, blocks.to(tl.int64) * BLOCK, steps * STEP
 
 
-@triton.jit
-def load_points(points, row_stride, stride, positions, k, dim, count, DTYPE: tl.constexpr):
-    """Points [positions, k] of a set, 0 where there is none."""
-    place = positions[:, None] * row_stride + k[None, :].to(tl.int64) * stride
-    return tl.load(points + place, mask=(positions < count)[:, None] & (k < dim)[None, :], other=0.0).to(DTYPE)
-
-
 @triton.jit(
     do_not_specialize=[
         "x_batch", "x_row", "x_stride", "y_batch", "y_row", "y_stride", "n", "m", "x_blocks", "blocks", "dim", "steps"
     ]
 )  # fmt: skip
 def pack_kernel(
-    x, y, x_batch, x_row, x_stride, y_batch, y_row, y_stride, x_lengths, y_lengths, means, scales,
+    x, y, x_batch, x_row, x_stride, y_batch, y_row, y_stride, x_lengths, y_lengths, scales,
     raw, centre, norm64, radius, hi, lo, norm, values, n, m, x_blocks, blocks, dim, steps,
     X_LENGTHS: tl.constexpr, Y_LENGTHS: tl.constexpr, HALVES: tl.constexpr, THIRDS: tl.constexpr,
     BR: tl.constexpr, BK: tl.constexpr,
@@ -90,12 +84,8 @@ def pack_kernel(
     positions = at - tl.where(in_y, x_length, 0) + tl.arange(0, BR)
     rows = at + tl.arange(0, BR)
     dtype: tl.constexpr = raw.dtype.element_ty
-    x_count = n.to(tl.int64)
-    y_count = m.to(tl.int64)
-    if X_LENGTHS:
-        x_count = tl.minimum(tl.maximum(tl.load(x_lengths + batch), 0), n)
-    if Y_LENGTHS:
-        y_count = tl.minimum(tl.maximum(tl.load(y_lengths + batch), 0), m)
+    x_count = existing_count(x_lengths, batch, n, X_LENGTHS)
+    y_count = existing_count(y_lengths, batch, m, Y_LENGTHS)
     count = tl.where(in_y, y_count, x_count)
     exists = positions < count
     scale = tl.load(scales)
@@ -110,8 +100,7 @@ def pack_kernel(
             points = load_points(y, y_row, y_stride, positions, k, dim, count, dtype)
         else:
             points = load_points(x, x_row, x_stride, positions, k, dim, count, dtype)
-        origin = tl.load(means + batch * dim + k, mask=k < dim, other=0.0)
-        origin = tl.where(tl.abs(origin) < float("inf"), origin, 0.0)  # a point at infinity must not take all there
+        origin = centre_of(y, y_row, y_stride, y_count, k, dim, dtype)
         inside = (k < depth)[None, :]
         tl.store(raw + (batch * depth + k[None, :]) * length + rows[:, None], points, mask=inside)
         if block == 0:
@@ -152,9 +141,7 @@ def pack_values_kernel(
     batch = (program // parts).to(tl.int64)
     batches = tl.num_programs(0) // parts
     positions = (program % parts).to(tl.int64) * BR + tl.arange(0, BR)
-    count = m.to(tl.int64)
-    if Y_LENGTHS:
-        count = tl.minimum(tl.maximum(tl.load(y_lengths + batch), 0), m)
+    count = existing_count(y_lengths, batch, m, Y_LENGTHS)
     plane = batches * tl.full((), 1, tl.int64) * length * width
     for c0 in range(0, width, BC):
         c = c0 + tl.arange(0, BC)
@@ -165,11 +152,6 @@ def pack_values_kernel(
         tl.store(out, first, mask=inside)
         tl.store(out + plane, second, mask=inside)
         tl.store(out + 2 * plane, third, mask=inside)
-
-
-def _scale(value: float, device: torch.device) -> Tensor:  # float64 [1]
-    """The scale on the device. Filled there, not copied: this may happen while a CUDA graph is captured."""
-    return torch.full((1,), value, dtype=torch.float64, device=device)
 
 
 class WidePairs:
@@ -198,7 +180,7 @@ class WidePairs:
         self.dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
         self.mixture: Mixture = mixture(tuple(map(float, spec)))
         self.parameters = self.mixture.parameters(self.dtype, self.device)
-        self.scale = _scale(self.mixture.scale, self.device)
+        self.scale = launch.numbers((self.mixture.scale,), torch.float64, self.device)
         self.smooth = self.mixture.analytic
         self.products = launch.products(precision)
         self.halves = self.smooth and self.dtype == torch.float32 and self.products > 0
@@ -225,7 +207,7 @@ class WidePairs:
         with launch.on_device(x):
             pack_kernel[(self.batch * (self.length // PACKED_ROWS),)](
                 x, y, *x.stride(), *y.stride(), self.lengths_or(self.x_lengths), self.lengths_or(self.y_lengths),
-                self._means(y), self.scale, self.raw, self.centre, self.norm64, self.radius,
+                self.scale, self.raw, self.centre, self.norm64, self.radius,
                 self.hi, self.lo, self.norm, self.values,
                 self.n, self.m, *self.sizes, self.dim, self.depth // STEP.value,
                 X_LENGTHS=self.x_lengths is not None, Y_LENGTHS=self.y_lengths is not None, HALVES=self.halves,
@@ -237,14 +219,6 @@ class WidePairs:
     def sizes(self) -> tuple[int, int]:
         """Blocks of rows of x, and of both sets."""
         return self.x_length // BLOCK.value, self.length // BLOCK.value
-
-    def _means(self, y: Tensor) -> Tensor:  # [B, D]
-        """The means of y: small averages and gradients must not come from large sums around a centre far from them."""
-        if self.y_lengths is None:
-            return y.mean(1, dtype=self.dtype) if self.m else y.new_zeros(self.batch, self.dim, dtype=self.dtype)
-        exists = torch.arange(self.m, device=self.device) < self.y_lengths[:, None]
-        total = torch.where(exists[:, :, None], y, 0.0).sum(1, dtype=self.dtype)
-        return total / self.y_lengths.clamp(1, max(self.m, 1))[:, None]
 
     def lengths_or(self, lengths: Tensor | None) -> Tensor:
         """Lengths, or something in their place that is not read."""

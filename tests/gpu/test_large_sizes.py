@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 from gwf_fast.kernels import triton as module
-from gwf_fast.kernels.triton import backend, launch, wide, wide_packing
+from gwf_fast.kernels.triton import backend, combine, launch, packing, wide, wide_packing
 
 SPEC = (0.0, 1.0, 1.0, 0.0)
 LARGEST_GRID = 2**31 - 1
@@ -37,7 +37,7 @@ def launches(monkeypatch):
 
             return call
 
-    for owner in (backend, wide, wide_packing):
+    for owner in (backend, combine, packing, wide, wide_packing):
         for name, kernel in list(vars(owner).items()):
             if "kernel" in name and hasattr(kernel, "arg_names"):
                 monkeypatch.setattr(owner, name, Recorder(kernel))
@@ -55,11 +55,14 @@ def test_grid_and_bounds(launches, name, dim, batch, n, m):
     x, y, w = (torch.empty(shape, device="meta") for shape in ((batch, n, dim), (batch, m, dim), (batch, m)))
     out = CALLS[name](x, y, w)
     assert out.shape[:2] == (batch, n)
+    (grid, packed), *passes = launches
+    passes = check_combination(passes, batch * n)
     if dim == 2 or name == "jet":
-        ((grid, a),) = launches
+        padded = packed["x_length"], packed["y_length"]
+        assert grid == batch * sum(math.ceil(length / packed["BR"]) for length in padded) <= LARGEST_GRID
+        ((grid, a),) = passes
         check_few(name, grid, a, batch, n, m)
         return
-    (grid, packed), *passes = launches
     rows = 128 * packed["blocks"]
     assert (packed["n"], packed["m"]) == (n, m)
     assert 128 * packed["x_blocks"] >= n
@@ -74,6 +77,17 @@ def test_grid_and_bounds(launches, name, dim, batch, n, m):
         assert {a["n"], a["m"]} <= {n, m}
         if (a["n"], a["m"]) == (7, m):
             assert a["splits"] > 1
+
+
+def check_combination(passes, rows):
+    """The passes over pairs: without the launches that put ranges of columns together, which are checked here."""
+    combined = [each for each in passes if "m" not in each[1] and "m_tiles" not in each[1] and "y_tiles" not in each[1]]
+    for grid, a in combined:
+        counts = [a["count_a"], a["count_b"]] if "count_a" in a else [a["rows"]]
+        assert 0 < grid == sum(math.ceil(count / a["BLOCK"]) for count in counts) <= LARGEST_GRID
+        assert a["splits"] > 1
+        assert "rows" not in a or a["rows"] == rows
+    return [each for each in passes if not any(each is other for other in combined)]
 
 
 def check_few(name, grid, a, batch, n, m):
