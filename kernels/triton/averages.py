@@ -70,7 +70,7 @@ def weighted_sums(
     JETS: tl.constexpr, D: tl.constexpr, C: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Over tiles first .. last - 1: the sum of weights over 2**reference, and of values under them, a tuple of 1 + C."""
+    """Over tiles first .. last - 1: the sum of weights over 2**reference, and of values under them, 1 + C tensors."""
     sums = zero_tiles(tl.zeros((BM, BN), y.dtype.element_ty), 1 + C)
     columns = load_columns(y, y_stride, beta, v, tile_columns(first, BN), D, C)
     for j in range(first, last):
