@@ -29,6 +29,9 @@ STEP = tl.constexpr(16)
 PACKED_ROWS = 32
 """Rows of a program that packs."""
 
+PACKED_K = 32
+"""Coordinates that it packs at a time."""
+
 BLOCK_K = 64
 """Coordinates a step where a tile does not hold them all."""
 
@@ -211,7 +214,7 @@ class WidePairs:
                 self.hi, self.lo, self.norm, self.values,
                 self.n, self.m, *self.sizes, self.dim, self.depth // STEP.value,
                 X_LENGTHS=self.x_lengths is not None, Y_LENGTHS=self.y_lengths is not None, HALVES=self.halves,
-                THIRDS=with_thirds, BR=PACKED_ROWS, BK=min(BLOCK_K, self.depth),
+                THIRDS=with_thirds, BR=PACKED_ROWS, BK=min(PACKED_K, self.depth),
                 num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
 
