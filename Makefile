@@ -22,7 +22,7 @@ FORMATTED := $(filter-out %_generated.h,$(CSRC))
 
 SEED ?= 0
 
-.PHONY: test-versions compile-gpu demo check test test-slow coverage fuzz sanitize sanitize-memory sanitize-threads bench lint types format codegen build clean
+.PHONY: test-versions compile-gpu demo check test test-slow coverage fuzz sanitize sanitize-teams sanitize-memory sanitize-threads bench lint types format codegen build clean
 .DELETE_ON_ERROR:
 
 # --- the environment, one stamp a set of dependencies ---------------------------------------------------------------
@@ -83,17 +83,24 @@ fuzz: build .venv/dev.stamp
 	$(BIN)/python -m tests.fuzz --calls 100000 --seed $(SEED)
 
 # A package with instrumented objects in build/sanitize, beside the tests; a report of a sanitizer ends the worker, and
-# is a crash to the fuzzer. A build takes some minutes a core; what is there already is not built again.
-SANITIZED = cd build/sanitize/$(1) && LD_PRELOAD="$(shell g++ -print-file-name=$(2)) $(shell g++ -print-file-name=libstdc++.so)"
+# is a crash to the fuzzer. A build takes some minutes a core; what is there already is not built again. Of the instruction
+# sets one is compiled and run so, the best that this processor has; SANITIZE_ISA=avx2 for another.
+SANITIZED = cd build/sanitize/$(1) && LD_PRELOAD="$(shell g++ -print-file-name=$(2)) $(shell g++ -print-file-name=libstdc++.so)" \
+	GWF_FAST_ISA=$(SANITIZE_ISA)
 SANITIZE_CALLS ?= 4000
+SANITIZE_ISA ?= $(shell $(BIN)/python -c "from gwf_fast import _cpu; print(_cpu.instruction_set())")
 comma := ,
 
 define sanitized-build
-GWF_FAST_SANITIZE=$(2) $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/$(1)
+GWF_FAST_SANITIZE=$(2) GWF_FAST_SANITIZE_ISA=$(SANITIZE_ISA) $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/$(1)
 rm -rf build/sanitize/$(1)/tests && cp -r tests build/sanitize/$(1)/tests
 endef
 
-sanitize: sanitize-memory sanitize-threads
+sanitize: sanitize-teams sanitize-memory sanitize-threads
+
+# The C++ tests: threads, exceptions and interruptions.
+sanitize-teams: build .venv/dev.stamp
+	$(BIN)/python -m pytest -q tests/test_team.py
 
 sanitize-memory: build .venv/dev.stamp
 	$(call sanitized-build,memory,address$(comma)undefined)

@@ -21,11 +21,12 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 COMMON = ["-O3", "-std=c++20", "-fopenmp", "-fvisibility=hidden", "-g0", "-Icsrc"]
 COMMON += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 
-# GWF_FAST_SANITIZE=address,undefined: what `make sanitize` runs the fuzzer on. Objects of a folder of their own.
+# GWF_FAST_SANITIZE=address,undefined: what `make sanitize` runs the fuzzer on. Such objects have a folder of their own.
+# GWF_FAST_SANITIZE_ISA=avx512: only these instruction sets are compiled so, the others as ever.
 SANITIZERS = os.environ.get("GWF_FAST_SANITIZE", "")
-if SANITIZERS:
-    COMMON = [flag for flag in COMMON if flag not in ("-O3", "-g0")]
-    COMMON += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"]
+SANITIZED_SETS = os.environ.get("GWF_FAST_SANITIZE_ISA", "avx512,avx2,baseline").split(",")
+SANITIZED = [flag for flag in COMMON if flag not in ("-O3", "-g0")]
+SANITIZED += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"]
 
 # One translation unit an instruction set, chosen at run time; other processors build the baseline alone.
 INSTRUCTION_SETS = {
@@ -56,10 +57,17 @@ def cpu_sources() -> list[str]:
 
 def flags(source: str) -> list[str]:
     """Compiler flags of one source file, from its name."""
+    common = SANITIZED if is_sanitized(source) else COMMON
     for suffix, extra in INSTRUCTION_SETS.items():
         if Path(source).stem.endswith(suffix):
-            return [*COMMON, *extra]
-    return list(COMMON)
+            return [*common, *extra]
+    return list(common)
+
+
+def is_sanitized(source: str) -> bool:
+    """Whether a source file is compiled for sanitizers."""
+    instruction_set = Path(source).stem.rpartition("_")[2]
+    return bool(SANITIZERS) and (f"_{instruction_set}" not in INSTRUCTION_SETS or instruction_set in SANITIZED_SETS)
 
 
 def is_current(target: Path, depfile: Path, stamp: Path, command: str) -> bool:
@@ -85,9 +93,10 @@ class BuildExtension(build_ext):
             raise FileNotFoundError(f"setup.py: {missing[0]} is missing; the source tree is incomplete")
         # The compiler that setuptools found; a fixed folder, because pip's editable builds get a temporary one.
         compiler = getattr(self.compiler, "compiler_so_cxx", None) or self.compiler.compiler_so
-        folder = Path("build", "objects", "-".join(filter(None, (self.plat_name, ext.name, SANITIZERS))))
 
         def compile_one(source: str) -> str:
+            kind = SANITIZERS if is_sanitized(source) else ""
+            folder = Path("build", "objects", "-".join(filter(None, (self.plat_name, ext.name, kind))))
             target = folder / Path(source).with_suffix(".o")
             depfile, stamp = target.with_suffix(".d"), target.with_suffix(".command")
             target.parent.mkdir(parents=True, exist_ok=True)
