@@ -61,8 +61,9 @@ bench: build .venv/bench.stamp
 # --- what a developer runs --------------------------------------------------------------------------------------------
 
 # A process a core, of one OpenMP thread unless a test asks for more: on a loaded machine two threads waste several times
-# the processor time.
-JOBS ?= $(shell nproc)
+# the processor time. A container's share of the cores counts, not the machine's number.
+JOBS ?= $(shell awk -v all=$$(nproc) '{ n = int($$1 / $$2); print ($$1 == "max" || n > all) ? all : (n ? n : 1) }' \
+	/sys/fs/cgroup/cpu.max 2>/dev/null || nproc)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 test: lint build
