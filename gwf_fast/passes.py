@@ -84,7 +84,9 @@ def centre_of(y: Tensor, y_lengths: Tensor | None = None) -> Tensor:  # [*B, M, 
     low, middle, high = (ordered.select(-2, at).unsqueeze(-2) for at in (count // 4, count // 2, 3 * count // 4))
     scaled = middle * (2.0**8 + 1)
     short = (scaled - (scaled - middle)).to(y.dtype)  # the leading bits (Dekker 1971)
-    spread = torch.fmin(high - middle, middle - low)  # of both sides, of which one may be outliers or NaN
+    above, below = high - middle, middle - low  # one may be outliers or NaN; or 0, where there are two points
+    closer = torch.fmin(above, below)
+    spread = torch.where(closer > 0, closer, torch.fmax(above, below))
     return torch.where(short.isfinite() & (middle.abs() > 8 * spread), short, 0.0)
 
 

@@ -178,6 +178,8 @@ def test_an_origin_is_put_only_where_the_cloud_has_none():
 
     x = normal(100, 2, dtype=torch.float32)
     assert not centre_of(x).any()
+    assert not centre_of(torch.tensor([[0.1, -0.2], [0.3, 0.1]])).any()
+    assert centre_of(torch.tensor([[5.1, -3.2], [5.3, -3.1]])).all()
     far = x + 1e4
     centre = centre_of(far)
     assert ((far - centre).median(0).values.abs() < 0.1).all()

@@ -26,7 +26,7 @@ _TABLES = (table_pairs, table_flows, table_networks)
 FUNCTIONS: dict[str, Function] = {f.name: f for table in _TABLES for f in table.FUNCTIONS}
 """The table."""
 
-_PERTURBED = 3
+_PERTURBED = 4
 _REFUSALS = (ValueError, TypeError, NotImplementedError, gwf.AccuracyError, gwf.NonFiniteError, MemoryError)
 _REFUSALS += (torch._dynamo.exc.Unsupported,)  # in which a trace wraps the others
 

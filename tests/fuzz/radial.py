@@ -15,6 +15,8 @@ from torch import Tensor
 
 import gwf_fast as gwf
 
+from .rounding import ULPS, Rounding
+
 Term = Sequence[Any]
 
 
@@ -144,13 +146,25 @@ def smooth_of(terms: Sequence[Term]) -> bool:
 class Dense:
     """The sum of terms, evaluated with a :class:`~tests.fuzz.rounding.Rounding` of values and of slopes."""
 
-    def __init__(self, terms: Sequence[Term], rounding: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, terms: Sequence[Term], rounding: Rounding) -> None:
         self.parts = [(c, _RADIALS[name][1](*rest)) for name, c, *rest in terms]
+        self.powers = [name in ("riesz", "power_law") for name, *_ in terms]
         self.rounding = rounding
 
     def __call__(self, q: Tensor) -> Tensor:
         """phi(q)."""
-        return sum(self.rounding(c * _Curve.apply(q, part.value, part.slope)) for c, part in self.parts)
+        return sum(
+            self._rounded(c * _Curve.apply(q, part.value, part.slope), q if is_power else None)
+            for (c, part), is_power in zip(self.parts, self.powers, strict=True)
+        )
+
+    def _rounded(self, value: Tensor, base: Tensor | None) -> Tensor:
+        """A value; a power is exp(e log r), of which the exponent is rounded too."""
+        value = self.rounding(value)
+        if base is None:
+            return value
+        exponent = torch.where(base == 0, 1.0, base.detach()).log().abs()
+        return self.rounding.moved(value, (value.detach() * exponent).abs() / ULPS)
 
     def slope(self, q: Tensor) -> Tensor:
         """dphi/dq."""

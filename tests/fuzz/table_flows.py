@@ -279,7 +279,7 @@ FUNCTIONS = [
         lengths=_LENGTHS,
         least=2,
         refuses=_sets,
-        factor=2.0,
+        factor=3.0,  # a ratio of two densities, times a difference of two means
     ),
     Function(
         "drift.mmd", truths.drift_mmd, _pair(_mmd_drift), gradients=_SLOPES, lengths=_LENGTHS, least=2, refuses=_sets

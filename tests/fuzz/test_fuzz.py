@@ -109,7 +109,6 @@ def test_crashes_and_hangs_are_seen() -> None:
     assert once({**draw(0, 0), "f": "!hang"}, patience=20).outcomes == {"hang": 1}
 
 
-@pytest.mark.slow
 def test_the_package_stands_it(capsys: pytest.CaptureFixture[str]) -> None:
     report = supervise(seed=0, calls=CALLS, jobs=len(os.sched_getaffinity(0)))
     with capsys.disabled():  # what is known is said aloud
