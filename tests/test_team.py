@@ -61,5 +61,7 @@ def test_teams(kind, tmp_path):
         pytest.skip("the compiler has no such sanitizer")
     assert built.returncode == 0, built.stderr
     fixed = ["setarch", "-R"] if kind == "thread" else []  # the kernel's random addresses are not ThreadSanitizer's
+    if fixed and (shutil.which("setarch") is None or subprocess.run([*fixed, "true"]).returncode):
+        pytest.skip("addresses can't be fixed here, as ThreadSanitizer needs them")
     done = subprocess.run([*fixed, program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "0 failures\n"), done.stdout + done.stderr

@@ -154,7 +154,7 @@ def _until_it_dies(
                         report.add(begun["call"], message)
                     begun = None
         try:
-            status = process.wait(30)
+            status = process.wait(max(patience, 30))  # on a loaded machine, sanitizers take their time to end
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()
