@@ -171,8 +171,8 @@ inline int widest_layer(const LoopNetwork& net) {
 }  // namespace planning
 
 // How many blocks pay. Where an update is a few microseconds a barrier of many blocks costs as much: one block then, or
-// a cluster, whose barrier is in hardware. Beyond, each block's sums cost traffic, so blocks have 8 rows a side.
-// bench/primal_dual_cuda.py times the alternatives.
+// a cluster, whose barrier is in hardware. Beyond, blocks have 4 rows a side: with M's networks 128 blocks took 86 ms a
+// step on an H200, 64 took 106 and 32 took 180 (bench/primal_dual_cuda.py).
 inline int choose_blocks(const LoopSizes& sizes, std::int64_t parameters, const LoopDevice& device) {
     const std::int64_t rows = std::max(sizes.batch, sizes.target_batch);
     if (device.blocks > 0) return int(std::min<std::int64_t>(device.blocks, rows));
@@ -180,7 +180,7 @@ inline int choose_blocks(const LoopSizes& sizes, std::int64_t parameters, const 
     constexpr std::int64_t fewest = 8;       // rows of a block in a cluster
     if (rows * parameters <= small)
         return device.clusters ? int(std::clamp<std::int64_t>(rows / fewest, 1, largest_cluster)) : 1;
-    return int(std::min<std::int64_t>(device.multiprocessors, (rows + fewest - 1) / fewest));
+    return int(std::min<std::int64_t>(device.multiprocessors, (rows + 3) / 4));
 }
 
 // How many threads pay, and how they share `rows` rows. Up to 32 wide a lane has one result of a layer, and there are
@@ -245,14 +245,17 @@ inline LoopPlan plan_loop(const LoopSizes& sizes, int number_bytes, const LoopDe
         at.data = logistic ? take(data_block * stride) : -1;
         at.margins = logistic ? take(map_rows * data_block) : -1;
         at.slots = take(std::max(at.map.depth, at.critic.depth) * (at.sharing.per_lane ? threads : threads / 32));
-        at.folding = take(std::max(4 * threads, everywhere ? std::max(at.map.size, at.critic.size) : 0));
+        const int folding = std::max(4 * threads, everywhere ? std::max(at.map.size, at.critic.size) : 0);
         at.map.resident = resident ? take(at.map.size) : -1;
         at.critic.resident = resident ? take(at.critic.size) : -1;
         at.moments = everywhere ? take(2 * parameters) : -1;
         at.whitening.resident = resident && sizes.whitening ? take(matrix) : -1;
         at.density.resident = resident && has_matrix ? take(matrix) : -1;
         const int layer = std::max({planning::largest_layer(at.map), planning::largest_layer(at.critic), matrix});
-        at.staging = resident ? -1 : take(layer);
+        // sums are folded while no layer is in use, and can lie where layers do
+        const int working = take(resident ? folding : std::max(folding, layer));
+        at.folding = working;
+        at.staging = resident ? -1 : working;
         at.state = next * number_bytes;
         plan.shared_bytes = at.state + loop_state_bytes;
         return next + loop_state_bytes / number_bytes <= limit;

@@ -16,7 +16,7 @@ from gwf_fast import IPM, KL, GeneralizedEntropy, Interaction, JensenShannon, Tr
 from gwf_fast import Gaussian as GaussianKernel
 from gwf_fast.adversarial import DonskerVaradhan
 from gwf_fast.engine import ENGINES
-from gwf_fast.fused_engine import _refuses_on_device
+from gwf_fast.fused_engine import _refuses_on_device, compiled_problem
 from gwf_fast.kernels import primal_dual_cuda
 from gwf_fast.kernels.primal_dual_cpp import PrimalDual as HostLoop
 from gwf_fast.kernels.primal_dual_cpp import philox_indices, philox_normals, philox_uniforms
@@ -259,6 +259,15 @@ def test_networks_that_do_not_fit(emulated):
     problem = inner_problem(divergence()(3), widths=(128, 128), training=training())
     with pytest.raises(RuntimeError, match="more shared memory than the 40960 bytes"):
         solved(emulated(shared=40 * 1024), problem)
+
+
+@pytest.mark.parametrize("make", [gaussian, mixture, divergence("kl")], ids=["gaussian", "mixture", "samples"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_widest_networks_fit_a_card(emulated, make, dtype):
+    """Planned, not run: 64 coordinates and layers of 128, as test_primal_dual_gpu.py runs them."""
+    options = {"widths": (128,) * 4, "activation": "silu", "training": training(batch_size=1024), "dtype": dtype}
+    loop = emulated(132, threads=512)(compiled_problem(inner_problem(make(64), 64, pool=2000, **options)))
+    assert loop.layout["shared_bytes"] <= BYTES
 
 
 @pytest.mark.usefixtures("emulated")
