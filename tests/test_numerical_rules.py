@@ -74,6 +74,22 @@ def test_drifts_far_from_the_origin(drift, n):
     assert relative(drift(x, y), drift(x.double(), y.double())) < 5e-6
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_means_of_ragged_sets_far_from_the_origin(backend, differentiable):
+    """Each row has its own centre back; a row that is none is 0. With a graph, another path has the centre."""
+    x, y = normal(3, 9, 2) + 1e3, normal(3, 11, 2, seed=1) + 1e3
+    x_lengths, y_lengths = torch.tensor([9, 4, 1]), torch.tensor([11, 3, 5])
+    options = {"kernel": gwf.Gaussian(1.0), "backend": backend}
+    points = x.clone().requires_grad_(differentiable)
+    got = gwf.kernel_average(points, y, x_lengths=x_lengths, y_lengths=y_lengths, **options).detach()
+    for b in range(3):
+        n, m = int(x_lengths[b]), int(y_lengths[b])
+        want = (-0.5 * squares(x[b, :n], y[b, :m])).softmax(1) @ y[b, :m]
+        torch.testing.assert_close(got[b, :n], want, rtol=1e-12, atol=1e-12)
+        assert not got[b, n:].any()
+
+
 @pytest.mark.parametrize("bound", [1 << 31, (1 << 62) + 12345])
 def test_indices_are_made_of_all_words(bound):
     """Random123's known answer for zero counters and keys: 6627e8d5 e169c58d bc57ac4c 9b00dbd8."""
