@@ -132,7 +132,7 @@ def _particles(
         raise ValueError(
             f"bandwidth must leave (2 pi bandwidth^2)^(-{dim}/2) in the range of {x.dtype}, got {bandwidth!r}"
         )
-    scale = math.exp(exponent)
+    scale = (math.sqrt(2 * math.pi) * bandwidth) ** -dim  # exp(exponent) would round as the exponent does
     if masses is None:
         return sources, None, scale / sources.shape[-2]
     check_companion("masses", masses, sources, channels=False, y_name="sources")

@@ -9,7 +9,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from .arguments import Call, generator, laid_out
+from .arguments import DTYPES, Call, generator, laid_out
 from .function import Function, Output
 
 Tensors = dict[str, Tensor]
@@ -69,7 +69,7 @@ def gradients(run: Callable[[Tensors], Output], tensors: Tensors, names: list[st
     inputs = leaves(tensors, names)
     outputs = run(inputs)
     wanted = list({id(inputs[name]): inputs[name] for name in names}.values())
-    total = _weighted(outputs, cotangents(call, outputs))
+    total = _weighted(outputs, cotangents(call, outputs), call)
     if not total.requires_grad:
         return tuple(torch.zeros_like(t) for t in wanted)
     found = torch.autograd.grad(total, wanted, allow_unused=True)
@@ -81,7 +81,7 @@ def second_gradients(run: Callable[[Tensors], Output], tensors: Tensors, names: 
     inputs = leaves(tensors, names)
     outputs = run(inputs)
     wanted = list({id(inputs[name]): inputs[name] for name in names}.values())
-    total = _weighted(outputs, cotangents(call, outputs))
+    total = _weighted(outputs, cotangents(call, outputs), call)
     zeros = tuple(torch.zeros_like(t) for t in wanted)
     if not total.requires_grad:
         return zeros
@@ -94,9 +94,10 @@ def second_gradients(run: Callable[[Tensors], Output], tensors: Tensors, names: 
     return tuple(torch.zeros_like(t) if g is None else g for t, g in zip(wanted, second, strict=True))
 
 
-def _weighted(outputs: Output, weights: Output) -> Tensor:
-    # what is infinite by convention, beyond the lengths, carries nothing
-    return sum(torch.where(t.isinf(), 0.0, t * w).sum() for t, w in zip(outputs, weights, strict=True))
+def _weighted(outputs: Output, weights: Output, call: Call | None = None) -> Tensor:
+    # what is infinite by convention, beyond the lengths, or in the precision of the call, carries nothing
+    largest = torch.finfo(DTYPES[call["dtype"]] if call else torch.float64).max
+    return sum(torch.where(t.abs() > largest, 0.0, t * w).sum() for t, w in zip(outputs, weights, strict=True))
 
 
 def run_package(function: Function, call: Call, tensors: Tensors, lengths: Tensors) -> Output:

@@ -168,7 +168,10 @@ class Dense:
 
     def slope(self, q: Tensor) -> Tensor:
         """dphi/dq."""
-        return sum(self.rounding(c * part.slope(q)) for c, part in self.parts)
+        return sum(
+            self._rounded(c * part.slope(q), q if is_power else None)
+            for (c, part), is_power in zip(self.parts, self.powers, strict=True)
+        )
 
     def log(self, q: Tensor) -> Tensor:
         """log phi(q), a logarithm for each term: [..., terms]."""
