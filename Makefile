@@ -101,7 +101,7 @@ sanitize: sanitize-teams sanitize-memory sanitize-threads
 
 # The C++ tests: threads, exceptions and interruptions.
 sanitize-teams: build .venv/dev.stamp
-	$(BIN)/python -m pytest -q tests/test_team.py
+	$(BIN)/python -m pytest -q tests/csrc/test_team.py
 
 sanitize-memory: build .venv/dev.stamp
 	$(call sanitized-build,memory,address$(comma)undefined)
@@ -127,7 +127,7 @@ compile-gpu: build .venv/dev.stamp
 	$(BIN)/python bench/keops_sass.py --before bench/results/gpu/sass_before.json --out build/sass.json
 
 codegen: build .venv/dev.stamp
-	$(BIN)/python -m gwf_fast.kernels.codegen
+	$(BIN)/python -m gwf_fast.kernels.table.codegen
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
@@ -137,7 +137,7 @@ lint: build .venv/dev.stamp types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
-	$(BIN)/python -m gwf_fast.kernels.codegen --check
+	$(BIN)/python -m gwf_fast.kernels.table.codegen --check
 
 # mypy reads the package as it is installed: it can't follow the mapping of kernels/ to gwf_fast.kernels.
 types: .venv/dev.stamp

@@ -73,7 +73,7 @@ def commands(folder: Path) -> dict[Path, list[str]]:
 def compile_objects(folder: Path, spawn) -> list[str]:
     """Compiles the CUDA objects with ``spawn`` (setuptools' runner of commands); those that are newer stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    headers = ("profiles_generated.h", "mlp*.h", "primal_dual*.h", "gpu/*.h", "random/*.h")
+    headers = ("pairwise/profiles_generated.h", "mlp/*.h", "primal_dual/*.h", "gpu/*.h", "random/*.h")
     sources = [*SOURCES, *(path for pattern in headers for path in Path("csrc").glob(pattern))]
     newest = max(os.path.getmtime(path) for path in sources)
     todo = commands(folder)

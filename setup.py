@@ -44,13 +44,13 @@ def cpu_sources() -> list[str]:
     templates, the linker takes the first.
     """
     sources = [
-        "csrc/module.cpp",
+        "csrc/bindings/module.cpp",
         "csrc/team.cpp",
-        "csrc/module_drift.cpp",
-        "csrc/module_mlp.cpp",
-        "csrc/module_primal_dual.cpp",
-        "csrc/module_sliced.cpp",
-        *sorted((str(path) for path in Path("csrc/cpu").glob("*.cpp")), key=lambda path: ("_avx" in path, path)),
+        "csrc/bindings/drift.cpp",
+        "csrc/bindings/mlp.cpp",
+        "csrc/bindings/primal_dual.cpp",
+        "csrc/bindings/sliced.cpp",
+        *sorted((str(path) for path in Path("csrc/isa").glob("*.cpp")), key=lambda path: ("_avx" in path, path)),
     ]
     return [path for path in sources if X86 or not Path(path).stem.endswith(("_avx512", "_avx2"))]
 
@@ -101,7 +101,7 @@ class BuildExtension(build_ext):
             depfile, stamp = target.with_suffix(".d"), target.with_suffix(".command")
             target.parent.mkdir(parents=True, exist_ok=True)
             command = [*compiler, *flags(source), "-MMD", "-c", source, "-o", str(target)]
-            if Path(source).stem.startswith("module"):  # the only files that know Python
+            if Path(source).parent.name == "bindings":  # the only files that know Python
                 command += [f"-I{path}" for path in (pybind11.get_include(), *self.include_dirs)]
             if not is_current(target, depfile, stamp, " ".join(command)):
                 stamp.unlink(missing_ok=True)  # an interrupted compilation must not look finished

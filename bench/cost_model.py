@@ -1,4 +1,4 @@
-"""The prices of ``gwf_fast.fast_summation.cost`` against this machine's clock: ``python -m bench.cost_model``.
+"""The prices of ``gwf_fast.pairs.fast.cost`` against this machine's clock: ``python -m bench.cost_model``.
 
 Prints the quotient of the two costs that decides, as it took, over as the model expects it: 1 is right, between 1/3 and
 3 decides well. The suite counts the operations and leaves the clock alone.
@@ -11,7 +11,7 @@ import time
 import torch
 
 import gwf_fast as gwf
-from gwf_fast.fast_summation import cost, series, sums
+from gwf_fast.pairs.fast import cost, series, sums
 
 KERNELS = (gwf.Gaussian(0.3), gwf.IMQ(0.3), gwf.Laplace(0.3), gwf.Riesz(1.3))
 N = 30_000

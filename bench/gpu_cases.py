@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator
 import record
 import torch
 
-from gwf_fast.kernels.profiles import PROFILES
+from gwf_fast.kernels.table.profiles import PROFILES
 from gwf_fast.nn.functions import ACTIVATIONS
-from gwf_fast.selftest import NEEDS_LOGARITHM, OPERATIONS, Case
-from gwf_fast.selftest_networks import OUTPUTS, NetworkCase, results
-from gwf_fast.selftest_problems import OPERATIONS as PROBLEMS
-from gwf_fast.selftest_problems import ProblemCase
+from gwf_fast.selftest.networks import OUTPUTS, NetworkCase, results
+from gwf_fast.selftest.problems import OPERATIONS as PROBLEMS
+from gwf_fast.selftest.problems import ProblemCase
+from gwf_fast.selftest.reductions import NEEDS_LOGARITHM, OPERATIONS, Case
 
 AnyCase = Case | NetworkCase | ProblemCase
 
@@ -47,7 +47,8 @@ no logarithm."""
 
 def launches(case: AnyCase, is_amd: bool) -> list[tuple]:
     """(kernel, positional arguments, constants) of every launch that a case makes on a GPU of this maker."""
-    from gwf_fast.kernels.triton import backend, mlp
+    from gwf_fast.kernels.triton import mlp
+    from gwf_fast.kernels.triton import pairs as backend
 
     def call() -> None:
         if isinstance(case, ProblemCase):

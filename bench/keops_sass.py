@@ -72,8 +72,8 @@ def call(operation: str, kernel: str, dim: int, precision: str) -> None:
     """One of the four reductions as the backend is called for it, float32."""
     import torch
 
-    from gwf_fast.kernels.profile_numbers import profile_id
-    from gwf_fast.kernels.triton import backend
+    from gwf_fast.kernels.table.profile_numbers import profile_id
+    from gwf_fast.kernels.triton import pairs as backend
 
     x, y = torch.randn(1, N, dim), torch.randn(1, N, dim)
     spec = (float(profile_id(kernel)), 1.0, dim**0.5, 0.0)

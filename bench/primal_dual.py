@@ -31,9 +31,9 @@ from bench.networks import (
     updating,
 )
 from bench.registry import OURS, Case, Contender, Race, Result, register
-from gwf_fast.engine import StepProblem
-from gwf_fast.fused_engine import compiled_problem
-from gwf_fast.kernels.primal_dual_cpp import PrimalDual, philox_uniforms
+from gwf_fast.flows.engines.base import StepProblem
+from gwf_fast.flows.engines.fused import compiled_problem
+from gwf_fast.kernels.cpp.primal_dual import PrimalDual, philox_uniforms
 
 SEED = 7
 UPDATES = {"S": 100, "M": 16, "L": 4}  # in one call: calling from Python costs as much as an update of the smallest

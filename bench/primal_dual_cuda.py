@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 import gwf_fast as gwf
-from gwf_fast.engine import StepProblem
-from gwf_fast.fused_engine import compiled_problem
-from gwf_fast.kernels.primal_dual_cpp import PrimalDual as HostLoop
-from gwf_fast.kernels.primal_dual_cuda import PrimalDual
+from gwf_fast.flows.engines.base import StepProblem
+from gwf_fast.flows.engines.fused import compiled_problem
+from gwf_fast.flows.training import CHECK_EVERY
+from gwf_fast.kernels.cpp.primal_dual import PrimalDual as HostLoop
+from gwf_fast.kernels.cuda.primal_dual import PrimalDual
 from gwf_fast.nn import MLP
-from gwf_fast.training import CHECK_EVERY
 
 Choice = tuple[int, int]  # blocks and threads of a block; 0: the plan's own
 

@@ -1,20 +1,23 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
 
-from . import drift, nn, potentials, presets
-from .adversarial import IPM, DonskerVaradhan, MMDUnbalanced
-from .blob import blob_density, blob_energy, blob_velocity
-from .discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
-from .drift.loss import drifting_loss
-from .drifting_model import DriftingModel
-from .energies import GeneralizedEntropy, Interaction
-from .errors import NonFiniteError
-from .fast_summation import AccuracyError
-from .functional import KL, FDivergence, Functional, JensenShannon, Potential, SquaredMMD
-from .interaction import forward_step, interaction_energy, interaction_velocity
-from .jko import JKOFlow
-from .ops import backends, explain
-from .pairwise import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
-from .radial import (
+from gwf_fast import drift, nn, potentials, presets
+from gwf_fast.drift.loss import drifting_loss
+from gwf_fast.errors import NonFiniteError
+from gwf_fast.flows.drifting import DriftingModel
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.adversarial import IPM, DonskerVaradhan, MMDUnbalanced
+from gwf_fast.functionals.base import KL, FDivergence, Functional, JensenShannon, Potential, SquaredMMD
+from gwf_fast.functionals.energies import GeneralizedEntropy, Interaction
+from gwf_fast.measures.blob import blob_density, blob_energy, blob_velocity
+from gwf_fast.measures.discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
+from gwf_fast.measures.interaction import forward_step, interaction_energy, interaction_velocity
+from gwf_fast.measures.sliced import sliced_energy_distance, sliced_wasserstein2
+from gwf_fast.measures.stein import ksd2, svgd_direction
+from gwf_fast.ops import backends, explain
+from gwf_fast.pairs.fast import AccuracyError
+from gwf_fast.pairs.formula import Radial
+from gwf_fast.pairs.kernels import (
     IMQ,
     Gaussian,
     Kernel,
@@ -26,11 +29,8 @@ from .radial import (
     RationalQuadratic,
     Riesz,
 )
-from .radial_formula import Radial
-from .sliced import sliced_energy_distance, sliced_wasserstein2
-from .stein import ksd2, svgd_direction
-from .training import Training
-from .transport import DivergencePotentials, SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
+from gwf_fast.pairs.reductions import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
+from gwf_fast.transport import DivergencePotentials, SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
 
 __all__ = [
     "IMQ",

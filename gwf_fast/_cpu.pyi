@@ -1,4 +1,4 @@
-"""The compiled module (csrc/module*.cpp), which checks its tensors (csrc/bindings/crossing.h)."""
+"""The compiled module (csrc/bindings/*.cpp), which checks its tensors (csrc/bindings/crossing.h)."""
 
 import enum
 from collections.abc import Sequence

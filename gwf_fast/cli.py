@@ -55,7 +55,7 @@ def selftest(
 ) -> None:
     """Hold every backend present to the float64 reference; exit code 1 where one fails."""
     with one_line_errors():
-        from gwf_fast import selftest_run
+        from gwf_fast.selftest import run as selftest_run
 
         raise typer.Exit(1 if selftest_run.run(backend or None, device, match, typer.echo) else 0)
 

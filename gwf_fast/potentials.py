@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from gwf_fast._validation import check_kind
-from gwf_fast.ambient import entry
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.randomness import own_generator
+from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.validation import check_kind
+from gwf_fast.randomness.seeded import own_generator
 
 _LOG_2PI = math.log(2 * math.pi)
 

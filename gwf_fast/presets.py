@@ -17,12 +17,12 @@ import math
 import operator
 from typing import Any
 
-from gwf_fast.adversarial import IPM
-from gwf_fast.functional import FDivergence, Functional, JensenShannon, SquaredMMD
-from gwf_fast.jko import JKOFlow
-from gwf_fast.radial import Gaussian, Kernel
-from gwf_fast.samples import Target
-from gwf_fast.training import Training
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.adversarial import IPM
+from gwf_fast.functionals.base import FDivergence, Functional, JensenShannon, SquaredMMD
+from gwf_fast.pairs.kernels import Gaussian, Kernel
+from gwf_fast.randomness.samples import Target
 
 BANDWIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Of the mixture of Gaussian kernels of Li et al. (2017)."""
@@ -47,7 +47,7 @@ def f_gan(name: str, target: Target, dim: int, *, parameter: float | None = None
     """f-GAN (Nowozin et al. 2016), with the model first: their KL is our reverse KL, their Pearson our Neyman.
 
     Args:
-        name: A row of ``gwf_fast.divergences.DIVERGENCES``.
+        name: A row of ``gwf_fast.nn.divergences.DIVERGENCES``.
         target: Samples of Q, [M, D] or a callable n -> [n, D].
         dim: D.
         parameter: alpha or m, for the two rows that have one.

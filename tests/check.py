@@ -54,7 +54,7 @@ def lint(changed: list[Path]) -> Iterator[list[str]]:
     if any(path.parts[0] == "csrc" for path in map(Path, native)):
         yield [str(BIN / "clang-format"), "--dry-run", "--Werror", *(n for n in native if n.startswith("csrc"))]
     if any(path.parts[0] == "kernels" and {"profiles", "codegen"} & {path.stem, *path.parts} for path in changed):
-        yield [sys.executable, "-m", "gwf_fast.kernels.codegen", "--check"]
+        yield [sys.executable, "-m", "gwf_fast.kernels.table.codegen", "--check"]
     if any(path.parts[0] in ("gwf_fast", "kernels") or path.name == "pyproject.toml" for path in changed):
         yield ["make", "--no-print-directory", "types"]
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 import gwf_fast as gwf
-from gwf_fast.kernels import cpp, mlp_cpp, sliced_cpp
-from gwf_fast.kernels.mlp import MLPSpec
-from gwf_fast.kernels.profiles import PROFILES
+from gwf_fast.kernels.cpp import mlp as mlp_cpp
+from gwf_fast.kernels.cpp import pairs as cpp
+from gwf_fast.kernels.cpp import sliced as sliced_cpp
+from gwf_fast.kernels.table.mlp import MLPSpec
+from gwf_fast.kernels.table.profiles import PROFILES
 
 N = 2_000_000
 KERNEL = gwf.Gaussian(1.0)

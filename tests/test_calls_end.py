@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .long_calls import CALLS
+from tests.long_calls import CALLS
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +54,7 @@ def test_ctrl_c_ends_long_calls(threads):
 
 MEMORY = """
 import resource, torch, gwf_fast as gwf
-from gwf_fast.kernels import sliced_cpp
+from gwf_fast.kernels.cpp import sliced as sliced_cpp
 torch.set_num_threads({threads})
 kernel = gwf.Gaussian(1.0)
 directions = torch.eye(3)

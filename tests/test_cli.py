@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gwf_fast import Gaussian, JKOFlow, SquaredMMD, Training, cli
+from gwf_fast.checkpoint.run_folder import RunFolder
 from gwf_fast.experiments import NAMES, base, find, inputs, runner
 from gwf_fast.experiments.computation import Flow, Study
-from gwf_fast.fused_engine import FusedEngine
-from gwf_fast.run_folder import RunFolder
+from gwf_fast.flows.engines.fused import FusedEngine
 
 QUICK = ["--particles", "60", "--steps", "2", "--iterations", "3", "--batch-size", "16"]
 

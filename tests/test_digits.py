@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import gwf_fast as gwf
-
-from .cases import error
+from tests.cases import error
 
 BACKENDS = ("cpp", "torch")
 DTYPES = (torch.float32, torch.float64)
@@ -174,7 +173,7 @@ def test_averages_between_close_points(kernel):
 
 
 def test_an_origin_is_put_only_where_the_cloud_has_none():
-    from gwf_fast.passes import centre_of
+    from gwf_fast.pairs.passes import centre_of
 
     x = normal(100, 2, dtype=torch.float32)
     assert not centre_of(x).any()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gwf_fast as gwf
-from gwf_fast import _validation
+from gwf_fast.pairs import validation as _validation
 
 K = gwf.Gaussian(1.0)
 X, Y = torch.randn(4, 2), torch.randn(3, 2)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import gwf_fast as gwf
-from gwf_fast import progress
 from gwf_fast.compat.mmd_gan import mix_rbf_mmd2
+from gwf_fast.flows import progress
 
 X, Y = torch.randn(6, 2), torch.randn(5, 2)
 

@@ -15,8 +15,8 @@ import pytest
 PROGRAM = """
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from gwf_fast import selftest
-from gwf_fast.kernels import reference
+from gwf_fast.selftest import reductions as selftest
+from gwf_fast.kernels.reference import pairs as reference
 
 class Record(TorchDispatchMode):
     def __init__(self):

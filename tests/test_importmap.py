@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from . import check, importmap
+from tests import check, importmap
 
 TREE = {
     "gwf_fast/__init__.py": "from .sums import total\nfrom . import drift",
@@ -27,18 +27,18 @@ TREE = {
     "kernels/__init__.py": "",
     "kernels/compiled.py": "from gwf_fast import _cpu\ndef total(x): return _cpu.total(x)",
     "kernels/lines.py": "from .compiled import _cpu\ndef lines(x): return _cpu.lines(x)",
-    "csrc/module.cpp": '#include "bindings/all.h"\n#include "total.h"\nvoid f() { m.def(\n    "total", 1); }',
+    "csrc/bindings/module.cpp": '#include "bindings/all.h"\n#include "total.h"\nvoid f() { m.def(\n    "total", 1); }',
     "csrc/module_lines.cpp": '#include "bindings/all.h"\n#include "lines.h"\nvoid g() { m.def("lines", 1); }',
     "csrc/bindings/all.h": "",
     "csrc/total.h": "",
     "csrc/lines.h": "",
-    "csrc/cpu/lines_avx2.cpp": '#include "../lines_entry.h"',
+    "csrc/isa/lines_avx2.cpp": '#include "../lines_entry.h"',
     "csrc/lines_entry.h": '#include "lines.h"\n#include "power.h"',
     "csrc/power.h": "",
     "bench/measure.py": "",
     "docs/guide.md": "",
     "tests/test_sums.py": "import gwf_fast as gwf\ndef test(): gwf.total(1)",
-    "tests/test_drift.py": "import gwf_fast as gwf\ndef test(): gwf.drift.energy()",
+    "tests/drift/test_drift.py": "import gwf_fast as gwf\ndef test(): gwf.drift.energy()",
     "tests/test_parzen.py": "from gwf_fast.drift import parzen",
     "tests/test_program.py": "CODE = '''\nimport gwf_fast as gwf\ngwf.total(2)\n'''",
     "tests/test_guide.py": "text = open('docs/guide.md')\nscript = 'measure.py'",
@@ -103,7 +103,12 @@ def test_what_is_linted():
     assert tools("csrc/a.h", "tests/fibers.h") == ["clang-format --dry-run"]
     assert tools("csrc/a_generated.h") == []
     assert tools("gwf_fast/a.py") == ["ruff check", "ruff format", "make --no-print-directory"]
-    assert [t.split()[-1] for t in tools("kernels/profiles.py")] == ["check", "format", "-m", "--no-print-directory"]
+    assert [t.split()[-1] for t in tools("kernels/table/profiles.py")] == [
+        "check",
+        "format",
+        "-m",
+        "--no-print-directory",
+    ]
 
 
 def test_tests_beyond_the_time_are_skipped(monkeypatch):

@@ -88,12 +88,12 @@ def test_only_ops_registers_operators(module, source, is_package):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("gwf_fast.kernels.cpp", "from gwf_fast.ops import pair_sum"),
-        ("gwf_fast.kernels.cpp", "import gwf_fast"),
+        ("gwf_fast.kernels.cpp.pairs", "from gwf_fast.ops import pair_sum"),
+        ("gwf_fast.kernels.cpp.pairs", "import gwf_fast"),
         ("gwf_fast.kernels.triton.sums", "from ...ops import pair_sum"),
         ("gwf_fast.ops.sums", "from .. import radial"),
-        ("gwf_fast.ops.sums", "def f():\n    from gwf_fast.pairwise import kernel_sum"),
-        ("gwf_fast.jko", "from gwf_fast.experiments import digits"),
+        ("gwf_fast.ops.sums", "def f():\n    from gwf_fast.pairs.reductions import kernel_sum"),
+        ("gwf_fast.flows.jko", "from gwf_fast.experiments import digits"),
     ],
 )
 def test_the_check_sees_a_violation(module, source):

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import gwf_fast as gwf
-
-from .fuzz.calls import FUNCTIONS, Call, Choice, draw
-from .fuzz.function import make
+from tests.fuzz.calls import FUNCTIONS, Call, Choice, draw
+from tests.fuzz.function import make
 
 
 class Subclass(Tensor):

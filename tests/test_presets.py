@@ -9,8 +9,8 @@ from torch import nn
 
 import gwf_fast as gwf
 from gwf_fast import presets
-from gwf_fast.draws import Draws
-from gwf_fast.randomness import seeded
+from gwf_fast.randomness.draws import Draws
+from gwf_fast.randomness.seeded import seeded
 
 N = 64
 

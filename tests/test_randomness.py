@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import gwf_fast as gwf
-from gwf_fast import randomness
+from gwf_fast.randomness import seeded as randomness
 
 FEW = {"batch_size": 32, "iterations": 6}
 START = torch.linspace(-1, 1, 80).view(40, 2)

@@ -139,7 +139,7 @@ def operators() -> str:
 
 def selftests() -> str:
     """Both backends of the CPU against float64."""
-    from gwf_fast import selftest_run
+    from gwf_fast.selftest import run as selftest_run
 
     lines: list[str] = []
     for match in ("x2-float", "1x33x70x17-float", "mlp-silu", "drift", "sliced"):
@@ -152,8 +152,8 @@ def triton() -> str:
     import torch
 
     import gwf_fast as gwf
-    from gwf_fast import selftest_run
     from gwf_fast.ops.table import BACKENDS
+    from gwf_fast.selftest import run as selftest_run
 
     absence = BACKENDS["triton"].absence()
     if absence is None:

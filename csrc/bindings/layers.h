@@ -3,8 +3,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../mlp.h"
-#include "crossing.h"
+#include "bindings/crossing.h"
+#include "mlp/mlp.h"
 
 namespace gwf {
 

@@ -1,4 +1,4 @@
-// A PrimalDualProblem from the dictionary that kernels/primal_dual_cpp.py makes of one, for the modules of the CPU and
+// A PrimalDualProblem from the dictionary that kernels/cpp/primal_dual.py makes of one, for the modules of the CPU and
 // of CUDA: its tensors are checked, and lie where the loop runs.
 #pragma once
 #include <pybind11/pybind11.h>
@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "../primal_dual.h"
-#include "layers.h"
+#include "bindings/layers.h"
+#include "primal_dual/primal_dual.h"
 
 namespace gwf {
 

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "rows.h"
+#include "gpu/rows.h"
 
 namespace gwf::gpu {
 

@@ -1,8 +1,8 @@
 // What the threads of a block do together, other than products: sums in a fixed order, and draws from counters.
 #pragma once
-#include "../mlp_functions.h"
-#include "../random/counters.h"
-#include "products.h"
+#include "gpu/products.h"
+#include "mlp/functions.h"
+#include "random/counters.h"
 
 namespace gwf::gpu {
 

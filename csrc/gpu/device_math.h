@@ -49,7 +49,7 @@ template <class V> GWF_DEVICE V pow0(V t, V e) {
     return exp2_of(e * log2_of(t));
 }
 
-// What the networks and the draws are written in (mlp_functions.h, random/counters.h).
+// What the networks and the draws are written in (mlp/functions.h, random/counters.h).
 template <class T> GWF_DEVICE T splat(T value) { return value; }
 template <class V> GWF_DEVICE V smaller(V a, V b) { return a < b ? a : b; }  // b where either is NaN
 template <class V> GWF_DEVICE V larger(V a, V b) { return a > b ? a : b; }
@@ -66,7 +66,7 @@ template <class V> struct Exponential {
 };
 template <class V> GWF_DEVICE Exponential<V> exponential(V x) { return {x}; }
 
-#include "../profiles_generated.h"
+#include "pairwise/profiles_generated.h"
 
 #define GWF_ONE(id, P) +1
 constexpr int profile_count = 0 GWF_FOR_EACH_PROFILE(GWF_ONE);

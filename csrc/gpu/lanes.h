@@ -2,8 +2,8 @@
 // rows through all layers, so only the threads of a warp wait for each other. Tiles: all threads have a product
 // together (products.h). In both, row r belongs to group r % groups where numbers are taken one by one.
 #pragma once
-#include "primal_dual.h"
-#include "products.h"
+#include "gpu/primal_dual.h"
+#include "gpu/products.h"
 
 namespace gwf::gpu {
 

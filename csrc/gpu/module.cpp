@@ -7,9 +7,9 @@
 #include <tuple>
 #include <vector>
 
-#include "grid.h"
-#include "pairwise.h"
-#include "primal_dual_module.h"
+#include "gpu/grid.h"
+#include "gpu/pairwise.h"
+#include "gpu/primal_dual_module.h"
 
 namespace py = pybind11;
 using Pointer = std::uintptr_t;

@@ -1,8 +1,8 @@
 // Sums and gradients for D <= 4: rows in registers, tiles of sources in shared memory. No atomics: each row is summed
 // by one thread in the order of its sources, so that results are the same in every run.
-#include "launch.h"
-#include "pairwise.h"
-#include "rows.h"
+#include "gpu/launch.h"
+#include "gpu/pairwise.h"
+#include "gpu/rows.h"
 
 namespace gwf::gpu {
 namespace {

@@ -1,9 +1,9 @@
 // The inner loop of a JKO step in one persistent kernel (primal_dual.h): launches.
 #define GWF_ISA gpu
-#include "device_math.h"
-#include "launch.h"
+#include "gpu/device_math.h"
+#include "gpu/launch.h"
 // after the functions that it uses
-#include "primal_dual_loop.h"
+#include "gpu/primal_dual_loop.h"
 
 namespace gwf::gpu {
 namespace {

@@ -1,10 +1,10 @@
 // The inner loop of a JKO step in one persistent kernel, as the rest of the library sees it: sizes, where everything
 // lies, pointers. Plain C++, tested on the CPU.
 //
-// The loop is that of csrc/primal_dual.h with a critic and without callbacks. Blocks share the batch: block b has rows
-// b chunk, ..., (b + 1) chunk - 1 of particles and of samples of Gamma, through tiles that stay in shared memory.
-// Networks up to 64 wide: a group of lanes takes its rows through all layers, so that threads of a warp alone wait for
-// each other; wider ones: all threads of a block share a layer's product.
+// The loop is that of csrc/primal_dual/primal_dual.h with a critic and without callbacks. Blocks share the batch: block
+// b has rows b chunk, ..., (b + 1) chunk - 1 of particles and of samples of Gamma, through tiles that stay in shared
+// memory. Networks up to 64 wide: a group of lanes takes its rows through all layers, so that threads of a warp alone
+// wait for each other; wider ones: all threads of a block share a layer's product.
 //
 // An update of few parameters is: gradient sums of each block; barrier; their sums over the blocks and Adam, in each
 // block, on parameters and moments in its shared memory. Of many: gradient sums; barrier; sums of a slice over the
@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#include "../primal_dual.h"
+#include "primal_dual/primal_dual.h"
 
 namespace gwf::gpu {
 

@@ -1,6 +1,6 @@
 // Densities with closed forms, and affine maps, on a tile of rows in shared memory [rows][stride].
 #pragma once
-#include "primal_dual_network.h"
+#include "gpu/primal_dual_network.h"
 
 namespace gwf::gpu {
 

@@ -1,7 +1,7 @@
-// The loop itself, as csrc/primal_dual_entry.h has it for the CPU: what one block does.
+// The loop itself, as csrc/primal_dual/entry.h has it for the CPU: what one block does.
 #pragma once
-#include "primal_dual_density.h"
-#include "primal_dual_update.h"
+#include "gpu/primal_dual_density.h"
+#include "gpu/primal_dual_update.h"
 
 namespace gwf::gpu {
 

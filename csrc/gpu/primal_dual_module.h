@@ -1,13 +1,13 @@
-// The class PrimalDual of gwf_fast._cuda, for kernels/primal_dual_cuda.py, which knows tensors. In a header, so that a
+// The class PrimalDual of gwf_fast._cuda, for kernels/cuda/primal_dual.py, which knows tensors. In a header, so that a
 // test without a GPU binds the same to an emulation of the kernel.
 #pragma once
 #include <cmath>
 #include <stdexcept>
 #include <string>
 
-#include "../bindings/primal_dual_problem.h"
-#include "pairwise.h"
-#include "primal_dual.h"
+#include "bindings/primal_dual_problem.h"
+#include "gpu/pairwise.h"
+#include "gpu/primal_dual.h"
 
 namespace gwf::gpu {
 

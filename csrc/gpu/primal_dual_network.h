@@ -1,8 +1,8 @@
 // A network in training inside a block: its tile of rows forward and back.
 #pragma once
-#include "barrier.h"
-#include "block.h"
-#include "lanes.h"
+#include "gpu/barrier.h"
+#include "gpu/block.h"
+#include "gpu/lanes.h"
 
 namespace gwf::gpu {
 
@@ -195,7 +195,7 @@ template <class T, class P> struct BlockNetwork {
     }
 
     // After gradient(): the tangents of the products along t. With cotangents fixed, they make the gradient of <t, grad
-    // h> in the parameters: the second derivatives of leaky units are 0 (csrc/primal_dual_penalty.h).
+    // h> in the parameters: the second derivatives of leaky units are 0 (csrc/primal_dual/penalty.h).
     __device__ void tangents(int t, int rows) const { along_layers(*this, t, rows); }
 
     // The block's sum of the slopes' gradients to `sums`, after gradients().

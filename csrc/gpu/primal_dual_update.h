@@ -1,7 +1,7 @@
 // What Adam makes of the gradient sums of all blocks.
 #pragma once
-#include "../primal_dual_adam.h"
-#include "primal_dual_network.h"
+#include "gpu/primal_dual_network.h"
+#include "primal_dual/adam.h"
 
 namespace gwf::gpu {
 

@@ -1,8 +1,8 @@
 // The three products of a network's layer, with rows in shared memory, by all threads of a block: each has a tile of
 // 4 x 4, 2 x 4 or 1 x 4 results, and `split` neighbours share the terms of a tile.
 #pragma once
-#include "device_math.h"
-#include "rows.h"
+#include "gpu/device_math.h"
+#include "gpu/rows.h"
 
 namespace gwf::gpu {
 

@@ -2,8 +2,8 @@
 #pragma once
 #include <type_traits>
 
-#include "device_math.h"
-#include "grid.h"
+#include "gpu/device_math.h"
+#include "gpu/grid.h"
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define GWF_PRAGMA(text) _Pragma(#text)

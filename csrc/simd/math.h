@@ -1,9 +1,9 @@
 // Elementary functions on vectors: 2**x, log2, 1/sqrt, with relative errors near 1e-7 (float) and 2e-16 (double).
 // What profiles_generated.h is written in. NaN propagates; 2**x underflows to 0 and overflows to a huge number or inf.
 // Functions of double take infinity for what it is. Those of float need not (the fast ones give NaN): problems that
-// reach out of float's range are computed in double (pairwise_range.h).
+// reach out of float's range are computed in double (pairwise/range.h).
 #pragma once
-#include "vector.h"
+#include "simd/vector.h"
 
 namespace gwf::GWF_ISA {
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..drift import gmd
+from gwf_fast.drift import gmd
 
 
 def compute_drift(x: Tensor, y: Tensor, T: float = 0.05) -> Tensor:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..discrepancy import mmd2
-from ..pairwise import kernel_sum
-from ..passes import centre_of
-from ..radial import Gaussian, Kernel, Laplace, Riesz
-from ..transport.cost import half_self_cost, transport_cost
-from ..transport.problem import Entropic
-from ..transport.solve import anneal, bounding_diameter, schedule
+from gwf_fast.measures.discrepancy import mmd2
+from gwf_fast.pairs.kernels import Gaussian, Kernel, Laplace, Riesz
+from gwf_fast.pairs.passes import centre_of
+from gwf_fast.pairs.reductions import kernel_sum
+from gwf_fast.transport.cost import half_self_cost, transport_cost
+from gwf_fast.transport.problem import Entropic
+from gwf_fast.transport.solve import anneal, bounding_diameter, schedule
 
 _LOSSES = ("sinkhorn", "gaussian", "laplacian", "energy")
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..discrepancy import mmd2
-from ..radial import Gaussian
+from gwf_fast.measures.discrepancy import mmd2
+from gwf_fast.pairs.kernels import Gaussian
 
 
 def mix_rbf_mmd2(X: Tensor, Y: Tensor, sigma_list: Sequence[float], biased: bool = True) -> Tensor:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..directional import directional
-from ..sliced import choose_directions
+from gwf_fast.measures.directional import directional
+from gwf_fast.measures.sliced import choose_directions
 
 
 def sliced_wasserstein_distance(

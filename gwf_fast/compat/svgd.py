@@ -10,8 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..radial import Gaussian
-from ..stein import svgd_direction
+from gwf_fast.measures.stein import svgd_direction
+from gwf_fast.pairs.kernels import Gaussian
 
 _FUDGE = 1e-6
 

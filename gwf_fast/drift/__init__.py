@@ -4,14 +4,14 @@ Each is minus the gradient of a discrepancy's first variation, or what a publish
 (MMD flow, Parzen KL, drifting, critics). Shapes: x [*B, N, D], y [*B, M, D], result [*B, N, D].
 """
 
-from ..transport.sinkhorn import drift as sinkhorn
-from .critics import critic, critic_step
-from .drifting import gmd
-from .kernels import energy, mmd
-from .learned import LearnedCritic
-from .multi import MultiDrift, gmd_multi
-from .parzen import f_divergence, parzen_kl
-from .sliced import sliced_wasserstein
+from gwf_fast.drift.critics import critic, critic_step
+from gwf_fast.drift.drifting import gmd
+from gwf_fast.drift.kernels import energy, mmd
+from gwf_fast.drift.learned import LearnedCritic
+from gwf_fast.drift.multi import MultiDrift, gmd_multi
+from gwf_fast.drift.parzen import f_divergence, parzen_kl
+from gwf_fast.drift.sliced import sliced_wasserstein
+from gwf_fast.transport.sinkhorn import drift as sinkhorn
 
 __all__ = [
     "LearnedCritic",

@@ -8,7 +8,7 @@ import numbers
 import torch
 from torch import Tensor
 
-from .._validation import check_pair
+from gwf_fast.pairs.validation import check_pair
 
 
 def check_positive(name: str, value: float) -> float:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._validation import check_points
-from ..ambient import entry
-from ..passes import moved
+from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.passes import moved
+from gwf_fast.pairs.validation import check_points
 
 # What multiplies grad d. MonoFlow: h'(d), h increasing; VGrow: s(d), of the divergence named, d = log p/q.
 _TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {

@@ -7,16 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from .. import ops
-from .._validation import check_counts
-from ..ambient import entry
-from ..kernels import drift_cpp
-from ..ops.modes import is_concrete
-from ..passes import centre_of
-from ..radial import Laplace
-from ..ragged import members
-from ._checks import check_positive, check_sets, require_grad
-from .joint import Targets, join
+from gwf_fast import ops
+from gwf_fast.drift._checks import check_positive, check_sets, require_grad
+from gwf_fast.drift.joint import Targets, join
+from gwf_fast.kernels.cpp import drift as drift_cpp
+from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.modes import is_concrete
+from gwf_fast.pairs.kernels import Laplace
+from gwf_fast.pairs.passes import centre_of
+from gwf_fast.pairs.ragged import members
+from gwf_fast.pairs.validation import check_counts
 
 _EXCLUDED = 1e30  # a distance that no pair has
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels import drift_reference
-from ..ops.dispatch import load, resolve
-from ..ops.modes import is_concrete
-from ..passes import centre_of
-from ..ragged import exists, members
+from gwf_fast.kernels.reference import drift as drift_reference
+from gwf_fast.ops.dispatch import load, resolve
+from gwf_fast.ops.modes import is_concrete
+from gwf_fast.pairs.passes import centre_of
+from gwf_fast.pairs.ragged import exists, members
 
 
 class Targets(NamedTuple):

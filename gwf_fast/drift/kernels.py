@@ -7,13 +7,13 @@ import numbers
 import torch
 from torch import Tensor
 
-from .._validation import check_counts
-from ..ambient import entry
-from ..pairwise import kernel_gradient
-from ..radial import Kernel, Riesz
-from ..randomness import own_generator
-from ._checks import check_sets, inverse_counts
-from .sliced import sliced_energy
+from gwf_fast.drift._checks import check_sets, inverse_counts
+from gwf_fast.drift.sliced import sliced_energy
+from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.kernels import Kernel, Riesz
+from gwf_fast.pairs.reductions import kernel_gradient
+from gwf_fast.pairs.validation import check_counts
+from gwf_fast.randomness.seeded import own_generator
 
 
 @entry

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ..ambient import entry
-from ..nn import MLP
-from ..optimizer_state import optimizer_tensors, restore_optimizer
-from ..randomness import own_generator
-from ._checks import check_positive, check_sets
-from .critics import TRANSFORMS, critic
+from gwf_fast.checkpoint.optimizer_state import optimizer_tensors, restore_optimizer
+from gwf_fast.drift._checks import check_positive, check_sets
+from gwf_fast.drift.critics import TRANSFORMS, critic
+from gwf_fast.nn import MLP
+from gwf_fast.ops.ambient import entry
+from gwf_fast.randomness.seeded import own_generator
 
 _WIDTH = 128
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .._validation import check_points
-from ..ambient import entry
+from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.validation import check_points
 
 
 @entry

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._validation import check_counts
-from ..ambient import entry
-from ..ragged import member_weights
-from ._checks import check_positive, check_sets
-from .joint import Targets, join
+from gwf_fast.drift._checks import check_positive, check_sets
+from gwf_fast.drift.joint import Targets, join
+from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.ragged import member_weights
+from gwf_fast.pairs.validation import check_counts
 
 _FLOOR = 1e-8  # of squared distances and of mean squared forces
 _SELF = 100.0  # added to the normalised distance of a particle to itself

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validation import check_counts
-from ..ambient import entry
-from ..pairwise import kernel_average, kernel_logsumexp
-from ..passes import centre_of, over
-from ..radial import Gaussian
-from ..ragged import members
-from ._checks import check_positive, check_sets, inverse_counts
+from gwf_fast.drift._checks import check_positive, check_sets, inverse_counts
+from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.kernels import Gaussian
+from gwf_fast.pairs.passes import centre_of, over
+from gwf_fast.pairs.ragged import members
+from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
+from gwf_fast.pairs.validation import check_counts
 
 # r f''(r) as a function of log r, r = q_h / p_h: what multiplies the difference of the scores.
 _SLOPES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ambient import entry
-from ..ragged import members
-from ..sliced import sliced_energy_distance, sliced_wasserstein2
-from ._checks import inverse_counts
+from gwf_fast.drift._checks import inverse_counts
+from gwf_fast.measures.sliced import sliced_energy_distance, sliced_wasserstein2
+from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.ragged import members
 
 
 @entry(differentiates=True)

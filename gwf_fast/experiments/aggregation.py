@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from gwf_fast.energies import Interaction
 from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow
-from gwf_fast.jko import JKOFlow
-from gwf_fast.radial import PowerLaw
-from gwf_fast.state import FlowResult
-from gwf_fast.training import Training
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.state import FlowResult
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.energies import Interaction
+from gwf_fast.pairs.kernels import PowerLaw
 
 RADIUS = 1 / math.sqrt(3)
 """On a uniform ring of radius R the force is R (3 R^2 - 1)."""

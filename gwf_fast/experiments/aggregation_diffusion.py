@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwf_fast.discrepancy import mmd2
-from gwf_fast.energies import GeneralizedEntropy, Interaction
 from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow, Study
 from gwf_fast.experiments.finite_volume import Equation, Grid
-from gwf_fast.jko import JKOFlow
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.state import FlowResult
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.energies import GeneralizedEntropy, Interaction
+from gwf_fast.measures.discrepancy import mmd2
 from gwf_fast.nn import MLP
-from gwf_fast.radial import Gaussian, Riesz
-from gwf_fast.state import FlowResult
-from gwf_fast.training import Training
+from gwf_fast.pairs.kernels import Gaussian, Riesz
 
 _EXPONENT = 3.0
 _DIFFUSION = 0.1

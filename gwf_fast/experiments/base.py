@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gwf_fast.experiments.computation import Computation
-from gwf_fast.functional import Functional, JensenShannon, SquaredMMD
-from gwf_fast.samples import Target
+from gwf_fast.functionals.base import Functional, JensenShannon, SquaredMMD
+from gwf_fast.randomness.samples import Target
 
 FUNCTIONALS = ("js", "mmd", "js+mmd")
 ENGINES = ("auto", "fused", "torch")
@@ -130,7 +130,7 @@ def sample_functional(name: str, target: Target, mmd_scale: float, kernel: Any =
         mmd_scale: Factor on the squared MMD, which is small beside a W2^2 in many dimensions.
         kernel: Its kernel; None for the energy distance.
     """
-    from gwf_fast.radial import Riesz
+    from gwf_fast.pairs.kernels import Riesz
 
     mmd = mmd_scale * SquaredMMD(target, Riesz() if kernel is None else kernel)
     if name == "mmd":

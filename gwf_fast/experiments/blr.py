@@ -10,12 +10,12 @@ from torch import Tensor
 
 from gwf_fast.experiments import base, inputs
 from gwf_fast.experiments.computation import Flow
-from gwf_fast.functional import KL
-from gwf_fast.jko import JKOFlow
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.state import FlowResult
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.base import KL
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import BayesianLogisticRegression
-from gwf_fast.state import FlowResult
-from gwf_fast.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)

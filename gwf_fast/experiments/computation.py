@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gwf_fast import run_folder
-from gwf_fast.jko import JKOFlow
-from gwf_fast.state import FlowResult, Source, StepRecord
+from gwf_fast.checkpoint import run_folder
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.state import FlowResult, Source, StepRecord
 
 Say = Callable[[str], None]
 """Receives lines for the user."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gwf_fast.experiments import base, inputs
 from gwf_fast.experiments.computation import Flow
-from gwf_fast.jko import JKOFlow
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.state import FlowResult
+from gwf_fast.flows.training import Training
 from gwf_fast.nn import MLP
-from gwf_fast.state import FlowResult
-from gwf_fast.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def build(settings: _Settings) -> base.Problem:
         _draw(steps, clouds, points, path)
 
     def metrics(result: FlowResult) -> dict[str, float]:
-        from gwf_fast.discrepancy import energy_distance
+        from gwf_fast.measures.discrepancy import energy_distance
 
         n = min(len(target), len(result.particles), 10_000)
         return {

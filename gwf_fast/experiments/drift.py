@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from gwf_fast import run_folder
+from gwf_fast.checkpoint import run_folder
 from gwf_fast.drift.critics import TRANSFORMS
-from gwf_fast.drifting_model import DriftingModel
-from gwf_fast.drifting_state import DriftingRecord, DriftingResult
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.experiments import base, drift_data, drift_figures
 from gwf_fast.experiments.computation import Say, Study, save_history, save_modules, save_samples
+from gwf_fast.flows.drifting import DriftingModel
+from gwf_fast.flows.drifting_state import DriftingRecord, DriftingResult
 from gwf_fast.nn import MLP
-from gwf_fast.radial import Gaussian
-from gwf_fast.randomness import redirected, seeded
+from gwf_fast.pairs.kernels import Gaussian
+from gwf_fast.randomness.seeded import redirected, seeded
 
 # What each drift may be told, and the settings that --compare tries.
 _SWEEP: dict[str, tuple[str, tuple[Any, ...]]] = {

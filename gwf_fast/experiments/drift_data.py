@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwf_fast.discrepancy import mmd2
 from gwf_fast.experiments import digits
 from gwf_fast.experiments.idx import read_digits
 from gwf_fast.experiments.images import Whitening
 from gwf_fast.experiments.toys import TOYS, toy
-from gwf_fast.radial import Gaussian
-from gwf_fast.randomness import reproducible
-from gwf_fast.samples import batch
+from gwf_fast.measures.discrepancy import mmd2
+from gwf_fast.pairs.kernels import Gaussian
+from gwf_fast.randomness.samples import batch
+from gwf_fast.randomness.seeded import reproducible
 
 DATA = (*TOYS, "digits", "mnist")
 _COMPONENTS = {"digits": 20, "mnist": 40}

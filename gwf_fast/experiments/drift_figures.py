@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwf_fast.drifting_state import DriftingResult
 from gwf_fast.experiments import base
 from gwf_fast.experiments.drift_data import Data
 from gwf_fast.experiments.images import sheet
+from gwf_fast.flows.drifting_state import DriftingResult
 
 _TRUE, _GENERATED = "#b9c3cd", "#c8323c"
 _SHOWN = 1500  # points

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow
-from gwf_fast.functional import KL
-from gwf_fast.jko import JKOFlow
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.state import FlowResult
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.base import KL
+from gwf_fast.measures.stein import ksd2
 from gwf_fast.nn import MLP
+from gwf_fast.pairs.kernels import IMQ
 from gwf_fast.potentials import GaussianMixture
-from gwf_fast.radial import IMQ
-from gwf_fast.state import FlowResult
-from gwf_fast.stein import ksd2
-from gwf_fast.training import Training
 
 _COMPONENTS = 10
 # (largest D, side of the cube of the means, width of T, its hidden layers, width and layers of h): their table 4

@@ -32,10 +32,10 @@ from gwf_fast.experiments.computation import Flow, Study
 from gwf_fast.experiments.idx import read_digits
 from gwf_fast.experiments.image_networks import ResNetCritic, UNetMap
 from gwf_fast.experiments.two_sample import two_sample_checks
-from gwf_fast.functional import JensenShannon
-from gwf_fast.jko import JKOFlow
-from gwf_fast.state import FlowResult
-from gwf_fast.training import Training
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.state import FlowResult
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.base import JensenShannon
 
 _CHECKED = 2000  # samples in the two-sample checks
 

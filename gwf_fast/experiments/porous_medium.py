@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwf_fast.energies import GeneralizedEntropy
 from gwf_fast.experiments import base, dimensions
 from gwf_fast.experiments.computation import Flow
-from gwf_fast.jko import JKOFlow
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.state import FlowResult
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.energies import GeneralizedEntropy
 from gwf_fast.nn import MLP, ICNNGradient
-from gwf_fast.state import FlowResult
-from gwf_fast.training import Training
 
 START = 1e-3
 """t_0."""

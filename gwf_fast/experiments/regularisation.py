@@ -16,21 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwf_fast import checkpoint
-from gwf_fast.adversarial import IPM, DonskerVaradhan
-from gwf_fast.discrepancy import energy_distance
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow, Say, Study
-from gwf_fast.functional import FDivergence, Functional, JensenShannon, SquaredMMD
-from gwf_fast.jko import PARAMETRIZATIONS, JKOFlow
+from gwf_fast.flows import jko_checkpoint as checkpoint
+from gwf_fast.flows.jko import PARAMETRIZATIONS, JKOFlow
+from gwf_fast.flows.state import FlowResult
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.adversarial import IPM, DonskerVaradhan
+from gwf_fast.functionals.base import FDivergence, Functional, JensenShannon, SquaredMMD
+from gwf_fast.measures.discrepancy import energy_distance
 from gwf_fast.nn import MLP
+from gwf_fast.pairs.kernels import Gaussian, Riesz
 from gwf_fast.potentials import GaussianMixture
-from gwf_fast.radial import Gaussian, Riesz
-from gwf_fast.randomness import reproducible
-from gwf_fast.samples import Target
-from gwf_fast.state import FlowResult
-from gwf_fast.training import Training
+from gwf_fast.randomness.samples import Target
+from gwf_fast.randomness.seeded import reproducible
 
 STEP_SIZES = (0.1, 0.5, 2.0, 10.0, 50.0, math.inf)
 FUNCTIONALS: dict[str, tuple[str, Callable[[Target], Functional]]] = {

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from gwf_fast.checkpoint.run_folder import RunFolder, write_atomically
 from gwf_fast.experiments import find
 from gwf_fast.experiments.base import Experiment, Problem, Settings, spelled
 from gwf_fast.experiments.computation import Say
-from gwf_fast.randomness import reproducible
-from gwf_fast.run_folder import RunFolder, write_atomically
+from gwf_fast.randomness.seeded import reproducible
 
 RUN = "run.json"
 CHECKPOINT = "checkpoint"

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwf_fast.energies import Interaction
 from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow
-from gwf_fast.jko import JKOFlow
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.state import FlowResult
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.energies import Interaction
 from gwf_fast.nn import ICNNGradient
-from gwf_fast.radial import PowerLaw
-from gwf_fast.state import FlowResult
-from gwf_fast.training import Training
+from gwf_fast.pairs.kernels import PowerLaw
 
 _DEFAULTS = base.FlowSettings(particles=4096, steps=12, step_size=0.5, iterations=200, batch_size=1024)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gwf_fast.randomness import reproducible
+from gwf_fast.randomness.seeded import reproducible
 
 
 def _eight_gaussians(n: int) -> Tensor:

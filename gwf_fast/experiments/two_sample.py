@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gwf_fast.discrepancy import median_bandwidth, mmd2
-from gwf_fast.radial import Gaussian, Riesz
+from gwf_fast.measures.discrepancy import median_bandwidth, mmd2
+from gwf_fast.pairs.kernels import Gaussian, Riesz
 
 
 def two_sample_checks(images: Tensor, labels: Tensor, clouds: dict[str, Tensor]) -> dict[str, Any]:

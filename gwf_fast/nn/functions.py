@@ -1,4 +1,4 @@
-"""Activations: as modules for the nn.Sequential twin of an MLP, and as the compiled functions of csrc/mlp.h."""
+"""Activations: as modules for the nn.Sequential twin of an MLP, and as the compiled functions of csrc/mlp/mlp.h."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..divergences import DIVERGENCES, divergence
+from gwf_fast.nn.divergences import DIVERGENCES, divergence
 
 
 class Compiled(NamedTuple):
-    """An elementwise function of csrc/mlp.h and its constant."""
+    """An elementwise function of csrc/mlp/mlp.h and its constant."""
 
     name: str
     constant: float = 0.0

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from typing_extensions import override
 
-from .._validation import check_kind
-from ..ambient import entry
+from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.validation import check_kind
 
 _CHUNK = 1 << 13  # rows of a Hessian or an inverse at once: bounds the memory
 _HALVINGS = 50

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..ops.mlp import MLPSpec, is_served, mlp, value_and_gradient
-from ..ops.modes import PLAIN, is_eager, is_strided, is_transformed
-from .functions import ACTIVATIONS, SETTINGS, output_activation
+from gwf_fast.nn.functions import ACTIVATIONS, SETTINGS, output_activation
+from gwf_fast.ops.mlp import MLPSpec, is_served, mlp, value_and_gradient
+from gwf_fast.ops.modes import PLAIN, is_eager, is_strided, is_transformed
 
 
 class MLP(nn.Sequential):

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._validation import check_pair
-from ..ambient import entry
-from ..divergences import DIVERGENCES, TAME, tame_exp
-from ..divergences import divergence as row_of
-from ..ops.mlp import MLPSpec, Side, mlp, objective
-from ..ops.modes import is_eager
-from ..randomness import own_generator
-from .functions import Compiled, activation_of, conjugate_of, split_name
-from .mlp import MLP
+from gwf_fast.nn.divergences import DIVERGENCES, TAME, tame_exp
+from gwf_fast.nn.divergences import divergence as row_of
+from gwf_fast.nn.functions import Compiled, activation_of, conjugate_of, split_name
+from gwf_fast.nn.mlp import MLP
+from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.mlp import MLPSpec, Side, mlp, objective
+from gwf_fast.ops.modes import is_eager
+from gwf_fast.pairs.validation import check_pair
+from gwf_fast.randomness.seeded import own_generator
 
 OBJECTIVES = ("ipm", "hinge", "donsker_varadhan", "kl_density", "entropy")
 """What ``divergence`` may be, beside the rows of the table of f-divergences."""

@@ -1,13 +1,13 @@
 """torch.library operators: schemas, fakes, derivatives, and the choice of a backend.
 
 The only place that registers operators. Everything here has exactly one batch dimension and takes kernels as
-flat specs; ``gwf_fast.pairwise`` is the interface for people.
+flat specs; ``gwf_fast.pairs.reductions`` is the interface for people.
 """
 
-from .dispatch import optional, resolve
-from .jet import pair_jet
-from .opaque import Opaque
-from .reductions import (
+from gwf_fast.ops.dispatch import optional, resolve
+from gwf_fast.ops.jet import pair_jet
+from gwf_fast.ops.opaque import Opaque
+from gwf_fast.ops.reductions import (
     pair_average,
     pair_gradient,
     pair_gradient_into,
@@ -15,8 +15,8 @@ from .reductions import (
     pair_sum,
     pair_sum_gradient,
 )
-from .report import backends, explain
-from .table import BACKENDS
+from gwf_fast.ops.report import backends, explain
+from gwf_fast.ops.table import BACKENDS
 
 __all__ = [
     "BACKENDS",

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .adapt import adapt
-from .table import AUTOMATIC, BACKENDS, OPERATIONS
+from gwf_fast.ops.adapt import adapt
+from gwf_fast.ops.table import AUTOMATIC, BACKENDS, OPERATIONS
 
 # Plain dicts: torch.compile warns of functools.cache.
 _RESOLVED: dict[tuple[Any, ...], str] = {}

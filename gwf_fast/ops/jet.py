@@ -5,7 +5,7 @@
 ``pair_jet`` of order k returns G_k(t_1 .. t_k) = grad_(x, a) D_t1 .. D_tk E. The family is closed, because the
 derivatives of E are symmetric multilinear forms: the vector-Jacobian product of G_k with cotangent u is
 G_{k+1}(t_1 .. t_k, u) in the points and G_k(.. u in the place of t_l ..) in the tangent t_l; the part in (y, b)
-is the same operator with rows and columns exchanged. See ``kernels/reference.py`` for the formulas.
+is the same operator with rows and columns exchanged. See ``kernels/reference/pairs.py`` for the formulas.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch
-from .modes import is_concrete, is_transformed
-from .registry import Operator
+from gwf_fast.ops import dispatch
+from gwf_fast.ops.modes import is_concrete, is_transformed
+from gwf_fast.ops.registry import Operator
 
 Tangent = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # (dx, dy, da, db); None is zero
 

@@ -1,7 +1,7 @@
 """Fused perceptrons as operators: forward, backward and double backward, each one call of the device's backend.
 
 Three operators that are each other's derivatives: ``mlp``, ``mlp_backward`` and ``mlp_second``. Derivatives end there:
-a third one raises. See ``kernels/mlp_reference.py`` for arguments; what is not wanted is an empty tensor or list.
+a third one raises. See ``kernels/reference/mlp.py`` for arguments; what is not wanted is an empty tensor or list.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..kernels.mlp import MLPSpec, Side
-from . import dispatch
-from .modes import is_eager
-from .registry import _LIBRARY, register_autocast
-from .table import BACKENDS, COMPILED, OPERATIONS
+from gwf_fast.kernels.table.mlp import MLPSpec, Side
+from gwf_fast.ops import dispatch
+from gwf_fast.ops.modes import is_eager
+from gwf_fast.ops.registry import _LIBRARY, register_autocast
+from gwf_fast.ops.table import BACKENDS, COMPILED, OPERATIONS
 
 __all__ = ["MLPSpec", "Side", "is_served", "mlp", "objective", "value_and_gradient"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .registry import _LIBRARY
+from gwf_fast.ops.registry import _LIBRARY
 
 
 class Opaque:

@@ -1,7 +1,7 @@
 """The pairwise reductions as operators, with their derivatives.
 
 Shapes: x [B?, N, D], y [B?, M, D], b [B?, M] or, for sums, [B?, M, C], beta [B?, M], v [B?, M, C]; the batch
-dimension is there or not, for all tensors alike. See ``kernels/reference.py`` for each function's meaning.
+dimension is there or not, for all tensors alike. See ``kernels/reference/pairs.py`` for each function's meaning.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch
-from .jet import OPTIONS, Options, contiguous, jet, load, present, safe_exp_difference, save
-from .modes import is_concrete
-from .registry import Operator
+from gwf_fast.ops import dispatch
+from gwf_fast.ops.jet import OPTIONS, Options, contiguous, jet, load, present, safe_exp_difference, save
+from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.registry import Operator
 
 
 def _caller(name: str) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .modes import PLAIN, check_forward_mode, is_eager, is_transformed
+from gwf_fast.ops.modes import PLAIN, check_forward_mode, is_eager, is_transformed
 
 _LIBRARY = torch.library.Library("gwf_fast", "DEF")
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import load, resolve
-from .table import AUTOMATIC, BACKENDS, OPERATIONS, Backend, needed
+from gwf_fast.ops.dispatch import load, resolve
+from gwf_fast.ops.table import AUTOMATIC, BACKENDS, OPERATIONS, Backend, needed
 
 CALLED_FOR: dict[str, tuple[str, ...]] = {
     "kernel_sum": ("sum",),

@@ -63,7 +63,7 @@ class Backend(NamedTuple):
     @property
     def module(self) -> str:
         """Where its pairwise functions are."""
-        return "gwf_fast.kernels." + ("reference" if self.name == "torch" else self.name)
+        return f"gwf_fast.kernels.{_PAIRS_OF[self.name]}"
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -212,8 +212,9 @@ class Operation(NamedTuple):
     extras: tuple[str, ...] = ()
 
 
-_PAIRS = {name: Service("reference" if name == "torch" else name) for name in ("cpp", "triton", "keops", "torch")}
-_FEW = {"cuda": Service("cuda", widest=4)}
+_PAIRS_OF = {name: f"{name}.pairs" for name in ("cpp", "cuda", "triton", "keops")} | {"torch": "reference.pairs"}
+_PAIRS = {name: Service(_PAIRS_OF[name]) for name in ("cpp", "triton", "keops", "torch")}
+_FEW = {"cuda": Service("cuda.pairs", widest=4)}
 
 OPERATIONS: dict[str, Operation] = {
     "sum": Operation("sum_j b_j k_ij", ("pair_sum",), _PAIRS | _FEW),
@@ -231,13 +232,13 @@ OPERATIONS: dict[str, Operation] = {
     "mmd": Operation(
         "the squared MMD with its gradients in one launch",
         ("mmd_rows",),
-        {"triton": Service("triton")},
+        {"triton": Service("triton.pairs")},
         composed=True,
     ),
     "stein": Operation(
         "the kernel Stein discrepancy",
         ("stein_sum", "stein_sum_gradients"),
-        {"cpp": Service("cpp"), "triton": Service("triton.stein"), "torch": Service("stein_reference")},
+        {"cpp": Service("cpp.pairs"), "triton": Service("triton.stein"), "torch": Service("reference.stein")},
     ),
     "svgd": Operation(
         "the direction of SVGD in one launch",
@@ -248,7 +249,7 @@ OPERATIONS: dict[str, Operation] = {
     "drift": Operation(
         "the drift of Algorithm 2, at several temperatures",
         ("forces", "total_distances"),
-        {"cpp": Service("drift_cpp"), "triton": Service("triton.drift"), "torch": Service("drift_reference")},
+        {"cpp": Service("cpp.drift"), "triton": Service("triton.drift"), "torch": Service("reference.drift")},
     ),
     "transport": Operation(
         "all sweeps of Sinkhorn for a batch of small problems in one launch",
@@ -259,26 +260,26 @@ OPERATIONS: dict[str, Operation] = {
     "sliced": Operation(
         "discrepancies by sorted projections",
         ("sliced",),
-        {"cpp": Service("sliced_cpp"), "torch": Service("sliced_reference")},
+        {"cpp": Service("cpp.sliced"), "torch": Service("reference.sliced")},
     ),
     "mlp": Operation(
         "perceptrons and their first derivatives",
         ("mlp_forward", "mlp_backward"),
         {
-            "cpp": Service("mlp_cpp", widest=512),
+            "cpp": Service("cpp.mlp", widest=512),
             "triton": Service("triton.mlp", widest=128),
-            "torch": Service("mlp_reference"),
+            "torch": Service("reference.mlp"),
         },
     ),
     "mlp_second": Operation(
         "second derivatives of perceptrons",
         ("mlp_second",),
-        {"cpp": Service("mlp_cpp", widest=512), "torch": Service("mlp_reference")},
+        {"cpp": Service("cpp.mlp", widest=512), "torch": Service("reference.mlp")},
     ),
     "mlp_objective": Operation(
         "a critic's objective and its gradients in one pass",
         ("mlp_objective",),
-        {"cpp": Service("mlp_cpp", widest=512)},
+        {"cpp": Service("cpp.mlp", widest=512)},
         composed=True,
     ),
 }

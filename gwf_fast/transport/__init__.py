@@ -1,5 +1,11 @@
 """Optimal transport between samples."""
 
-from .sinkhorn import DivergencePotentials, SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
+from gwf_fast.transport.sinkhorn import (
+    DivergencePotentials,
+    SinkhornResult,
+    barycentric_map,
+    sinkhorn,
+    sinkhorn_divergence,
+)
 
 __all__ = ["DivergencePotentials", "SinkhornResult", "barycentric_map", "sinkhorn", "sinkhorn_divergence"]

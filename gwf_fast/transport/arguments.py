@@ -6,11 +6,11 @@ import math
 
 from torch import Tensor
 
-from .._validation import check_counts, check_pair
-from ..ops.modes import is_readable
-from ..passes import centre_of
-from ..ragged import exists, member_weights, members
-from .problem import Entropic
+from gwf_fast.ops.modes import is_readable
+from gwf_fast.pairs.passes import centre_of
+from gwf_fast.pairs.ragged import exists, member_weights, members
+from gwf_fast.pairs.validation import check_counts, check_pair
+from gwf_fast.transport.problem import Entropic
 
 
 def make_problem(

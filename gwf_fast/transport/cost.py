@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pairwise import kernel_gradient
-from .problem import Entropic, cost_kernel
+from gwf_fast.pairs.reductions import kernel_gradient
+from gwf_fast.transport.problem import Entropic, cost_kernel
 
 
 def transport_cost(problem: Entropic, epsilon: float, f: Tensor, g: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..pairwise import kernel_average, kernel_logsumexp
-from ..passes import over, times
-from ..radial import Gaussian, Kernel, Laplace
+from gwf_fast.pairs.kernels import Gaussian, Kernel, Laplace
+from gwf_fast.pairs.passes import over, times
+from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
 
 
 def _kernel(epsilon: float, p: int) -> Kernel:

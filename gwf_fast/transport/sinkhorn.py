@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validation import check_companion, check_pair
-from ..ambient import entry
-from ..errors import caller_level
-from ..ops import Opaque
-from ..ops.modes import is_readable
-from ..passes import centre_of
-from ..ragged import members
-from .arguments import check_numbers, make_problem
-from .cost import half_self_cost, moving_own_potential, moving_potential, transport_cost
-from .problem import Entropic
-from .solve import Solution, alternate, anneal, average, bounding_diameter, schedule
+from gwf_fast.errors import caller_level
+from gwf_fast.ops import Opaque
+from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.modes import is_readable
+from gwf_fast.pairs.passes import centre_of
+from gwf_fast.pairs.ragged import members
+from gwf_fast.pairs.validation import check_companion, check_pair
+from gwf_fast.transport.arguments import check_numbers, make_problem
+from gwf_fast.transport.cost import half_self_cost, moving_own_potential, moving_potential, transport_cost
+from gwf_fast.transport.problem import Entropic
+from gwf_fast.transport.solve import Solution, alternate, anneal, average, bounding_diameter, schedule
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import dispatch
-from ..ops.modes import is_concrete, is_readable
-from .problem import Entropic
+from gwf_fast.ops import dispatch
+from gwf_fast.ops.modes import is_concrete, is_readable
+from gwf_fast.transport.problem import Entropic
 
 MOST_EPSILONS = 10_000
 """Of a schedule."""

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gwf_fast.kernels import formulas
-from gwf_fast.kernels.keops.printer import split_text
 from gwf_fast.kernels.keops.profiles_generated import FORMULAS
-from gwf_fast.kernels.profiles import PROFILES
+from gwf_fast.kernels.table import formulas
+from gwf_fast.kernels.table.keops_printer import split_text
+from gwf_fast.kernels.table.profiles import PROFILES
 
 
 class Text(NamedTuple):

@@ -1,4 +1,4 @@
-"""Drifting on GPUs: functions and conventions of ``drift_reference.py``.
+"""Drifting on GPUs: functions and conventions of ``reference/drift.py``.
 
 A problem of at most 64 rows is one program's: its distances are computed once for all temperatures and stay in cache.
 Larger ones take three sweeps over the pairs (logarithms of rows and of columns in one launch, then forces), each for

@@ -1,4 +1,4 @@
-"""Kernels of drifting (csrc/drift.h): a small problem in one program, or rows, columns and forces of one of any size.
+"""Kernels of drifting (csrc/drift/drift.h): a small problem in one program, or rows, columns and forces of any size.
 
 Points come as `dim` coordinates apart (D = 0), or as the D coordinates of points (D > 0, in registers). `sizes` [B, 3]
 has the rows, negatives and targets of each problem where they differ, and otherwise the same three for all.

@@ -1,4 +1,4 @@
-"""Perceptrons on NVIDIA and AMD GPUs, up to 128 wide: the functions and conventions of ``mlp_cpp.py``.
+"""Perceptrons on NVIDIA and AMD GPUs, up to 128 wide: the functions and conventions of ``cpp/mlp.py``.
 
 Forward, backward and the gradient in x are one kernel each, a tile of the batch in one program; float64 sums for
 float64, float32 ones for float32, bfloat16 and float16. Gradients of the parameters are summed in a fixed order, which
@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gwf_fast.kernels.mlp import MLPSpec
-from gwf_fast.kernels.mlp_reference import mlp_second
+from gwf_fast.kernels.reference.mlp import mlp_second
+from gwf_fast.kernels.table.mlp import MLPSpec
 from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.mlp_functions import FUNCTIONS
 from gwf_fast.kernels.triton.mlp_kernels import mlp_backward_kernel, mlp_forward_kernel

@@ -1,4 +1,4 @@
-"""The elementwise functions of perceptrons, with their first derivative: those of ``csrc/mlp_functions.h``.
+"""The elementwise functions of perceptrons, with their first derivative: those of ``csrc/mlp/functions.h``.
 
 Each takes values v and a constant p. None overflows where its result does not, and small results keep their relative
 accuracy, as in the C++ of the same names.

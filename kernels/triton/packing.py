@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from gwf_fast.kernels.occupancy import column_splits
-from gwf_fast.kernels.profiles import PROFILES, s
+from gwf_fast.kernels.table.profiles import PROFILES, s
 from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.packing_kernels import ABSENT, CENTRED, pack_pairs_kernel
 from gwf_fast.kernels.triton.profiles_generated import EXPONENTS, JETS

@@ -1,4 +1,4 @@
-"""Draws on NVIDIA and AMD GPUs: the functions of ``philox_reference.py``, one kernel a draw, bit for bit but normals.
+"""Draws on NVIDIA and AMD GPUs: the functions of ``reference/philox.py``, one kernel a draw, bit for bit but normals.
 
 The iteration is read by the kernel, so that a launch that a CUDA graph replays draws what is next.
 """
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gwf_fast.kernels.philox_reference import threshold
+from gwf_fast.kernels.reference.philox import threshold
 from gwf_fast.kernels.triton import launch
 
 __all__ = ["philox_indices", "philox_kept", "philox_normals", "philox_rows", "philox_uniforms"]
@@ -26,7 +26,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 @triton.jit
 def _philox(counter, stream, block):
-    """The four words of blocks of Philox4x32-10; of csrc/philox.h, one lane at a time."""
+    """The four words of blocks of Philox4x32-10; of csrc/random/philox.h, one lane at a time."""
     seed = tl.load(counter).to(tl.uint64, bitcast=True)
     w0 = block.to(tl.uint32)
     w1 = (block >> 32).to(tl.uint32)

@@ -1,6 +1,6 @@
 """The Stein kernel on GPUs: its sum over pairs, the derivatives of that, and the direction of SVGD.
 
-Functions and conventions of ``stein_reference.py``; formulas in csrc/stein.h. Inner products are formed from
+Functions and conventions of ``reference/stein.py``; formulas in csrc/stein/stein.h. Inner products are formed from
 differences that are subtracted first and scaled after, so clouds far from the origin lose nothing. A value takes each
 pair of tiles once. Nothing is read by the host, so all of it can be captured in a CUDA graph.
 """

@@ -1,4 +1,4 @@
-"""Kernels of the Stein operator: csrc/stein.h's formulas on tiles of pairs.
+"""Kernels of the Stein operator: csrc/stein/stein.h's formulas on tiles of pairs.
 
 Points and scores are [B, N, D] for D coordinates in registers; for D = 0 the number of coordinates is known at run
 time, and the first two arguments are [B, dim, N].

@@ -9,8 +9,8 @@ import os
 import sys
 import time
 
-from .known import KNOWN
-from .supervise import BAD, PATIENCE, once, supervise
+from tests.fuzz.known import KNOWN
+from tests.fuzz.supervise import BAD, PATIENCE, once, supervise
 
 MANY = 50_000
 """Calls in which each kind that is known has to come up."""

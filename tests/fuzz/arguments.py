@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .radial import SCALED
+from tests.fuzz.radial import SCALED
 
 Call = dict[str, Any]
 

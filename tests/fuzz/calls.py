@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 import gwf_fast as gwf
-
-from . import table_flows, table_networks, table_pairs
-from .arguments import DTYPES, Call
-from .function import Function, make
-from .judge import judge
-from .modes import draw_mode, run_dense, run_package
-from .rounding import ULPS, Rounding
+from tests.fuzz import table_flows, table_networks, table_pairs
+from tests.fuzz.arguments import DTYPES, Call
+from tests.fuzz.function import Function, make
+from tests.fuzz.judge import judge
+from tests.fuzz.modes import draw_mode, run_dense, run_package
+from tests.fuzz.rounding import ULPS, Rounding
 
 _TABLES = (table_pairs, table_flows, table_networks)
 FUNCTIONS: dict[str, Function] = {f.name: f for table in _TABLES for f in table.FUNCTIONS}

@@ -9,8 +9,8 @@ import torch
 from scipy.special import hyp1f1
 from torch import Tensor
 
-from .radial import Dense, smooth_of
-from .rounding import Rounding
+from tests.fuzz.radial import Dense, smooth_of
+from tests.fuzz.rounding import Rounding
 
 Terms = list
 PRODUCTS_FROM = 8

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .dense import Terms, _mean_shift, kernel_gradient, kernel_logsumexp, offsets, others, pairs, softmax
-from .radial import at_positive
-from .rounding import Rounding
+from tests.fuzz.dense import Terms, _mean_shift, kernel_gradient, kernel_logsumexp, offsets, others, pairs, softmax
+from tests.fuzz.radial import at_positive
+from tests.fuzz.rounding import Rounding
 
 # ------------------------------------------------------------------------------------------------ sliced
 

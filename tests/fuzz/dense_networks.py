@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rounding import Rounding
+from tests.fuzz.rounding import Rounding
 
 
 class _Expm1(torch.autograd.Function):

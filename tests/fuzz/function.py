@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 import gwf_fast as gwf
-
-from .arguments import DTYPES, Call, generator, laid_out, make_lengths, make_points, spoilt
-from .radial import kernel_of
-from .rounding import Rounding
+from tests.fuzz.arguments import DTYPES, Call, generator, laid_out, make_lengths, make_points, spoilt
+from tests.fuzz.radial import kernel_of
+from tests.fuzz.rounding import Rounding
 
 Output = tuple[Tensor, ...]
 

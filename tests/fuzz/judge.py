@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .rounding import ULPS
+from tests.fuzz.rounding import ULPS
 
 SAFETY = 3.0
 """What an error may exceed the largest of a few drawn ones by."""

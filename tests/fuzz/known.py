@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .arguments import Call
+from tests.fuzz.arguments import Call
 
 
 class Known(NamedTuple):

@@ -9,8 +9,8 @@ from random import Random
 import torch
 from torch import Tensor
 
-from .arguments import DTYPES, Call, generator, laid_out
-from .function import Function, Output
+from tests.fuzz.arguments import DTYPES, Call, generator, laid_out
+from tests.fuzz.function import Function, Output
 
 Tensors = dict[str, Tensor]
 MODES = {

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 import gwf_fast as gwf
-
-from .rounding import ULPS, Rounding
+from tests.fuzz.rounding import ULPS, Rounding
 
 Term = Sequence[Any]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
-from .arguments import Call
-from .known import known_finding
+from tests.fuzz.arguments import Call
+from tests.fuzz.known import known_finding
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 import gwf_fast as gwf
-
-from . import dense_flows as truths
-from .arguments import Call, draw_bandwidth, draw_kernel, pick
-from .function import EAGER, ONCE, Function
-from .rounding import Rounding
-from .table_pairs import _LENGTHS, _alone, _empty, _pair
+from tests.fuzz import dense_flows as truths
+from tests.fuzz.arguments import Call, draw_bandwidth, draw_kernel, pick
+from tests.fuzz.function import EAGER, ONCE, Function
+from tests.fuzz.rounding import Rounding
+from tests.fuzz.table_pairs import _LENGTHS, _alone, _empty, _pair
 
 _TRIPLE = {**_LENGTHS, "negatives_lengths": "z"}
 _FINITE = ("plain", "coincident", "near", "same", "collapsed", "far", "shifted", "outlier", "outlier_y")

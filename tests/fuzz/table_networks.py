@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 import gwf_fast as gwf
-
-from . import dense_networks as truths
-from .arguments import DTYPES, Call, draw_shape
-from .function import EAGER, Function
+from tests.fuzz import dense_networks as truths
+from tests.fuzz.arguments import DTYPES, Call, draw_shape
+from tests.fuzz.function import EAGER, Function
 
 _PLACES = ("plain", "coincident", "collapsed", "shifted", "outlier", "nan", "inf")
 _NAMES = {"w": "weight", "b": "bias", "s": "weight"}

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 import gwf_fast as gwf
-
-from . import dense
-from .arguments import DTYPES, Call, draw_bandwidth, draw_kernel, draw_shape, pick
-from .function import EAGER, ONCE, Function, is_extreme
-from .radial import SCALED, smooth_of
+from tests.fuzz import dense
+from tests.fuzz.arguments import DTYPES, Call, draw_bandwidth, draw_kernel, draw_shape, pick
+from tests.fuzz.function import EAGER, ONCE, Function, is_extreme
+from tests.fuzz.radial import SCALED, smooth_of
 
 
 def _empty(*sides: str) -> Any:

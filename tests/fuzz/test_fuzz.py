@@ -8,11 +8,10 @@ import pytest
 import torch
 
 import gwf_fast as gwf
-
-from .arguments import LAYOUTS, laid_out
-from .calls import FUNCTIONS, draw
-from .judge import judge
-from .supervise import once, supervise
+from tests.fuzz.arguments import LAYOUTS, laid_out
+from tests.fuzz.calls import FUNCTIONS, draw
+from tests.fuzz.judge import judge
+from tests.fuzz.supervise import once, supervise
 
 CALLS = 2000
 

@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import torch
 
-from .calls import Choice, draw, perform
-from .known import known_finding
+from tests.fuzz.calls import Choice, draw, perform
+from tests.fuzz.known import known_finding
 
 DEFECTS = {"!crash": os.abort, "!hang": lambda: time.sleep(1000)}
 """Not functions of the package: what the supervisor has to see."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gwf_fast.engine import StepProblem
-from gwf_fast.functional import KL, FDivergence
-from gwf_fast.fused_engine import compiled_problem
-from gwf_fast.jko import JKOFlow
-from gwf_fast.kernels.primal_dual_cpp import PrimalDual as HostLoop
+from gwf_fast.flows.engines.base import StepProblem
+from gwf_fast.flows.engines.fused import compiled_problem
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.base import KL, FDivergence
+from gwf_fast.kernels.cpp.primal_dual import PrimalDual as HostLoop
 from gwf_fast.nn import MLP
 from gwf_fast.potentials import BayesianLogisticRegression, Gaussian, GaussianMixture
-from gwf_fast.training import Training
 
 
 def generator(seed=0):

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gwf_fast import selftest
-from gwf_fast.kernels import cuda, reference
+from gwf_fast.kernels.cuda import pairs as cuda
+from gwf_fast.kernels.reference import pairs as reference
+from gwf_fast.selftest import reductions as selftest
 
 ROOT = Path(__file__).resolve().parents[2]
 CXX = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
@@ -54,7 +55,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def backend(library, monkeypatch):
-    """kernels/cuda.py with the compiled module replaced by the same code on the CPU."""
+    """kernels/cuda/pairs.py with the compiled module replaced by the same code on the CPU."""
 
     def rows(is_double, *arguments):
         *head, scale, terms, _stream = arguments

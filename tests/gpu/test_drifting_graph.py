@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import gwf_fast as gwf
-from gwf_fast import graph
-from tests.test_drifting_loop import OPTIONS, TARGET, model, trained, values
+from gwf_fast.flows.engines import graph
+from tests.flows.test_drifting_loop import OPTIONS, TARGET, model, trained, values
 
 pytestmark = [
     pytest.mark.gpu,

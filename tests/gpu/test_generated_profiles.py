@@ -8,8 +8,8 @@ import pytest
 import sympy as sp
 import torch
 
-from gwf_fast.kernels import codegen
-from gwf_fast.kernels.profiles import MAX_ORDER, PROFILES, Profile, p, s
+from gwf_fast.kernels.table import codegen
+from gwf_fast.kernels.table.profiles import MAX_ORDER, PROFILES, Profile, p, s
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
@@ -156,14 +156,14 @@ class TestKeops:
         ],
     )
     def test_constants_keep_float64(self, expression):
-        from gwf_fast.kernels.keops.printer import keops_text
+        from gwf_fast.kernels.table.keops_printer import keops_text
 
         value = keops_value(keops_text(expression), 1.7, 0.0)
         assert value == pytest.approx(float(expression.subs(s, 1.7)), rel=1e-15)
 
     @pytest.mark.parametrize("expression", [sp.besselj(0, s), sp.erf(s), sp.Symbol("z") * s])
     def test_unsupported_is_named(self, expression):
-        from gwf_fast.kernels.keops.printer import UnsupportedExpressionError, keops_text
+        from gwf_fast.kernels.table.keops_printer import UnsupportedExpressionError, keops_text
 
         with pytest.raises(UnsupportedExpressionError, match=r"KeOps has no equivalent of (besselj|erf|Symbol)|z"):
             keops_text(expression)

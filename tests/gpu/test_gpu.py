@@ -5,8 +5,8 @@ import collections
 import pytest
 import torch
 
-from gwf_fast import selftest_run
 from gwf_fast.ops.table import BACKENDS
+from gwf_fast.selftest import run as selftest_run
 
 pytestmark = [
     pytest.mark.gpu,

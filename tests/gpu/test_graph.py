@@ -7,8 +7,18 @@ import torch
 from torch import nn
 
 import gwf_fast as gwf
-from gwf_fast import graph
-from tests.test_inner_loop import FUNCTIONALS, OPTIONS, Stateful, gap, mixture, repeated, samples, solved, step_problem
+from gwf_fast.flows.engines import graph
+from tests.flows.test_inner_loop import (
+    FUNCTIONALS,
+    OPTIONS,
+    Stateful,
+    gap,
+    mixture,
+    repeated,
+    samples,
+    solved,
+    step_problem,
+)
 
 pytestmark = [
     pytest.mark.gpu,

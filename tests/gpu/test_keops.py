@@ -9,10 +9,10 @@ import sympy as sp
 import torch
 
 import gwf_fast as gwf
-from gwf_fast import selftest
+from gwf_fast.selftest import reductions as selftest
 
 pytest.importorskip("pykeops")
-from gwf_fast.kernels import keops
+from gwf_fast.kernels.keops import pairs as keops
 
 r = sp.Symbol("r")
 
@@ -103,7 +103,7 @@ class TestRadial:
 
 SCRIPT = """
 import math, sys, torch
-from gwf_fast.kernels import keops
+from gwf_fast.kernels.keops import pairs as keops
 assert "pykeops" not in sys.modules
 x = torch.linspace(0, 1, 7, dtype=torch.float64)[None, :, None]
 k = torch.exp(-0.5 * (x[0] - x[0].T) ** 2)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from gwf_fast.kernels import triton as module
-from gwf_fast.kernels.triton import backend, combine, launch, packing, wide, wide_packing
+from gwf_fast.kernels.triton import combine, launch, packing, wide, wide_packing
+from gwf_fast.kernels.triton import pairs as backend
+from gwf_fast.kernels.triton import pairs as module
 
 SPEC = (0.0, 1.0, 1.0, 0.0)
 LARGEST_GRID = 2**31 - 1

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.packing import Pairs
-from gwf_fast.selftest import Case
+from gwf_fast.selftest.reductions import Case
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,8 +24,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, "bench")
 import record
-from gwf_fast.kernels.triton import backend, launch
-from gwf_fast.selftest import Case
+from gwf_fast.kernels.triton import pairs as backend, launch
+from gwf_fast.selftest.reductions import Case
 
 # operations that only make or look at memory
 NOTHING = {"empty", "view", "_unsafe_view", "slice", "select", "split", "transpose", "as_strided", "detach", "alias",

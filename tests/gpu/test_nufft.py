@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gwf_fast as gwf
-from gwf_fast.fast_summation import entry, transform
+from gwf_fast.pairs.fast import entry, transform
 
 LACKS = not torch.cuda.is_available() or importlib.util.find_spec("cufinufft") is None
 KERNELS = [gwf.Gaussian(0.6), gwf.IMQ(0.9), 0.5 * gwf.Gaussian(0.5) + gwf.RationalQuadratic(1.0, 1.5)]

@@ -110,7 +110,8 @@ class TestMMD2:
         leaves = {name: value.clone().requires_grad_(name in wanted) for name, value in values.items()}
         options = {} if unbiased else {"x_weights": leaves["a"], "y_weights": leaves["b"]}
 
-        from gwf_fast.kernels.triton import backend, wide
+        from gwf_fast.kernels.triton import pairs as backend
+        from gwf_fast.kernels.triton import wide
 
         launches = []
         few = dim <= 4

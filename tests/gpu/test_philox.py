@@ -8,8 +8,8 @@ import types
 import pytest
 import torch
 
-from gwf_fast.draws import DeviceDraws, Draws
-from gwf_fast.kernels import philox_reference
+from gwf_fast.kernels.reference import philox as philox_reference
+from gwf_fast.randomness.draws import DeviceDraws, Draws
 
 pytest.importorskip("triton")
 triton_philox = pytest.importorskip("gwf_fast.kernels.triton.philox")
@@ -24,7 +24,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
 @pytest.fixture(params=[triton_philox, philox_reference], ids=["triton", "integers"])
 def draws_of(request, monkeypatch):
     """Makes draws on the device with one of the two generators."""
-    monkeypatch.setattr("gwf_fast.draws._device_kernels", lambda device: request.param)
+    monkeypatch.setattr("gwf_fast.randomness.draws._device_kernels", lambda device: request.param)
 
     def make(seed, iteration):
         draws = DeviceDraws(seed, DEVICE)

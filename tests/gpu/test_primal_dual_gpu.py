@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import gwf_fast as gwf
-from gwf_fast.adversarial import DonskerVaradhan
-from gwf_fast.kernels import primal_dual_cuda
+from gwf_fast.flows.training import Training
+from gwf_fast.functionals.adversarial import DonskerVaradhan
+from gwf_fast.kernels.cuda import primal_dual as primal_dual_cuda
 from gwf_fast.ops.table import BACKENDS
-from gwf_fast.training import Training
 from tests.gpu.loops import difference, divergence, gaussian, inner_problem, logistic, mixture, samples, solved, state
 
 pytestmark = [

@@ -14,12 +14,12 @@ from torch import nn
 
 from gwf_fast import IPM, KL, GeneralizedEntropy, Interaction, JensenShannon, Training, potentials
 from gwf_fast import Gaussian as GaussianKernel
-from gwf_fast.adversarial import DonskerVaradhan
-from gwf_fast.engine import ENGINES
-from gwf_fast.fused_engine import _refuses_on_device, compiled_problem
-from gwf_fast.kernels import primal_dual_cuda
-from gwf_fast.kernels.primal_dual_cpp import PrimalDual as HostLoop
-from gwf_fast.kernels.primal_dual_cpp import philox_indices, philox_normals, philox_uniforms
+from gwf_fast.flows.engines.base import ENGINES
+from gwf_fast.flows.engines.fused import _refuses_on_device, compiled_problem
+from gwf_fast.functionals.adversarial import DonskerVaradhan
+from gwf_fast.kernels.cpp.primal_dual import PrimalDual as HostLoop
+from gwf_fast.kernels.cpp.primal_dual import philox_indices, philox_normals, philox_uniforms
+from gwf_fast.kernels.cuda import primal_dual as primal_dual_cuda
 from gwf_fast.nn import MLP
 from gwf_fast.ops.table import BACKENDS
 from tests.gpu.loops import difference, divergence, gaussian, inner_problem, logistic, mixture, samples, solved, state

@@ -6,11 +6,12 @@ import types
 import pytest
 from typer.testing import CliRunner
 
-from gwf_fast import selftest, selftest_run
 from gwf_fast.cli import app
-from gwf_fast.kernels import reference
+from gwf_fast.kernels.reference import pairs as reference
 from gwf_fast.ops import dispatch
 from gwf_fast.ops.table import BACKENDS, OPERATIONS, Backend, Service
+from gwf_fast.selftest import reductions as selftest
+from gwf_fast.selftest import run as selftest_run
 
 WRONG = types.SimpleNamespace(pair_sum=lambda *a, **k: reference.pair_sum(*a, **k) * 1.001)
 
@@ -95,7 +96,7 @@ class TestNothingIsSkippedInSilence:
         assert "    skipped 2 mmd: computed from other operations" in lines
 
     def test_an_operation_without_a_case_fails(self, monkeypatch):
-        row = OPERATIONS["stein"]._replace(served_by={"torch": Service("stein_reference")})
+        row = OPERATIONS["stein"]._replace(served_by={"torch": Service("reference.stein")})
         monkeypatch.setitem(OPERATIONS, "sorting", row)
         monkeypatch.setattr(selftest_run, "all_cases", lambda half: iter([selftest.Case("sum")]))
         failures, lines = run("torch")

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from gwf_fast import selftest
 from gwf_fast.kernels.occupancy import MIN_COLUMNS, WAVES, column_splits
+from gwf_fast.selftest import reductions as selftest
 
 pytest.importorskip("triton")
-from gwf_fast.kernels import reference
-from gwf_fast.kernels import triton as backend
+from gwf_fast.kernels.reference import pairs as reference
 from gwf_fast.kernels.triton import launch
+from gwf_fast.kernels.triton import pairs as backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -55,7 +55,7 @@ LARGE = [
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_splits_match_reference(case, eight_multiprocessors, monkeypatch):
     used = []
-    for kind in (backend.backend.Pairs, backend.backend.WidePairs):
+    for kind in (backend.Pairs, backend.WidePairs):
         monkeypatch.setattr(kind, "splits", lambda *a, rule=kind.splits: used.append(rule(*a)) or used[-1])
     if case.ragged:  # lengths of the case list are for its own sizes
         inputs = case.inputs(DEVICE)
@@ -67,8 +67,8 @@ def test_splits_match_reference(case, eight_multiprocessors, monkeypatch):
 def test_mmd_in_splits(monkeypatch):
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 20)
     used = []
-    rule = backend.backend.Pairs.splits
-    monkeypatch.setattr(backend.backend.Pairs, "splits", lambda self, *a: used.append(rule(self, *a)) or used[-1])
+    rule = backend.Pairs.splits
+    monkeypatch.setattr(backend.Pairs, "splits", lambda self, *a: used.append(rule(self, *a)) or used[-1])
     case = selftest.Case("mmd", ("gaussian", "laplace"), (1, 5, 1100, 1), torch.float64, exclude_self=True)
     assert selftest.error(case, backend, DEVICE) <= selftest.TOLERANCE[case.dtype]
     assert used == [2]

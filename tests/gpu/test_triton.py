@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from gwf_fast import selftest
-from gwf_fast.kernels import reference
-from gwf_fast.kernels.profile_numbers import profile_id
+from gwf_fast.kernels.reference import pairs as reference
+from gwf_fast.kernels.table.profile_numbers import profile_id
+from gwf_fast.selftest import reductions as selftest
 
 pytest.importorskip("triton")
-triton_backend = pytest.importorskip("gwf_fast.kernels.triton")
+triton_backend = pytest.importorskip("gwf_fast.kernels.triton.pairs")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SPEC = (0.0, 1.0, 0.8, 0.0)
@@ -150,7 +150,7 @@ def test_sizes_and_bandwidths_do_not_recompile():
     nor bandwidths; profiles are."""
     script = """
 import torch
-from gwf_fast.kernels.triton import backend, combine, launch, packing, wide, wide_packing
+from gwf_fast.kernels.triton import pairs as backend, combine, launch, packing, wide, wide_packing
 launch.check_device = lambda x: None
 keys = []
 def record(kernel):
@@ -199,7 +199,7 @@ assert calls(100, 100, 1.0, 1.0) != base
 def test_cpu_tensors_outside_the_interpreter():
     script = """
 import torch
-from gwf_fast.kernels import triton
+from gwf_fast.kernels.triton import pairs as triton
 triton.pair_sum(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), None, (0.0, 1.0, 1.0, 0.0))
 """
     environment = {"PATH": "/usr/bin:/bin", "TRITON_DEFAULT_FP_FUSION": "1"}

@@ -9,11 +9,13 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import gwf_fast as gwf
-from gwf_fast import _cpu, selftest_networks
-from gwf_fast.kernels import mlp_cpp, mlp_reference
+from gwf_fast import _cpu
+from gwf_fast.kernels.cpp import mlp as mlp_cpp
+from gwf_fast.kernels.reference import mlp as mlp_reference
 from gwf_fast.nn.functions import ACTIVATIONS, output_activation
 from gwf_fast.ops import mlp as operators
-from gwf_fast.selftest_networks import OUTPUTS, TOLERANCE, NetworkCase
+from gwf_fast.selftest import networks as selftest_networks
+from gwf_fast.selftest.networks import OUTPUTS, TOLERANCE, NetworkCase
 
 pytest.importorskip("triton")
 triton_mlp = pytest.importorskip("gwf_fast.kernels.triton.mlp")

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from gwf_fast import selftest_problems as problems
+from gwf_fast.selftest import problems
 
 pytest.importorskip("triton")
 
@@ -23,7 +23,7 @@ def test_matches_reference(case):
 
 def test_an_error_would_show():
     """The comparison has teeth: a relative error of 1e-5 in one result fails its case."""
-    from gwf_fast.kernels import stein_reference
+    from gwf_fast.kernels.reference import stein as stein_reference
 
     class Wrong:
         stein_sum = staticmethod(stein_reference.stein_sum)

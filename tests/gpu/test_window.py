@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from gwf_fast.kernels import reference
-from gwf_fast.kernels import triton as triton_backend
-from gwf_fast.kernels.triton import backend
+from gwf_fast.kernels.reference import pairs as reference
+from gwf_fast.kernels.triton import pairs as backend
+from gwf_fast.kernels.triton import pairs as triton_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-12}

@@ -1,7 +1,0 @@
-#define GWF_ISA baseline
-#include "../drift_entry.h"
-
-namespace gwf {
-void drift_baseline(const DriftCall<float>& call) { baseline::drift(call); }
-void drift_baseline(const DriftCall<double>& call) { baseline::drift(call); }
-}  // namespace gwf

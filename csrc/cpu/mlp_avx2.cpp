@@ -1,6 +1,0 @@
-#define GWF_ISA avx2
-#include "../mlp_entry.h"
-
-namespace gwf {
-extern const MlpBackend mlp_avx2 = {"avx2", avx2::run_mlp<float>, avx2::run_mlp<double>};
-}

@@ -1,6 +1,0 @@
-#define GWF_ISA baseline
-#include "../mlp_entry.h"
-
-namespace gwf {
-extern const MlpBackend mlp_baseline = {"baseline", baseline::run_mlp<float>, baseline::run_mlp<double>};
-}

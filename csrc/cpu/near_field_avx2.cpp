@@ -1,6 +1,0 @@
-#define GWF_ISA avx2
-#include "../near_field_entry.h"
-
-namespace gwf {
-void near_field_avx2(const NearFieldCall& call) { avx2::near_field(call); }
-}  // namespace gwf

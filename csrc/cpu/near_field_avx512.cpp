@@ -1,6 +1,0 @@
-#define GWF_ISA avx512
-#include "../near_field_entry.h"
-
-namespace gwf {
-void near_field_avx512(const NearFieldCall& call) { avx512::near_field(call); }
-}  // namespace gwf

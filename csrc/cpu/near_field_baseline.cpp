@@ -1,6 +1,0 @@
-#define GWF_ISA baseline
-#include "../near_field_entry.h"
-
-namespace gwf {
-void near_field_baseline(const NearFieldCall& call) { baseline::near_field(call); }
-}  // namespace gwf

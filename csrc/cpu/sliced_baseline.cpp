@@ -1,6 +1,0 @@
-#define GWF_ISA baseline
-#include "../sliced_entry.h"
-
-namespace gwf {
-extern const SlicedBackend sliced_baseline = {"baseline", baseline::run_sliced<float>, baseline::run_sliced<double>};
-}

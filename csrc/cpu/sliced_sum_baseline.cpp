@@ -1,7 +1,0 @@
-#define GWF_ISA baseline
-#include "../sliced_sum_entry.h"
-
-namespace gwf {
-extern const SlicedSumBackend sliced_sum_baseline = {"baseline", baseline::run_sliced_sum<float>,
-                                                     baseline::run_sliced_sum<double>};
-}

@@ -1,0 +1,120 @@
+// The inner loop of a parametric JKO step, as the rest of the library sees it: pointers and sizes.
+//
+// inf_T sup_h  E |x - T u|^2 / (2a) + c [E A(h(w(T u))) - E B(h(z)) + E [log mu - log Q](T u)] + R(T u)
+//
+// (Fan et al., ICML 2022) over pairs of an input u and an anchor x, which are the same unless T is a generator from
+// latent noise; with w the whitening of a Gaussian mu; w, log mu and log Q are there for the Kullback-Leibler
+// divergence only. R is what the caller adds: terms without a critic, and densities without a fused form.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "mlp/mlp.h"
+
+namespace gwf {
+
+// One network and Adam's state, all in PyTorch's layout. Read at the start, written by write_back().
+template <class T> struct TrainedArrays {
+    std::vector<MlpLayer> layers;
+    std::vector<MlpArrays<T>> parameters, first_moments, second_moments;
+    bool residual;
+    int64_t steps;  // that Adam has done
+    double rate;
+};
+
+struct AdamSettings {
+    double beta1, beta2, epsilon, weight_decay;  // the last decoupled from the gradient (AdamW)
+    double clip;                                 // largest norm of a gradient, 0 = no clipping
+    double average;                              // decay of the moving average of the map's parameters, 0 = none
+};
+
+enum class TargetKind {
+    whole,    // all samples at once, each iteration
+    samples,  // rows drawn with replacement
+    normal,   // standard normal
+    callback
+};
+
+enum class DensityKind { none, gaussian, mixture, logistic };
+
+// log Q up to a constant, with its gradient. Arrays are contiguous.
+template <class T> struct Density {
+    DensityKind kind;
+    int64_t count;         // components, or data
+    const T* points;       // gaussian: mean [D]; mixture: means [K, D]; logistic: label times features [S, D - 1]
+    const T* matrix;       // gaussian: inverse of the Cholesky factor, [D, D]
+    const T* precision;    // mixture: 1 / s^2, [K]
+    const T* log_weights;  // mixture: log of weight over normalisation, [K]
+    double rate;           // gaussian: log of its normalisation; logistic: of the Gamma prior
+};
+
+struct Elementwise {
+    Function function;
+    double constant;
+};
+
+template <class T> struct PrimalDualProblem {
+    int64_t input_dim, dim, batch, critic_steps, map_steps;
+    double step_size;  // infinite: no proximity
+    const T* inputs;   // [pool_size, input_dim]
+    const T* anchors;  // [pool_size, D]; null = the inputs
+    int64_t pool_size;
+    bool whole_pool;  // all of it each iteration; pool_size == batch
+    TargetKind target_kind;
+    const T* target;  // [target_size, D]
+    int64_t target_size, target_batch;
+    double coefficient;               // c, in the ascents of the critic
+    double map_coefficient;           // c, in the descents of the map: an entropy's volume scales the value alone
+    Elementwise of_model, of_target;  // A and B
+    bool log_mean;                    // log E e^h(z) in place of E B(h(z)) (Donsker & Varadhan)
+    double penalty;    // lambda of lambda E (|grad h(e T u + (1 - e) z)| - 1)^2, off the critic's objective; 0 = none.
+                       // e is uniform, drawn anew for each ascent; of a larger batch the first rows are used.
+    const T* mean;     // of mu, [D]; null = no whitening, no densities
+    bool with_log_mu;  // whether log mu enters, beside w
+    double log_norm;   // of mu
+    const T* whitening;  // inverse of the Cholesky factor of mu's covariance, [D, D], lower triangular
+    Density<T> density;
+    TrainedArrays<T> map, critic;        // the critic without layers = none
+    double map_dropout, critic_dropout;  // rates at which hidden units are dropped
+    AdamSettings adam;
+    const double* schedule;  // factor on the rates, [iterations]
+    int64_t iterations;
+    uint64_t seed;
+    uint32_t target_stream, penalty_stream;    // of the draws; the latter and those after it
+    std::function<void(int64_t, T*)> begin;    // (iteration, z [target_batch, D]), called first where it is there
+    std::function<double(const T*, T*)> rest;  // R of (y [batch, D]), whose gradient goes to the second array
+};
+
+// How far a run came. Losses are those of the last update; the mean is over the map's last updates of all iterations.
+struct PrimalDualReport {
+    int64_t iterations = 0;
+    double map_loss = 0, critic_loss = 0, mean_map_loss = 0;
+};
+
+class PrimalDual {
+  public:
+    virtual ~PrimalDual() = default;
+    // Iterations first, ..., first + count - 1; stops early where a loss is not finite.
+    virtual PrimalDualReport run(int64_t first, int64_t count, int threads) = 0;
+    virtual void write_back() = 0;
+};
+
+// Rows drawn with replacement, and standard normals, from counters: the numbers of one (seed, iteration, stream).
+struct PrimalDualBackend {
+    const char* name;
+    std::unique_ptr<PrimalDual> (*make_float)(const PrimalDualProblem<float>&);
+    std::unique_ptr<PrimalDual> (*make_double)(const PrimalDualProblem<double>&);
+    void (*indices)(uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, int64_t bound, int64_t* out);
+    void (*uniforms)(uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, double* out);
+    void (*normals_float)(uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, float* out);
+    void (*normals_double)(uint64_t seed, uint32_t iteration, uint32_t stream, int64_t count, double* out);
+};
+
+#if defined(__x86_64__)
+extern const PrimalDualBackend primal_dual_avx512, primal_dual_avx2;
+#endif
+extern const PrimalDualBackend primal_dual_baseline;
+
+}  // namespace gwf

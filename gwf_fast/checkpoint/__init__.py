@@ -1,0 +1,1 @@
+"""Runs on disk: one writer, atomic, checked, no pickle."""

@@ -1,0 +1,1 @@
+"""Trainers: the JKO loop and drifting models, with what they share."""

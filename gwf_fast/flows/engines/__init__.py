@@ -1,0 +1,1 @@
+"""What solves the inner problem of one JKO step."""

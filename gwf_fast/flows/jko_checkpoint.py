@@ -1,0 +1,262 @@
+"""Checkpoints of a flow: a folder of safetensors files and a ``checkpoint.json`` that says which belong together.
+
+``run_folder.py`` has what makes them safe: one writer, atomic, checked, no pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gwf_fast.checkpoint.optimizer_state import require_moments
+from gwf_fast.checkpoint.portable import NotPortableError, pack, unpack
+from gwf_fast.checkpoint.run_folder import (
+    MANIFEST,
+    RunFolder,
+    read_manifest,
+    read_values,
+    serialize,
+    told_in_one_line,
+    verify,
+)
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.schemes import ForwardStep
+from gwf_fast.flows.state import FlowState, Source, StepRecord
+from gwf_fast.functionals.base import Functional
+
+FORMAT = 1
+_PARTS = ("functional", "map", "critic")
+_OPTIMIZERS = ("map_optimizer", "critic_optimizer")
+
+
+class Keeper:
+    """Writes the states of a run.
+
+    Args:
+        folder: Where to; held.
+        flow: Its configuration is stored as far as it is data: functions and modules of the user's own are named only.
+        n_steps: Steps the run was started for.
+        source: P_0; stored if it is a tensor.
+    """
+
+    def __init__(self, folder: RunFolder, flow: JKOFlow, n_steps: int, source: Source) -> None:
+        self._folder = folder
+        self._fixed: dict[str, Tensor] = {}
+        config = {
+            "dim": flow.dim,
+            "step_size": flow.step_size,
+            "scheme": flow.scheme,
+            "parametrization": flow.parametrization,
+            "seed": flow.seed,
+            "engine": flow.engine,
+            "latent_dim": flow.latent_dim,
+            "training": pack(flow.training, self._fixed, "training"),
+        }
+        for part in _PARTS:
+            config[part] = packed_or_named(getattr(flow, part), self._fixed, part)
+        if isinstance(source, Tensor):
+            config["x0"] = pack(source, self._fixed, "x0")
+        else:
+            config["x0"] = {"missing": "x0 (a callable) can't be stored"}
+        self._head = {"format": FORMAT, "n_steps": n_steps, "flow": config, "torch": torch.__version__}
+
+    def keep(self, state: FlowState) -> None:
+        """Write a state; maps that are in the folder already are not written again.
+
+        Raises:
+            OSError: If the folder can't be written; it then holds what it held before.
+        """
+        moving: dict[str, Any] = {"particles": state.particles}
+        if state.latents is not None:
+            moving["latents"] = state.latents
+        if state.critic is not None:
+            moving |= under("critic", state.critic.state_dict())
+        optimizers = {}
+        for name in _OPTIMIZERS:
+            optimizer = getattr(state, name)
+            if optimizer is not None:
+                groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer["param_groups"]]
+                optimizers[name] = {"param_groups": groups, "params": [g["params"] for g in optimizer["param_groups"]]}
+                for index, slots in optimizer["state"].items():
+                    moving |= under(f"{name}.{index}", slots)
+        first = state.step + 1 - len(state.maps)  # a generator keeps its last network only
+        files = {
+            "fixed": self._folder.put("problem", lambda: self._fixed, owner=self),
+            "maps": [
+                self._folder.put(f"map-{k:05d}", transport.state_dict, owner=transport)
+                for k, transport in enumerate(state.maps, first)
+            ],
+            "moving": self._folder.put(f"state-{state.step:05d}", lambda: moving),
+        }
+        history = [dataclasses.asdict(record) for record in state.history]
+        progress = {"step": state.step, "files": files, "optimizers": optimizers, "history": history}
+        self._folder.commit({**self._head, **progress})
+
+
+def packed_or_named(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """What :func:`gwf_fast.checkpoint.portable.pack` makes of a value; of one that is code, what is missing."""
+    try:
+        return pack(value, tensors, name)
+    except NotPortableError as reason:
+        return {"missing": str(reason)}
+
+
+def require_storable(name: str, module: nn.Module | None) -> None:
+    """Raise NotPortableError, before a run, where a checkpoint could not hold the state of such a module."""
+    if module is not None:
+        serialize(under(name, module.state_dict()))
+
+
+def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, source: Source) -> None:
+    """Write the state of a flow once; see :class:`Keeper`."""
+    with RunFolder(folder) as held:
+        Keeper(held, flow, n_steps, source).keep(state)
+
+
+def load(
+    folder: str | Path | RunFolder,
+    *,
+    functional: Functional | None = None,
+    map: nn.Module | Callable[[], nn.Module] | None = None,
+    critic: nn.Module | Callable[[], nn.Module] | None = None,
+    x0: Source | None = None,
+    flow_class: type[JKOFlow] = JKOFlow,
+) -> tuple[JKOFlow, FlowState, int, Source]:
+    """Read a checkpoint: the flow, its state, the number of steps it was started for, and P_0.
+
+    Args:
+        folder: Where a run wrote.
+        functional: What the checkpoint could not hold; see :meth:`JKOFlow.resume`.
+        map: The same.
+        critic: The same.
+        x0: The same.
+        flow_class: The class to make.
+
+    Raises:
+        ValueError: If there is no checkpoint, it can't be read, or something is missing.
+    """
+    folder = RunFolder.of(folder)
+    manifest = read_manifest(folder.path)
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"checkpoint: {folder.path} has format {manifest.get('format')!r}, expected {FORMAT}")
+    verify(manifest, folder.path)
+    given = {"functional": functional, "map": map, "critic": critic, "x0": x0}
+    with told_in_one_line(folder.path):
+        config = dict(manifest["flow"])
+        fixed = read_values(folder.path / manifest["files"]["fixed"])
+        for part, value in given.items():
+            config[part] = given_or_stored(part, value, config[part], fixed)
+        config["training"] = unpack(config["training"], fixed)
+        source = config.pop("x0")
+        leading = config.pop("functional"), config.pop("dim"), config.pop("step_size")
+    flow = flow_class(*leading, **config)
+    with told_in_one_line(folder.path):
+        return flow, _state(folder, manifest, flow), manifest["n_steps"], source
+
+
+def _trained_part(transport: nn.Module) -> nn.Module:
+    """Of a step's map, what its optimiser trained."""
+    parts = list(transport.children())
+    return parts[-1] if len(parts) == 2 and isinstance(parts[0], ForwardStep) else transport
+
+
+def _check_points(path: Path, name: str, points: Any, like: Tensor | None, dim: int) -> Tensor:
+    """Points of a state: a floating tensor [N, D] of finite numbers, as many and of the precision of ``like``."""
+    fits = isinstance(points, Tensor) and points.ndim == 2 and points.shape[1] == dim and points.is_floating_point()
+    if fits and like is not None:
+        fits = len(points) == len(like) and points.dtype == like.dtype
+    if not fits or len(points) == 0 or not points.isfinite().all():
+        got = f"{points.dtype} {list(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
+        raise ValueError(f"checkpoint: {path}: {name} must be finite and [N, {dim}], got {got}")
+    return points
+
+
+def _check_moments(path: Path, name: str, slots: dict[int, dict[str, Any]], module: nn.Module | None) -> None:
+    try:
+        require_moments(slots, [] if module is None else [p for p in module.parameters() if p.requires_grad])
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path}: {name}: {error}") from None
+
+
+def _state(folder: RunFolder, manifest: dict[str, Any], flow: JKOFlow) -> FlowState:
+    path = folder.path / manifest["files"]["moving"]
+    moving = read_values(path)
+    particles = _check_points(path, "particles", moving["particles"], None, flow.dim)
+    latents = moving.get("latents")
+    if latents is not None:
+        _check_points(path, "latents", latents, particles, flow.latent_dim or flow.dim)
+    maps = []
+    for name in manifest["files"]["maps"]:
+        transport, _ = flow.blank_modules(particles)
+        maps.append(load_into(transport, read_values(folder.path / name), folder.path / name))
+        folder.belongs(name, transport)
+    _, critic = flow.blank_modules(particles)
+    if critic is not None:
+        critic = load_into(critic, nested(moving, "critic"), path)
+    for name in _OPTIMIZERS:  # without its moments the run would go on, but not as if it had not stopped
+        if name not in manifest["optimizers"] and nested(moving, name):
+            raise ValueError(f"checkpoint: {path} has moments of {name}, which {folder.path / MANIFEST} does not name")
+    optimizers = {}
+    for name, stored in manifest["optimizers"].items():
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in nested(moving, name).items():
+            index, slot = key.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = tensor
+        trained = critic if name == "critic_optimizer" else _trained_part(maps[-1]) if maps else None
+        _check_moments(path, name, slots, trained)
+        groups = [{**g, "params": p} for g, p in zip(stored["param_groups"], stored["params"], strict=True)]
+        optimizers[name] = {"state": slots, "param_groups": groups}
+    history = tuple(StepRecord(**record) for record in manifest["history"])
+    return FlowState(
+        manifest["step"],
+        flow.seed,
+        particles,
+        tuple(maps),
+        critic=critic,
+        history=history,
+        latents=latents,
+        **optimizers,
+    )
+
+
+def under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under names of the form PREFIX.NAME."""
+    return {f"{prefix}.{name}": value for name, value in values.items()}
+
+
+def nested(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The values under PREFIX, by the rest of their names."""
+    return {k[len(prefix) + 1 :]: v for k, v in values.items() if k.startswith(prefix + ".")}
+
+
+def given_or_stored(part: str, value: Any, stored: Any, fixed: dict[str, Tensor]) -> Any:
+    """An argument of ``resume``, or where it is None what the checkpoint holds of it.
+
+    Raises:
+        ValueError: If that is nothing but a name.
+    """
+    if value is not None:
+        return value
+    if isinstance(stored, dict) and "missing" in stored:
+        raise ValueError(f"checkpoint: {stored['missing']}; give resume() the argument {part}=")
+    return unpack(stored, fixed)
+
+
+def load_into(module: nn.Module, values: dict[str, Any], path: Path) -> nn.Module:
+    """Fill a module with what was read from ``path``.
+
+    Raises:
+        ValueError: If the tensors do not fit it.
+    """
+    try:
+        module.load_state_dict(values)
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint: {path} does not fit the network ({str(error).splitlines()[-1].strip()})"
+        ) from None
+    return module

@@ -1,0 +1,1 @@
+"""Functionals F(P): what a flow descends."""

@@ -1,0 +1,1 @@
+"""What compares sets of points, and particles that interact."""

@@ -1,0 +1,315 @@
+"""Discrepancies between two sets of samples, and kernel density estimates, on top of the pairwise reductions.
+
+Everything is formed from differences of points, so clouds far from the origin lose nothing in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gwf_fast import ops
+from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.modes import is_concrete
+from gwf_fast.pairs.kernels import Gaussian, Kernel, Riesz
+from gwf_fast.pairs.passes import centre_of, over, scaled_passes
+from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
+from gwf_fast.pairs.validation import check_companion, check_pair, check_points
+
+
+@entry
+def mmd2(
+    x: Tensor,
+    y: Tensor,
+    *,
+    kernel: Kernel,
+    unbiased: bool = False,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Squared maximum mean discrepancy: a' Kxx a + b' Kyy b - 2 a' Kxy b; value and gradient in one fused pass.
+
+    Args:
+        x: Samples [*B, N, D].
+        y: Samples [*B, M, D].
+        kernel: The kernel k.
+        unbiased: Drop the diagonals of Kxx and Kyy, and rescale (1 / (n (n - 1)) for equal weights).
+        x_weights: a [*B, N], used as they are; None means 1 / N.
+        y_weights: b [*B, M], used as they are; None means 1 / M.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B], differentiable twice in points, weights and bandwidth.
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other, or a set is too small for a mean.
+    """
+    check_pair(x, y)
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be a kernel such as gwf_fast.Gaussian(1.0), got {type(kernel).__name__}")
+    for name, points in (("x", x), ("y", y)):
+        if points.shape[-2] < 1 + unbiased:
+            least = "at least two points for unbiased=True" if unbiased else "at least one point"
+            raise ValueError(f"{name} must have {least}, got shape {list(points.shape)}")
+    if x_weights is not None:
+        check_companion("x_weights", x_weights, x, channels=False, y_name="x")
+    if y_weights is not None:
+        check_companion("y_weights", y_weights, y, channels=False)
+    backend = ops.resolve(backend, x.device, x.dtype, kernel.has_formula, "mmd", x.shape[-1])
+    a = _weights(x_weights, x)
+    b = _weights(y_weights, y)
+    parts = []
+    for u, v, _, spec in scaled_passes(x, y, kernel, None):  # the discrepancy is linear in the kernel
+        u, v = u.reshape(-1, *u.shape[-2:]), v.reshape(-1, *v.shape[-2:])
+        parts.append(_mmd2(u, v, a, b, spec, unbiased, backend))
+    out = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    return out.view(x.shape[:-2])
+
+
+@entry
+def energy_distance(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
+    """2 E|x - y| - E|x - x'| - E|y - y'| (Szekely & Rizzo 2013): the squared MMD of the kernel -r.
+
+    Args:
+        x: Samples [*B, N, D].
+        y: Samples [*B, M, D].
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B], never negative but for rounding.
+    """
+    return mmd2(x, y, kernel=Riesz(1.0), backend=backend)
+
+
+@entry
+def parzen_log_density(
+    x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: str | None = None
+) -> Tensor:
+    """Logarithm of the Gaussian kernel density estimate mean_j N(x_i; y_j, h^2 I).
+
+    Args:
+        x: Where to evaluate, [*B, N, D].
+        y: Samples [*B, M, D].
+        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        exclude_self: Leave one out: drop j = i, where x and y are the same set.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B, N], normalised: exp of it integrates to 1.
+    """
+    total = kernel_logsumexp(x, y, kernel=Gaussian(bandwidth), exclude_self=exclude_self, backend=backend)
+    count = y.shape[-2] - bool(exclude_self)
+    if count <= 0 and x.shape[-2] > 0:
+        raise ValueError(f"y must have a sample other than x_i itself to estimate a density, got {list(y.shape)}")
+    log_h = bandwidth.log() if isinstance(bandwidth, Tensor) else math.log(bandwidth)
+    return total - (math.log(max(count, 1)) + 0.5 * x.shape[-1] * math.log(2 * math.pi) + x.shape[-1] * log_h)
+
+
+@entry
+def parzen_score(
+    x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: str | None = None
+) -> Tensor:
+    """Gradient of ``parzen_log_density`` in x: (mean shift - x) / h^2 (Fukunaga & Hostetler 1975).
+
+    Args:
+        x: Where to evaluate, [*B, N, D].
+        y: Samples [*B, M, D].
+        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        exclude_self: Leave one out: drop j = i, where x and y are the same set.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B, N, D].
+    """
+    check_pair(x, y)
+    kernel = Gaussian(bandwidth)
+    # The mean shift minus x cancels far from the origin; differences do not mind where it is.
+    centre = centre_of(y)
+    u = x - centre
+    v = u if x is y else y - centre
+    shifted = kernel_average(u, v, kernel=kernel, exclude_self=exclude_self, backend=backend)
+    return over(shifted - u, bandwidth**2)
+
+
+MEDIAN_SAMPLE = 2048
+"""Points that ``median_bandwidth`` looks at; of larger sets, evenly spaced ones."""
+
+
+@entry
+@torch.no_grad()
+def median_bandwidth(x: Tensor) -> Tensor:
+    """The median rule of SVGD (Liu & Wang 2016): h^2 = median(|x_i - x_j|^2) / (2 log(N + 1)), over pairs i < j.
+
+    Exact up to 2048 points; of a larger set, the median is that of 2048 points evenly spaced in its order, so
+    that the result is deterministic and needs no N x N storage.
+
+    Args:
+        x: Points [*B, N, D], N >= 2.
+
+    Returns:
+        h, of shape [*B]; a constant to autograd.
+    """
+    check_points("x", x)
+    n = x.shape[-2]
+    if n < 2:
+        raise ValueError(f"x must have at least two points for a median of distances, got shape {list(x.shape)}")
+    if n > MEDIAN_SAMPLE:
+        index = torch.arange(MEDIAN_SAMPLE, device=x.device) * (n - 1) // (MEDIAN_SAMPLE - 1)
+        x = x.index_select(-2, index)
+    sets = x.reshape(-1, *x.shape[-2:]).to(torch.promote_types(x.dtype, torch.float32))
+    medians = [_median_distance(points) for points in sets]
+    h = torch.stack(medians) / math.sqrt(2 * math.log(n + 1)) if medians else x.new_empty(0)
+    return h.to(x.dtype).view(x.shape[:-2])
+
+
+def _median_distance(points: Tensor) -> Tensor:  # [N, D] -> []
+    """In units of a power of two near the set's extent: its squares neither overflow nor vanish."""
+    extent = (points - points[:1]).abs().amax()
+    exponent = torch.where(extent.isfinite() & (extent > 0), torch.frexp(extent).exponent, 0)
+    half = exponent // 2  # in two steps, since the whole power may be out of range
+    scaled = torch.ldexp(torch.ldexp(points, -half), half - exponent)
+    return torch.ldexp(torch.ldexp(torch.nn.functional.pdist(scaled).median(), half), exponent - half)
+
+
+# ---------------------------------------------------------------------------------------------- mmd2
+
+
+class _Parts(NamedTuple):
+    """The value of mmd2 and its gradients, where they were asked for."""
+
+    value: Tensor  # [B]
+    gradients: tuple[Tensor | None, ...]  # in x [B, N, D], y [B, M, D], a [B, N], b [B, M]
+
+
+def _weights(weights: Tensor | None, points: Tensor) -> Tensor:  # -> [B, N]
+    if weights is not None:
+        return weights.reshape(-1, points.shape[-2])
+    n = points.shape[-2]
+    return points.new_full((math.prod(points.shape[:-2]), n), 1.0 / n)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:  # [B, N], [B, N] -> [B], in double: three such sums cancel
+    return (a.double() * b.double()).sum(-1)
+
+
+def _self_scale(a: Tensor, unbiased: bool) -> tuple[Tensor | float, Tensor | float]:
+    """The factor c of a' K a, and its gradient in a.
+
+    Without the diagonal, weights that sum to s leave s^2 - |a|^2 of the mass s^2: c = s^2 / (s^2 - |a|^2).
+    """
+    if not unbiased:
+        return 1.0, 0.0
+    s, q = a.double().sum(-1, keepdim=True), a.double().square().sum(-1, keepdim=True)  # [B, 1]
+    left = s * s - q
+    return (s * s / left)[..., 0], (2 * s * (s * a - q) / left**2).to(a.dtype)
+
+
+class _Rows(NamedTuple):
+    """Sums over both sets, and their gradients combined; c_x and c_y are the factors of ``_self_scale``."""
+
+    xx: Tensor  # K_xx a [B, N]
+    xy: Tensor  # K_xy b [B, N]
+    yy: Tensor  # K_yy b [B, M]
+    yx: Tensor | None  # K_yx a [B, M]; None, here and below: not asked for
+    gx: Tensor | None  # c_x grad (K_xx a) - grad (K_xy b) [B, N, D]
+    gy: Tensor | None  # c_y grad (K_yy b) - grad (K_yx a) [B, M, D]
+
+
+def _parts(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool, backend: str, needs: tuple[bool, ...]
+) -> _Parts:
+    """The value and the gradients that are needed."""
+    need_x, need_y, need_a, need_b = needs
+    scale_x, dscale_x = _self_scale(a, unbiased)
+    scale_y, dscale_y = _self_scale(b, unbiased)
+    rows = _kernel_rows(x, y, a, b, (scale_x, scale_y), spec, unbiased, backend, needs)
+    axx, byy = _dot(a, rows.xx), _dot(b, rows.yy)
+    value = (scale_x * axx + scale_y * byy - 2 * _dot(a, rows.xy)).to(x.dtype)
+    gx = gy = ga = gb = None
+    if rows.gx is not None and need_x:
+        gx = 2 * a[..., None] * rows.gx
+    if need_a:
+        ga = 2 * (_cast(scale_x, x)[..., 0] * rows.xx - rows.xy) + dscale_x * axx[:, None].to(x.dtype)
+    if rows.gy is not None and need_y:
+        gy = 2 * b[..., None] * rows.gy
+    if rows.yx is not None and need_b:
+        gb = 2 * (_cast(scale_y, x)[..., 0] * rows.yy - rows.yx) + dscale_y * byy[:, None].to(x.dtype)
+    return _Parts(value, (gx, gy, ga, gb))
+
+
+def _kernel_rows(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scales: tuple[Tensor | float, Tensor | float],
+    spec: Any,
+    unbiased: bool,
+    backend: str,
+    needs: tuple[bool, ...],
+) -> _Rows:
+    """In one launch where the backend has that; else by operators, so that the gradients are differentiable."""
+    need_x, need_y, _, need_b = needs
+    tensors = (x, y, a, b)
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    fused = ops.optional(backend, "mmd_rows") if is_concrete(*tensors) and not differentiable else None
+    if fused is not None:
+        pair = torch.stack([_per_problem(c, x) for c in scales], -1)
+        options = {"exclude_self": unbiased, "gradient": need_x or need_y, "rows_of_y": need_y or need_b}
+        return _Rows(*fused(*(t.contiguous() for t in tensors), pair, spec, **options))
+    within, across = (spec, unbiased, None, None, backend), (spec, False, None, None, backend)
+    xx, grad_xx = _rows(x, x, a, within, need_x)
+    yy, grad_yy = _rows(y, y, b, within, need_y)
+    xy, grad_xy = _rows(x, y, b, across, need_x)
+    yx, grad_yx = _rows(y, x, a, across, need_y) if need_y or need_b else (None, None)
+    gx = _cast(scales[0], x) * grad_xx - grad_xy if need_x else None
+    gy = _cast(scales[1], x) * grad_yy - grad_yx if need_y else None
+    return _Rows(xx, xy, yy, yx, gx, gy)
+
+
+def _per_problem(scale: Tensor | float, x: Tensor) -> Tensor:  # [B]; a number is filled in, not copied to the device
+    return scale.to(x).expand(len(x)) if isinstance(scale, Tensor) else x.new_full((len(x),), scale)
+
+
+def _cast(scale: Tensor | float, x: Tensor) -> Tensor:  # [B] -> [B, 1, 1]
+    return scale.to(x.dtype)[:, None, None] if isinstance(scale, Tensor) else x.new_ones(1, 1, 1)
+
+
+def _rows(x: Tensor, y: Tensor, b: Tensor, options: Any, gradient: bool) -> tuple[Tensor, Any]:
+    if gradient:
+        return ops.pair_sum_gradient(x, y, b, *options)
+    return ops.pair_sum(x, y, b, *options), None
+
+
+def _mmd2(x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool, backend: str) -> Tensor:
+    tensors = (x, y, a, b)
+    if not is_concrete(*tensors):  # traced or transformed: the operators' own derivatives
+        return _parts(*tensors, spec, unbiased, backend, (False,) * 4).value
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _MMD2.apply(*tensors, spec, unbiased, backend)
+    return _parts(*tensors, spec, unbiased, backend, (False,) * 4).value
+
+
+class _MMD2(torch.autograd.Function):
+    """The forward pass computes what the backward pass needs; a differentiated backward pass computes it again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
+        spec, unbiased, backend = rest
+        parts = _parts(x, y, a, b, spec, unbiased, backend, ctx.needs_input_grad[:4])
+        ctx.save_for_backward(x, y, a, b, *parts.gradients)
+        ctx.rest = rest
+        return parts.value
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        x, y, a, b, *gradients = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            spec, unbiased, backend = ctx.rest
+            gradients = _parts(x, y, a, b, spec, unbiased, backend, ctx.needs_input_grad[:4]).gradients
+        shapes = (g[:, None, None], g[:, None, None], g[:, None], g[:, None])
+        return *(None if d is None else c * d for c, d in zip(shapes, gradients, strict=True)), None, None, None

@@ -1,0 +1,127 @@
+"""Sliced discrepancies: averages over directions of what sorting solves in one dimension, in O(P (N + M) D) time."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import torch
+from torch import Tensor
+
+from gwf_fast.measures.directional import directional
+from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.fast.directions import checked_directions
+from gwf_fast.pairs.validation import check_pair
+
+
+@entry
+def sliced_wasserstein2(
+    x: Tensor,
+    y: Tensor,
+    *,
+    n_projections: int | None = None,
+    generator: torch.Generator | None = None,
+    sampling: str = "normal",
+    directions: Tensor | None = None,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> Tensor:
+    """SW_2^2 = E_theta W_2^2(theta . x, theta . y), theta uniform on the sphere (Bonneel et al. 2015).
+
+    Sets of different sizes, or with weights, are matched by their quantile functions.
+
+    Args:
+        x: Samples [*B, N, D].
+        y: Samples [*B, M, D].
+        n_projections: P, the directions to average over, the same for the whole batch.
+        generator: Source of the directions; None means torch's global one.
+        sampling: "normal" (independent), "orthogonal" (in blocks of D) or "quasi" (quasi-Monte Carlo: equal angles in
+            two dimensions, scrambled Sobol points beyond); each direction is uniform in all three.
+        directions: [P, D] to use as they are, instead of drawn ones.
+        x_weights: [*B, N], not negative; each set is scaled to sum to 1. None means 1 / N.
+        y_weights: [*B, M], likewise.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+
+    Returns:
+        [*B], in units of |x|^2; differentiable twice in x and y, where no two projections coincide, and once in
+        weights (Kantorovich's potentials; where two partial sums of the weights coincide, one of several).
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
+    """
+    theta = choose_directions(x, y, n_projections, generator, sampling, directions)
+    return directional("wasserstein", x, y, theta, 2.0, x_weights, y_weights, x_lengths, y_lengths)[0]
+
+
+@entry
+def sliced_energy_distance(
+    x: Tensor,
+    y: Tensor,
+    *,
+    exponent: float = 1.0,
+    n_projections: int | None = None,
+    generator: torch.Generator | None = None,
+    sampling: str = "normal",
+    directions: Tensor | None = None,
+    x_weights: Tensor | None = None,
+    y_weights: Tensor | None = None,
+    x_lengths: Tensor | None = None,
+    y_lengths: Tensor | None = None,
+) -> Tensor:
+    """2 E|x - y|^e - E|x - x'|^e - E|y - y'|^e by slices: c times the mean of the projections' (Hertrich et al. 2024).
+
+    |x|^e = c E_theta |theta . x|^e, c = sqrt(pi) Gamma((D + e)/2) / (Gamma(D/2) Gamma((e + 1)/2)): an unbiased
+    estimate, never negative but for rounding. For e = 1 of ``energy_distance``, by one sort a direction,
+    O(P (N + M) D); for others by a sort and a sum of 86 exponentials over the sorted points, of error 2e-10.
+
+    Args:
+        x: Samples [*B, N, D].
+        y: Samples [*B, M, D].
+        exponent: e, 0 < e < 2.
+        n_projections: P, the directions to average over, the same for the whole batch.
+        generator: Source of the directions; None means torch's global one.
+        sampling: "normal", "orthogonal" or "quasi", as in ``sliced_wasserstein2``.
+        directions: [P, D] of unit length, instead of drawn ones.
+        x_weights: [*B, N], not negative; each set is scaled to sum to 1. None means 1 / N.
+        y_weights: [*B, M], likewise.
+        x_lengths: Sizes [*B], int64, of ragged sets padded to N.
+        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+
+    Returns:
+        [*B], in units of |x|^e; differentiable twice in x and y (for e = 1 the second derivative is 0 almost
+        everywhere), once in weights. Coincident projections exert no force.
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
+    """
+    if isinstance(exponent, bool) or not isinstance(exponent, numbers.Real) or not 0 < exponent < 2:
+        raise ValueError(f"exponent must lie between 0 and 2, got {exponent!r}")
+    theta = choose_directions(x, y, n_projections, generator, sampling, directions)
+    kind = "energy" if exponent == 1 else "power"
+    mean, _ = directional(kind, x, y, theta, float(exponent), x_weights, y_weights, x_lengths, y_lengths)
+    return slicing_constant(x.shape[-1], float(exponent)) * mean
+
+
+def slicing_constant(dim: int, exponent: float = 1.0) -> float:
+    """c of |x|^e = c E |theta . x|^e."""
+    logarithm = math.lgamma((dim + exponent) / 2) - math.lgamma(dim / 2) - math.lgamma((exponent + 1) / 2)
+    return math.sqrt(math.pi) * math.exp(logarithm)
+
+
+def choose_directions(
+    x: Tensor,
+    y: Tensor,
+    n_projections: int | None,
+    generator: torch.Generator | None,
+    sampling: str,
+    directions: Tensor | None,
+) -> Tensor:
+    """Directions [P, D] for x and y, drawn or given."""
+    check_pair(x, y)
+    for name, points in (("x", x), ("y", y)):
+        if not points.shape[-2]:
+            raise ValueError(f"{name} must have at least one sample, got shape {list(points.shape)}")
+    return checked_directions(x, n_projections, generator, sampling, directions)

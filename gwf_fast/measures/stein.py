@@ -1,0 +1,144 @@
+"""Stein's operators: the kernel Stein discrepancy and the direction of Stein variational gradient descent."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gwf_fast import ops
+from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.modes import is_concrete
+from gwf_fast.pairs.kernels import Gaussian, Kernel
+from gwf_fast.pairs.passes import centre_of, over, scaled_passes
+from gwf_fast.pairs.reductions import kernel_gradient, kernel_sum
+from gwf_fast.pairs.validation import check_companion, check_points
+
+# Of the points, in bandwidths: beyond, x_i sum_j k_ij - sum_j k_ij x_j would lose digits of their differences.
+_FUSED_RADIUS = 8.0
+
+
+@entry
+def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True) -> Tensor:
+    """Squared kernel Stein discrepancy of samples from a density with the given score (Liu et al. 2016).
+
+    The mean over pairs of k s_i.s_j + s_i.grad_y k + s_j.grad_x k + tr grad_x grad_y k, in one pass that takes each
+    pair once; sums are formed in float64.
+
+    Args:
+        x: Samples [*B, N, D].
+        score: grad log p at the samples, [*B, N, D].
+        kernel: A kernel with numbers as bandwidths. ``gwf.IMQ`` detects what escapes to infinity (Gorham & Mackey
+            2017). The diagonal (``unbiased=False``) exists for kernels smooth at 0.
+        unbiased: Leave out pairs i = j and divide by N (N - 1); else divide by N^2.
+
+    Returns:
+        [*B], differentiable once in x and score.
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other, or there are too few samples.
+    """
+    _check(x, score)
+    n = x.shape[-2]
+    if n < 1 + unbiased:
+        least = "two samples for unbiased=True" if unbiased else "one sample"
+        raise ValueError(f"x must have at least {least}, got shape {list(x.shape)}")
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be a kernel such as gwf_fast.IMQ(1.0), got {type(kernel).__name__}")
+    if kernel.spec is None or kernel.has_formula:
+        raise ValueError("kernel must have numbers as bandwidths and come from the table of profiles, for ksd2")
+    fold = (-1, *x.shape[-2:])
+    pairs = n * (n - 1) if unbiased else n * n
+    mean = _SteinMean.apply(x.reshape(fold), score.reshape(fold), kernel.spec, not unbiased, pairs)
+    return mean.view(x.shape[:-2])
+
+
+@entry
+def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | None = None) -> Tensor:
+    """phi(x_i) = mean_j [k(x_j, x_i) score_j + grad_{x_j} k(x_j, x_i)] (Liu & Wang 2016, equation 8).
+
+    Args:
+        x: Particles [*B, N, D].
+        score: grad log p at the particles, [*B, N, D].
+        kernel: The kernel k; ``gwf.Gaussian(gwf.median_bandwidth(x))`` is the paper's.
+        backend: None picks; a name asks for one (see ``backends()``).
+
+    Returns:
+        [*B, N, D]; ``x + step * phi`` is one iteration. Differentiable in x, score and bandwidth.
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other.
+    """
+    _check(x, score)
+    if x.numel() == 0:
+        return x + score  # nothing moves nothing
+    fused = _in_one_launch(x, score, kernel, backend)
+    if fused is not None:
+        return fused
+    if isinstance(kernel, Gaussian) and kernel.spec is not None and is_concrete(x, score) and x.is_cpu:
+        h = float(kernel.bandwidth)
+        u = x - centre_of(x)
+        if float(u.detach().square().sum(-1).amax()) <= (_FUSED_RADIUS * h) ** 2:
+            # grad k is -(x_i - x_j) k / h^2: one pass with the kernel's values for both terms
+            scaled = over(u, h**2)
+            values = torch.cat([score - scaled, torch.ones_like(u[..., :1])], -1)
+            sums = kernel_sum(u, u, values, kernel=kernel, backend=backend)
+            return (sums[..., :-1] + scaled * sums[..., -1:]) / x.shape[-2]
+    driving = kernel_sum(x, x, score, kernel=kernel, backend=backend)
+    repulsion = kernel_gradient(x, x, kernel=kernel, backend=backend)  # k is symmetric: grad in x_j is minus this
+    return (driving - repulsion) / x.shape[-2]
+
+
+def _in_one_launch(x: Tensor, score: Tensor, kernel: Kernel, backend: str | None) -> Tensor | None:
+    """The direction without a graph on a GPU, a launch a bandwidth; None where a graph is wanted, or elsewhere."""
+    if not isinstance(kernel, Kernel) or kernel.has_formula or not is_concrete(x, score):
+        return None
+    passes = list(scaled_passes(x, x, kernel, None))
+    tensors = (x, score, *(bandwidth for _, _, bandwidth, _ in passes if bandwidth is not None))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return None
+    module = ops.dispatch.special(ops.resolve(backend, x.device, x.dtype, False, "svgd", x.shape[-1]), "svgd")
+    if module is None:
+        return None
+    total = None
+    for u, _, bandwidth, spec in passes:  # in units of a bandwidth, gradients are too large by it
+        drive = score if bandwidth is None else score * bandwidth
+        part = module.svgd_sum(*(value.reshape(-1, *x.shape[-2:]) for value in (u, drive)), spec).view(x.shape)
+        part = part if bandwidth is None else part / bandwidth
+        total = part if total is None else total + part
+    assert total is not None  # a kernel has terms
+    return total / x.shape[-2]
+
+
+def _check(x: Tensor, score: Tensor) -> None:
+    check_points("x", x)
+    check_companion("score", score, x, channels=True, y_name="x")
+    if score.shape != x.shape:
+        raise ValueError(f"score must have the shape of x, {list(x.shape)}, got {list(score.shape)}")
+
+
+def _implementation(x: Tensor) -> ModuleType:
+    return ops.dispatch.implementation("stein", x.device, x.dtype, x.shape[-1])
+
+
+class _SteinMean(torch.autograd.Function):
+    """The sum over pairs by their number: divided in float64, since a sum leaves the range of a half soon."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool, pairs: int) -> Tensor:
+        x, score = x.contiguous(), score.contiguous()
+        ctx.save_for_backward(x, score)
+        ctx.spec, ctx.diagonal, ctx.pairs = spec, diagonal, pairs
+        return (_implementation(x).stein_sum(x, score, spec, diagonal) / pairs).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
+        x, score = ctx.saved_tensors
+        wide = torch.promote_types(x.dtype, torch.float32)
+        gradients = _implementation(x).stein_sum_gradients(x.to(wide), score.to(wide), ctx.spec, ctx.diagonal)
+        factor = (u.to(wide) / ctx.pairs)[:, None, None]
+        gx, gs = ((factor * gradient).to(x.dtype) for gradient in gradients)
+        return gx, gs, None, None, None

@@ -1,0 +1,81 @@
+"""Directions on the sphere for sliced sums."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gwf_fast.pairs.validation import check_kind
+from gwf_fast.randomness.seeded import own_generator
+
+SAMPLINGS = ("normal", "orthogonal", "quasi")
+_SOBOL_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
+
+
+def draw_directions(n: int, like: Tensor, sampling: str, generator: torch.Generator | None) -> Tensor:
+    """n directions [n, D] for points ``like`` [..., D], each uniform on the sphere, whatever the sampling.
+
+    "normal": independent. "orthogonal": blocks of D orthogonal ones (Rowland et al. 2019). "quasi": in two dimensions
+    equal angles, turned at random; beyond, scrambled Sobol points through the normal quantile (Nguyen et al. 2024).
+    """
+    generator = own_generator(like.device) if generator is None else generator
+    dim, options = like.shape[-1], {"dtype": torch.float64, "device": like.device, "generator": generator}
+    if sampling == "quasi" and dim == 2:
+        angle = (torch.arange(n, dtype=torch.float64, device=like.device) + torch.rand((), **options)) * (math.pi / n)  # type: ignore[call-overload]
+        return torch.stack([angle.cos(), angle.sin()], -1).to(like.dtype)
+    if sampling == "quasi":
+        if dim > _SOBOL_DIMENSIONS:
+            raise ValueError(f'sampling="quasi" needs D <= {_SOBOL_DIMENSIONS}, got D = {dim}')
+        seed = int(torch.randint(2**62, (), generator=generator, device=like.device))
+        points = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+        normals = torch.special.ndtri(points.clamp(2.0**-40, 1 - 2.0**-40)).to(like.device)
+    else:
+        blocks = -(-n // dim) if sampling == "orthogonal" else 1
+        rows = dim if sampling == "orthogonal" else n
+        normals = torch.randn(blocks, rows, dim, **options)  # type: ignore[call-overload]
+        if sampling == "orthogonal":  # Q times the signs of R's diagonal is uniform; a sign of a direction is nothing
+            normals = torch.linalg.qr(normals.mT)[0].mT
+        normals = normals.flatten(0, 1)[:n]
+    return torch.nn.functional.normalize(normals, dim=-1).to(like.dtype)
+
+
+def checked_directions(
+    x: Tensor,
+    n_projections: int | None,
+    generator: torch.Generator | None,
+    sampling: str,
+    directions: Tensor | None,
+) -> Tensor:
+    """Directions [P, D] for points x [..., D], drawn or given, after a look at the arguments.
+
+    Raises:
+        ValueError, TypeError: If an argument is out of range or does not go with x, or none says how many.
+    """
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
+    if n_projections is not None and (isinstance(n_projections, bool) or not isinstance(n_projections, int)):
+        raise TypeError(f"n_projections must be an integer, got {type(n_projections).__name__}")
+    if n_projections is not None and n_projections < 1:
+        raise ValueError(f"n_projections must be at least 1, got {n_projections}")
+    if directions is None:
+        if n_projections is None:
+            raise TypeError("n_projections must be given where directions are not")
+        return draw_directions(n_projections, x.detach(), sampling, generator)
+    check_kind("directions", directions)
+    if directions.dtype != x.dtype or directions.device != x.device:
+        raise TypeError(f"directions must be a tensor of x's dtype {x.dtype} on {x.device}, got {_kind(directions)}")
+    if directions.ndim != 2 or directions.shape[1] != x.shape[-1] or not len(directions):
+        raise ValueError(
+            f"directions must have shape [P, D] with P >= 1 and D = {x.shape[-1]}, got {list(directions.shape)}"
+        )
+    if n_projections not in (None, len(directions)):
+        raise ValueError(f"n_projections must be the number of directions, {len(directions)}, got {n_projections}")
+    if directions.requires_grad:
+        raise ValueError("directions must not require grad: only points are differentiated")
+    return directions
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,58 @@
+"""``gwf.Radial``: a kernel from the user's own formula, at once, with derivatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gwf_fast.pairs.kernels import Term, _Elementary
+
+if TYPE_CHECKING:
+    import sympy as sp
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Radial(_Elementary):
+    """A radial kernel from a SymPy expression in ``s = |x - y|^2`` and ``r = |x - y|``.
+
+    Derivatives come from SymPy. The KeOps backend evaluates it (one compilation for each reduction and number of
+    coordinates, some seconds, kept on disk), or the reference where KeOps isn't installed. At coincident points, any
+    negative power of r, and log r, count as 0. ``kernel_logsumexp`` and ``kernel_average`` take it if SymPy can prove
+    that it is positive.
+
+    Example:
+        >>> r = sympy.Symbol("r")
+        >>> kernel = gwf.Radial(sympy.exp(-r) * sympy.cos(r))
+
+    Args:
+        expression: The formula; symbols are recognised by their names, ``s`` and ``r``.
+
+    Raises:
+        TypeError: Not a SymPy expression.
+        ValueError: Another symbol: the kernel would not be radial; or no dependence on s or r; or not real.
+    """
+
+    expression: sp.Expr
+
+    def __post_init__(self) -> None:
+        """Register the formula."""
+        import sympy as sp  # here: importing gwf_fast imports nothing heavy
+
+        from gwf_fast.kernels.table import formulas, profiles
+
+        expression = self.expression
+        if not isinstance(expression, sp.Expr):
+            raise TypeError(f"expression must be a SymPy expression in s and r, got {type(expression).__name__}")
+        strangers = sorted(symbol.name for symbol in expression.free_symbols if symbol.name not in ("s", "r"))
+        if strangers:
+            found = f"{', '.join(strangers)} in {expression}"
+            raise ValueError(f"expression must depend on s and r only to be radial, got {found}")
+        if not expression.free_symbols:
+            raise ValueError(f"expression must depend on s or r, got the constant {expression}")
+        values = {"s": profiles.s, "r": sp.sqrt(profiles.s)}
+        meaning = {symbol: values[symbol.name] for symbol in expression.free_symbols}
+        phi = sp.sympify(expression.subs(meaning, simultaneous=True))
+        if phi.is_real is False or phi.has(sp.I, sp.nan, sp.zoo, sp.oo):
+            raise ValueError(f"expression must be real and finite for r > 0, got {expression}")
+        profile = formulas.register(phi)
+        self._derive((Term(profile.name, 1.0),))

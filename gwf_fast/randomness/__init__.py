@@ -1,0 +1,1 @@
+"""Everything random: seeds, counter-based draws, samples of distributions."""

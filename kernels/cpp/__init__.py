@@ -1,0 +1,1 @@
+"""The backend "cpp": compiled C++ for the CPU."""

@@ -1,0 +1,47 @@
+"""Drifting on the CPU, compiled (csrc/drift/drift.h). Float32 or float64, x [B, N, D]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CACHED_PAIRS = 1 << 17
+
+
+def in_cache(rows: int, columns: int) -> bool:
+    """Whether a problem's distances stay in a core's cache, where they are computed once (csrc/drift/entry.h)."""
+    return rows * columns <= _CACHED_PAIRS and rows <= columns
+
+
+def forces(
+    x: Tensor,  # [B, N, D]
+    targets: Tensor,  # [B, M, D]: negatives, then positives
+    weights: Tensor | None,  # [B, M]
+    split: int,
+    sizes: Tensor | None,  # [B, 3] int64: rows, split and columns of each problem; None: N, split, M
+    temperatures: Tensor,  # [K, B], in units of distance
+    own: Tensor | None,  # [B], added to the distance of row i and column i
+    floor: float,  # least squared distance
+    clip: float,  # least product of the softmaxes
+) -> Tensor:
+    """V of Algorithm 2 (Deng et al. 2026) at each temperature, [K, B, N, D]; 0 beyond a problem's rows."""
+    out = x.new_empty(len(temperatures), *x.shape)
+    _cpu().drift(x, targets, weights, split, sizes, temperatures, own, floor, clip, out, None)
+    return out
+
+
+def total_distances(
+    x: Tensor, targets: Tensor, weights: Tensor | None, split: int, sizes: Tensor | None, floor: float
+) -> Tensor:
+    """sum_ij w_j r_ij of each problem, [B] in float64; r is at least sqrt(floor)."""
+    total = torch.empty(len(x), dtype=torch.float64)
+    _cpu().drift(x, targets, weights, split, sizes, x.new_empty(0, len(x)), None, floor, 0.0, None, total)
+    return total
+
+
+def _cpu() -> Any:
+    from gwf_fast.kernels.cpp.pairs import _cpu  # only when called: other backends do without the extension
+
+    return _cpu

@@ -1,0 +1,1 @@
+"""The backend "cuda": compiled CUDA."""

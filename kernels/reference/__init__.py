@@ -1,0 +1,1 @@
+"""The meaning that every backend is held to: plain PyTorch, in chunks."""

@@ -1,0 +1,273 @@
+"""method="sliced": forms against quadrature, sums against dense ones over the same directions, the error it reports."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import gwf_fast as gwf
+from gwf_fast.pairs.fast import lines, slicing
+from gwf_fast.pairs.fast import sliced as implementation
+from tests.cases import error
+
+F64 = torch.float64
+KERNELS = [
+    gwf.Gaussian(0.8),
+    gwf.IMQ(0.8),
+    gwf.RationalQuadratic(0.8, 1.7),
+    gwf.Matern52(0.8),
+    gwf.Matern32(0.8),
+    gwf.Laplace(0.8),
+    gwf.Riesz(),
+    gwf.PowerLaw(4, 1),
+    gwf.PowerLaw(5, 3),
+    gwf.Morse(1.0, 0.5, 0.6, 2.0),
+    0.5 * gwf.Gaussian(0.8) + gwf.Laplace(2.0) - gwf.Riesz(),
+]
+REDUCTIONS = {"sum": gwf.kernel_sum, "gradient": gwf.kernel_gradient}
+
+
+def cloud(n: int, dim: int, seed: int, *batch: int) -> torch.Tensor:
+    return torch.randn(*batch, n, dim, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def unit(count: int, dim: int, seed: int = 5) -> torch.Tensor:
+    return torch.nn.functional.normalize(cloud(count, dim, seed), dim=-1)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 16, 65, 400])
+@pytest.mark.parametrize("kernel", KERNELS, ids=repr)
+def test_the_mean_over_directions_is_the_kernel(kernel, dim):
+    node, weight = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(600))
+    elevation = min(math.pi / 2, 14 / math.sqrt(dim)) * (node + 1) / 2
+    weight = weight * elevation.cos() ** (dim - 2)  # density of theta . x / |x| = sin(elevation)
+    form = slicing.line_form(kernel.spec, dim, 6.0, 0)
+    for r in (0.3, 5.5):
+        values = slicing._evaluate(form, r * elevation.sin(), 0)
+        got = (values * weight).sum() / weight.sum()
+        want = kernel(torch.full((1, 1), r, dtype=F64), torch.zeros(1, 1, dtype=F64))[0, 0]
+        assert abs(got - want) < 1e-5 * max(1.0, float(values.abs().mean()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != gwf.PowerLaw(4, 1)], ids=repr)  # r^4 takes no directions
+def test_sums_against_dense_ones_over_the_same_directions(kernel, dtype):
+    x, y, w = cloud(130, 3, 0), cloud(97, 3, 1) + 0.5, cloud(97, 2, 2)
+    y[:5] = x[:5]
+    theta = unit(41, 3)
+    t = x @ theta.mT, y @ theta.mT
+    d = (t[0].mT[:, :, None] - t[1].mT[:, None]).requires_grad_()  # [P, N, M]
+    value = kernel(d.reshape(-1, 1), torch.zeros(1, 1, dtype=F64)).view_as(d) * d
+    (f,) = torch.autograd.grad(value.sum(), d, create_graph=True)
+    (slope,) = torch.autograd.grad(f.sum(), d)
+    x, y, w, theta = (a.to(dtype) for a in (x, y, w, theta))
+    got = gwf.kernel_sum(x, y, w, kernel=kernel, method="sliced", directions=theta)
+    assert got.dtype is dtype
+    want = torch.einsum("pnm,mc->nc", f.detach(), w.double()) / 41
+    assert error(got, want) < 1e-5
+    got = gwf.kernel_gradient(x, y, w[:, 0], kernel=kernel, method="sliced", directions=theta)
+    apart = d.detach() != 0
+    want = torch.einsum("pnm,m,pd->nd", torch.where(apart, slope, 0.0), w[:, 0].double(), theta.double()) / 41
+    assert error(got, want) < 3e-4 if dtype is torch.float32 else error(got, want) < 1e-4
+
+
+def test_distances_are_exact():
+    x, y, theta = cloud(700, 5, 0), cloud(600, 5, 1), unit(20, 5)
+    x[:50] = y[:50]
+    d = (x[:, None] - y) @ theta.mT
+    constant = slicing.slicing_constant(5, 1)
+    kernel = gwf.Riesz()
+    got = gwf.kernel_sum(x, y, kernel=kernel, method="sliced", directions=theta)
+    assert error(got, -constant * d.abs().mean(-1).sum(1)) < 1e-13
+    got = gwf.kernel_gradient(x, y, kernel=kernel, method="sliced", directions=theta)
+    assert error(got, -constant * (d.sign() @ theta).sum(1) / 20) < 1e-12
+    equal = torch.ones(40, 5, dtype=F64)
+    assert gwf.kernel_gradient(equal, equal, kernel=kernel, method="sliced", n_projections=9).abs().max() == 0
+
+
+@pytest.mark.parametrize("sampling", ["normal", "orthogonal"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kernel", [gwf.Gaussian(3.0), gwf.Laplace(3.0), gwf.Riesz(), gwf.PowerLaw(2, 1)], ids=repr)
+def test_the_reported_error_is_the_error(kernel, reduction, sampling):
+    fn = REDUCTIONS[reduction]
+    x, y, w = cloud(300, 8, 0), cloud(200, 8, 1) + 0.2, 1 + cloud(200, 1, 2)[:, 0] / 3
+    exact = fn(x, y, w, kernel=kernel)
+    ratios = []
+    for seed in range(12):
+        options = {"method": "sliced", "n_projections": 160, "sampling": sampling, "generator": seeded(seed)}
+        got, expected = fn(x, y, w, kernel=kernel, return_error=True, **options)
+        ratios.append(error(got, exact) / float(expected))
+    assert 0.75 < math.sqrt(sum(r * r for r in ratios) / len(ratios)) < 1.3
+
+
+def test_four_blocks_of_orthogonal_directions_are_enough_for_an_estimate():
+    x = cloud(300, 8, 0)
+    exact = gwf.kernel_sum(x, x, kernel=gwf.Gaussian(3.0))
+    ratios = []
+    for seed in range(24):
+        options = {"method": "sliced", "n_projections": 32, "generator": seeded(seed), "return_error": True}
+        got, expected = gwf.kernel_sum(x, x, kernel=gwf.Gaussian(3.0), **options)
+        ratios.append((error(got, exact), float(expected)))
+    actual, reported = (math.sqrt(sum(v * v for v in values)) for values in zip(*ratios, strict=True))
+    assert 0.7 < actual / reported < 1.4
+
+
+def test_orthogonal_directions_err_less_and_more_of_them_err_less():
+    x = cloud(200, 16, 0)
+    kernel = gwf.Riesz()
+    exact = gwf.kernel_sum(x, x, kernel=kernel)
+
+    def mean_error(sampling, count):
+        options = {"method": "sliced", "n_projections": count, "sampling": sampling}
+        return sum(error(gwf.kernel_sum(x, x, kernel=kernel, generator=seeded(s), **options), exact) for s in range(4))
+
+    assert mean_error("orthogonal", 160) < 0.7 * mean_error("normal", 160)
+    assert 3 < mean_error("normal", 40) / mean_error("normal", 640) < 5.3
+
+
+@pytest.mark.parametrize("few_waves", [1024, 0])
+@pytest.mark.parametrize("kernel", [gwf.Gaussian(0.9), gwf.Laplace(1.1), gwf.Riesz(), gwf.PowerLaw(4, 3)], ids=repr)
+def test_derivatives(kernel, few_waves, monkeypatch):
+    monkeypatch.setattr(lines, "FEW_WAVES", few_waves)
+    monkeypatch.setattr(implementation, "WIDEST", 3)  # several tiles
+    x, y, w = (t.requires_grad_() for t in (cloud(4, 3, 0), cloud(3, 3, 1), cloud(3, 2, 2)))
+    theta = unit(4, 3)
+    options = {"kernel": kernel, "method": "sliced", "directions": theta}
+    loose = {"atol": 1e-4, "rtol": 1e-3} if not few_waves else {}  # the accuracy of a non-uniform FFT
+
+    def total(x, y, w):
+        return gwf.kernel_sum(x, y, w, **options)
+
+    def gradient(x, y, w):
+        return gwf.kernel_gradient(x, y, w[:, 0], **options)
+
+    for fn in (total, gradient):
+        assert torch.autograd.gradcheck(fn, (x, y, w), **loose)
+        assert torch.autograd.gradgradcheck(fn, (x, y, w), **loose)
+    assert torch.autograd.gradcheck(lambda x: gwf.kernel_sum(x, x, **options), x, **loose)
+
+
+def test_gradients_in_a_bandwidth_and_through_interactions():
+    x = cloud(60, 5, 0)
+    theta = unit(400, 5)
+    h = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    out = []
+    for options in ({"method": "sliced", "directions": theta}, {}):
+        leaf = x.clone().requires_grad_()
+        velocity = gwf.interaction_velocity(leaf, kernel=gwf.Gaussian(h), **options)
+        out.append([velocity.detach(), *torch.autograd.grad(velocity.square().sum(), (leaf, h))])
+    for got, want in zip(*out, strict=True):
+        assert error(got, want) < 0.2
+    velocity, missed = gwf.interaction_velocity(
+        x, kernel=gwf.Gaussian(2.0), method="sliced", directions=theta, return_error=True
+    )
+    assert error(velocity, out[1][0]) < 3 * float(missed)
+    moved = x.clone()
+    gwf.forward_step(moved, 0.3, kernel=gwf.Gaussian(2.0), out=moved, method="sliced", directions=theta)
+    assert error(moved, x + 0.3 * velocity) < 1e-12
+
+
+def test_batches_lengths_channels_and_the_diagonal():
+    x, w = cloud(80, 4, 0, 2), cloud(80, 3, 1, 2)
+    theta, kernel = unit(30, 4), gwf.Laplace(0.8)
+    sliced = {"kernel": kernel, "method": "sliced", "directions": theta}
+    got, missed = gwf.kernel_sum(x, x, w, exclude_self=True, return_error=True, **sliced)
+    assert missed.shape == (2,) and missed.dtype is F64
+    for b in range(2):
+        each = gwf.kernel_sum(x[b], x[b], w[b], **sliced) - w[b]
+        assert error(got[b], each) < 1e-5
+    lengths = torch.tensor([80, 50])
+    got = gwf.kernel_gradient(x, x, w[..., 0], x_lengths=lengths, y_lengths=lengths, **sliced)
+    assert error(got[1, :50], gwf.kernel_gradient(x[1, :50], x[1, :50], w[1, :50, 0], **sliced)) < 1e-9
+    assert got[1, 50:].abs().max() == 0
+    assert gwf.kernel_sum(x[0, :0], x[0], **sliced).shape == (0,)
+    # One dimension has one direction; even powers need none.
+    line = cloud(300, 1, 3)
+    got, missed = gwf.kernel_sum(line, line, kernel=kernel, method="sliced", n_projections=1, return_error=True)
+    assert error(got, gwf.kernel_sum(line, line, kernel=kernel)) < 1e-6 and float(missed) == 0
+    ring = gwf.PowerLaw(4, 2)
+    got, missed = gwf.kernel_gradient(x, x, kernel=ring, method="sliced", n_projections=1, return_error=True)
+    assert error(got, gwf.kernel_gradient(x, x, kernel=ring)) < 1e-12 and missed.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("few_waves", [1024, 0])
+def test_a_generator_and_not_the_threads_decides(few_waves, monkeypatch):
+    monkeypatch.setattr(lines, "FEW_WAVES", few_waves)
+    x = cloud(3000, 70, 0).float()
+    kernel = gwf.Gaussian(6.0) - gwf.Riesz()
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            options = {"kernel": kernel, "method": "sliced", "n_projections": 45, "generator": seeded(3)}
+            results.append(gwf.kernel_gradient(x, x, **options))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_no_more_than_a_tile_of_projections_is_held(monkeypatch):
+    seen = []
+    original = lines.line_sums
+
+    def spy(a, b, w, *rest):
+        seen.append(a.numel() + b.numel())
+        return original(a, b, w, *rest)
+
+    monkeypatch.setattr(implementation, "line_sums", spy)
+    monkeypatch.setattr(implementation, "NUMBERS", 100_000)
+    x = cloud(2000, 3, 0).requires_grad_()
+    value = gwf.kernel_sum(x, x.detach(), kernel=gwf.Riesz(), method="sliced", n_projections=300)
+    torch.autograd.grad(value.sum(), x)
+    assert sum(seen) >= 2 * 300 * 4000 and max(seen) <= 100_000
+
+
+def test_single_precision_far_from_the_origin():
+    x = cloud(500, 6, 0).float()
+    options = {"kernel": gwf.Gaussian(2.0), "method": "sliced", "directions": unit(50, 6).float()}
+    near = gwf.kernel_gradient(x.double(), x.double(), **{**options, "directions": unit(50, 6)})
+    assert error(gwf.kernel_gradient(x + 1024, x + 1024, **options), near) < 3e-3  # the points' own rounding
+    assert error(gwf.kernel_gradient(x, x, **options), near) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({}, TypeError, "n_projections must be given"),
+        ({"n_projections": 0}, ValueError, "n_projections must be at least 1, got 0"),
+        ({"n_projections": 2.5}, TypeError, "n_projections must be an integer, got float"),
+        ({"n_projections": 3, "sampling": "random"}, ValueError, "sampling must be one of normal, orthogonal, quasi"),
+        ({"directions": torch.ones(4, 3)}, ValueError, r"directions must have shape \[P, D\] .* D = 2"),
+        ({"n_projections": 3, "kernel": gwf.PowerLaw(2, 0)}, ValueError, "no form for log r"),
+        ({"n_projections": 3, "kernel": gwf.Riesz(1.3)}, ValueError, r"no form for r\^1.3: powers must be whole"),
+        ({"n_projections": 3, "kernel": gwf.PowerLaw(2, -1)}, ValueError, r"no form for r\^-1"),
+        ({"n_projections": 3, "kernel": gwf.RationalQuadratic(1.0, 0.2)}, ValueError, "alpha >= 0.5"),
+        ({"n_projections": 3, "kernel": gwf.Gaussian(1e-7)}, ValueError, "bandwidth is too small for these points"),
+        ({"n_projections": 3, "x": torch.full((5, 2), math.nan)}, ValueError, 'method="sliced" needs finite points'),
+        ({"n_projections": 3, "method": "exact"}, ValueError, 'n_projections goes with method="sliced"'),
+        ({"n_projections": 3, "method": "nufft"}, ValueError, 'n_projections goes with method="sliced"'),
+        ({"return_error": True, "method": "exact"}, ValueError, 'return_error=True goes with method="sliced"'),
+    ],
+)
+def test_bad_input(arguments, kind, message):
+    x = torch.randn(5, 2, generator=seeded(0))
+    call = {"x": x, "y": x, "kernel": gwf.Gaussian(1.0), "method": "sliced", **arguments}
+    with pytest.raises(kind, match=message):
+        gwf.kernel_sum(call.pop("x"), call.pop("y"), **call)
+
+
+def test_errors_of_energies_and_steps_are_refused():
+    x = torch.randn(5, 2, generator=seeded(0))
+    options = {"kernel": gwf.Gaussian(1.0), "method": "sliced", "n_projections": 4, "return_error": True}
+    with pytest.raises(ValueError, match="return_error must be False"):
+        gwf.interaction_energy(x, **options)
+    with pytest.raises(ValueError, match="return_error must be False"):
+        gwf.forward_step(x, 0.1, **options)
