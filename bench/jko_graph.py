@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 import gwf_fast as gwf
-from gwf_fast.flows.engines import base as engine
 from gwf_fast.flows.engines import graph
+from gwf_fast.flows.engines import torch as engine
 
 LIMIT = 1.0  # seconds of a captured step: what is asked of the first case
 

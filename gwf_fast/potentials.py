@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from gwf_fast.checkpoint.portable import portable
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import check_kind
@@ -22,6 +23,7 @@ from gwf_fast.randomness.seeded import own_generator
 _LOG_2PI = math.log(2 * math.pi)
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class Gaussian:
     """The normal distribution N(mean, covariance), normalised.
@@ -115,6 +117,7 @@ class Gaussian:
         return float((quadratic - len(self.mean)) / 2 - log_det)
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
     """A mixture of spherical Gaussians, normalised.
@@ -174,6 +177,7 @@ class GaussianMixture:
         return self.means[k] + self._s[k].unsqueeze(-1) * noise
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class BayesianLogisticRegression:
     """Posterior of logistic regression over x = (w, log a): weights w [D - 1] and the log of their precision a.

@@ -1,44 +1,46 @@
 """Objects to JSON and tensors, and back: how a checkpoint remembers functionals and networks without pickle.
 
-Only classes in the registry are written and read, field by field, so that reading a file can't run code.
+Only classes marked with :func:`portable` are written and read, field by field, and no module is imported for a file, so
+that reading one can't run code.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from gwf_fast import potentials
-from gwf_fast.flows.networks import is_changed
-from gwf_fast.flows.training import Training
-from gwf_fast.functionals import adversarial, energies
-from gwf_fast.functionals import base as functional
-from gwf_fast.nn import MLP, ICNNGradient
+_Class = TypeVar("_Class", bound=type)
 
-_CLASSES: dict[str, type] = {
-    cls.__name__: cls
-    for cls in (
-        functional.Sum,
-        functional.Potential,
-        functional.KL,
-        functional.FDivergence,
-        functional.JensenShannon,
-        functional.SquaredMMD,
-        adversarial.IPM,
-        adversarial.DonskerVaradhan,
-        adversarial.MMDUnbalanced,
-        energies.Interaction,
-        energies.GeneralizedEntropy,
-        potentials.Gaussian,
-        potentials.GaussianMixture,
-        potentials.BayesianLogisticRegression,
-        Training,
-    )
+_MARK = "_is_portable"
+
+_WERE = {
+    "gwf_fast.functional": "gwf_fast.functionals.base",
+    "gwf_fast.adversarial": "gwf_fast.functionals.adversarial",
+    "gwf_fast.energies": "gwf_fast.functionals.energies",
+    "gwf_fast.potentials": "gwf_fast.potentials",
+    "gwf_fast.training": "gwf_fast.flows.training",
+    "gwf_fast.radial": "gwf_fast.pairs.kernels",
 }
+"""Modules that files of version 0.1 name, and where their classes are."""
+
+_NAMELESS = ("gwf_fast.nn.mlp", "gwf_fast.nn.icnn")
+"""Where the classes are that those files name without a module."""
+
+
+def portable(cls: _Class) -> _Class:
+    """Class decorator: objects of this very class may be written to a checkpoint, and read from one.
+
+    It is a dataclass, written field by field, or has ``portable_arguments()``, which gives its arguments as JSON and
+    raises ValueError where an object made of them would be another. The module of a class of the user's own has to be
+    imported before a file that names it is read.
+    """
+    setattr(cls, _MARK, True)
+    return cls
 
 
 class NotPortableError(TypeError):
@@ -58,18 +60,18 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         return {"tensor": name}
     if isinstance(value, (tuple, list)):
         return [pack(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
-    if type(value) is MLP and is_changed(value):
-        raise NotPortableError(f"{name} (an MLP whose layers were changed or frozen) can't be stored")
-    if type(value) in (MLP, ICNNGradient):
-        return {"class": type(value).__name__, "arguments": value.config}
-    if _known(type(value).__name__, type(value).__module__) is type(value):
-        arguments = {
-            f.name: pack(getattr(value, f.name), tensors, f"{name}.{f.name}")
-            for f in dataclasses.fields(value)  # type: ignore[arg-type]
-            if f.init
-        }
-        return {"class": type(value).__name__, "module": type(value).__module__, "arguments": arguments}
-    raise NotPortableError(f"{name} ({type(value).__name__}) can't be stored")
+    cls = type(value)
+    if _known(cls.__name__, cls.__module__) is not cls:
+        raise NotPortableError(f"{name} ({cls.__name__}) can't be stored")
+    if hasattr(cls, "portable_arguments"):
+        try:
+            arguments = value.portable_arguments()
+        except ValueError as reason:
+            raise NotPortableError(f"{name} ({reason}) can't be stored") from None
+    else:
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        arguments = {field: pack(getattr(value, field), tensors, f"{name}.{field}") for field in fields}
+    return {"class": cls.__name__, "module": cls.__module__, "arguments": arguments}
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -86,14 +88,13 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         if value["tensor"] not in tensors:
             raise ValueError(f"the tensor {value['tensor']!r} is missing")
         return tensors[value["tensor"]]
-    if value.get("class") == "MLP":
-        return MLP(**value["arguments"])
-    if value.get("class") == "ICNNGradient":
-        return ICNNGradient(**value["arguments"])
     cls = _known(value.get("class"), value.get("module"))
     if cls is None:
         raise ValueError(f"unknown class {value.get('class')!r}")
-    return cls(**{k: unpack(v, tensors) for k, v in value["arguments"].items()})
+    arguments = value["arguments"]
+    if not hasattr(cls, "portable_arguments"):
+        arguments = {field: unpack(item, tensors) for field, item in arguments.items()}
+    return cls(**arguments)
 
 
 def pack_plain(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
@@ -135,10 +136,8 @@ def unpack_plain(value: Any, tensors: Mapping[str, Any]) -> Any:
 
 def _known(name: Any, module: Any) -> type | None:
     """The class of that name, if it is one that may be written and read."""
-    if module not in ("gwf_fast.pairs.kernels", "gwf_fast.radial"):  # the latter in files of version 0.1
-        return _CLASSES.get(name)
-    from gwf_fast.pairs import kernels as radial
-
-    cls = vars(radial).get(name)
-    is_kernel = isinstance(cls, type) and issubclass(cls, radial.Kernel) and dataclasses.is_dataclass(cls)
-    return cls if is_kernel else None
+    for home in (_WERE.get(module, module),) if module else _NAMELESS:
+        cls = vars(sys.modules[home]).get(name) if home in sys.modules else None
+        if isinstance(cls, type) and vars(cls).get(_MARK):
+            return cls
+    return None

@@ -74,7 +74,7 @@ class _Attempt(Flow):
         except NonFiniteError as error:
             say(f"diverged: {error}")
             flow = self.flow
-            _, state, _, source = checkpoint.load(folder, functional=flow.functional, x0=self.source)
+            _, state, _, source = checkpoint.load(folder, JKOFlow, functional=flow.functional, x0=self.source)
             return FlowResult(state, source)
 
 

@@ -19,6 +19,7 @@ from gwf_fast.checkpoint.optimizer_state import restore_optimizer
 from gwf_fast.checkpoint.run_folder import RunFolder
 from gwf_fast.drift.learned import LearnedCritic, is_stateful
 from gwf_fast.errors import NonFiniteError
+from gwf_fast.flows.drifting_checkpoint import Keeper, load
 from gwf_fast.flows.drifting_loop import DriftingLoop, cosine
 from gwf_fast.flows.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState
 from gwf_fast.flows.progress import progress as shown_progress
@@ -176,8 +177,6 @@ class DriftingModel:
             FileExistsError: If the folder holds another run and ``state`` is None.
             BlockingIOError: If another run is writing to it.
         """
-        from gwf_fast.flows.drifting_checkpoint import Keeper
-
         n_steps = as_integer("n_steps", n_steps, least=0)
         check_target(target)
         state, is_new = self.init(_sample(target, self.dim)) if state is None else state, state is None
@@ -234,8 +233,6 @@ class DriftingModel:
         Raises:
             ValueError: If something is missing, or the checkpoint can't be read.
         """
-        from gwf_fast.flows.drifting_checkpoint import load
-
         given = {"target": target, "drift": drift, "generator": generator}
         with RunFolder.existing(checkpoint) as folder:
             model, state, planned, target = load(folder, given, cls)

@@ -7,17 +7,19 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gwf_fast.checkpoint.portable import NotPortableError, pack, unpack
 from gwf_fast.checkpoint.run_folder import RunFolder, read_manifest, read_values, told_in_one_line, verify
-from gwf_fast.flows.drifting import DriftingModel
 from gwf_fast.flows.drifting_state import DriftingRecord, DriftingState
 from gwf_fast.flows.jko_checkpoint import given_or_stored, packed_or_named
 from gwf_fast.randomness.samples import Target
+
+if TYPE_CHECKING:
+    from gwf_fast.flows.drifting import DriftingModel
 
 KIND = "drifting"
 FORMAT = 1
@@ -97,7 +99,7 @@ class Keeper:
 
 
 def load(
-    folder: RunFolder, given: Mapping[str, Any], model_class: type[DriftingModel] = DriftingModel
+    folder: RunFolder, given: Mapping[str, Any], model_class: type[DriftingModel]
 ) -> tuple[DriftingModel, DriftingState, int, Target]:
     """Read a checkpoint: the model, its state, the updates it was started for, and the target.
 

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from gwf_fast.checkpoint.run_folder import RunFolder
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.flows.engines import base as engines
-from gwf_fast.flows.engines import fused as fused_engine  # noqa: F401 - enters itself among the engines
+from gwf_fast.flows.engines.base import Engine, StepProblem
+from gwf_fast.flows.engines.choice import require_known, resolve
 from gwf_fast.flows.engines.inner_loop import require_shape
+from gwf_fast.flows.jko_checkpoint import Keeper, load, require_storable
 from gwf_fast.flows.networks import default_critic, default_map, make_module
 from gwf_fast.flows.progress import progress as shown_progress
 from gwf_fast.flows.schemes import SCHEMES, ForwardStep, fit_critic, require_finite, split
@@ -118,7 +119,7 @@ class JKOFlow:
             self.critic = asked(default_critic, dim) if critic is None else critic
         self.training = training or Training()
         self.engine = engine
-        engines.require_known(engine)
+        require_known(engine)
         explicit = self._split.explicit
         if explicit is not None and explicit.needs_critic and self.training.dropouts[1]:
             rate = self.training.dropouts[1]
@@ -184,7 +185,7 @@ class JKOFlow:
                 transport: nn.Module | None = forward
                 if self._split.implicit is not None:
                     backward, carried = self._next_map(state)
-                    problem = engines.StepProblem(
+                    problem = StepProblem(
                         functional=self._split.implicit,
                         step_size=self.step_size * self._split.fraction,
                         inputs=moved if latents is None else latents,
@@ -242,8 +243,6 @@ class JKOFlow:
             FileExistsError: If the folder holds another run and ``state`` is None.
             BlockingIOError: If another run is writing to it.
         """
-        from gwf_fast.flows.jko_checkpoint import Keeper, require_storable  # it imports this module
-
         n_steps = as_integer("n_steps", n_steps, least=0)
         with contextlib.ExitStack() as stack:
             keeper = None
@@ -294,12 +293,8 @@ class JKOFlow:
         Raises:
             ValueError: If something is missing, or the checkpoint can't be read.
         """
-        from gwf_fast.flows.jko_checkpoint import load
-
         with RunFolder.existing(checkpoint) as folder:
-            flow, state, planned, source = load(
-                folder, functional=functional, map=map, critic=critic, x0=x0, flow_class=cls
-            )
+            flow, state, planned, source = load(folder, cls, functional=functional, map=map, critic=critic, x0=x0)
             n_steps = planned if n_steps is None else n_steps
             return flow.run(source, n_steps, progress=progress, checkpoint=folder, state=state)
 
@@ -341,9 +336,9 @@ class JKOFlow:
             return copy.deepcopy(last), state.map_optimizer
         return make_module(self.map, "map").to(state.particles), None
 
-    def _engine(self, map: nn.Module, critic: nn.Module | None) -> engines.Engine:
+    def _engine(self, map: nn.Module, critic: nn.Module | None) -> Engine:
         assert self._split.implicit is not None
-        return engines.resolve(self.engine, self._split.implicit, map, critic, self.training)
+        return resolve(self.engine, self._split.implicit, map, critic, self.training)
 
     def _new_critic(self) -> nn.Module | None:
         return asked(self.functional.build_critic, lambda: make_module(self.critic, "critic"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ from gwf_fast.checkpoint.run_folder import (
     told_in_one_line,
     verify,
 )
-from gwf_fast.flows.jko import JKOFlow
 from gwf_fast.flows.schemes import ForwardStep
 from gwf_fast.flows.state import FlowState, Source, StepRecord
 from gwf_fast.functionals.base import Functional
+
+if TYPE_CHECKING:
+    from gwf_fast.flows.jko import JKOFlow
 
 FORMAT = 1
 _PARTS = ("functional", "map", "critic")
@@ -120,22 +122,22 @@ def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, sour
 
 def load(
     folder: str | Path | RunFolder,
+    flow_class: type[JKOFlow],
     *,
     functional: Functional | None = None,
     map: nn.Module | Callable[[], nn.Module] | None = None,
     critic: nn.Module | Callable[[], nn.Module] | None = None,
     x0: Source | None = None,
-    flow_class: type[JKOFlow] = JKOFlow,
 ) -> tuple[JKOFlow, FlowState, int, Source]:
     """Read a checkpoint: the flow, its state, the number of steps it was started for, and P_0.
 
     Args:
         folder: Where a run wrote.
+        flow_class: The class to make.
         functional: What the checkpoint could not hold; see :meth:`JKOFlow.resume`.
         map: The same.
         critic: The same.
         x0: The same.
-        flow_class: The class to make.
 
     Raises:
         ValueError: If there is no checkpoint, it can't be read, or something is missing.

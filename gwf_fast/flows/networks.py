@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from gwf_fast.nn import MLP
 from gwf_fast.randomness.seeded import asked
@@ -28,12 +27,6 @@ def _default_width(dim: int) -> int:
     return next((width for limit, width in ((2, 16), (8, 32), (32, 64)) if dim <= limit), 128)
 
 
-def is_changed(net: MLP) -> bool:
-    """Whether it has layers, parametrisations or frozen parameters that a new one would not have."""
-    parametrised = any(parametrize.is_parametrized(module) for module in net.modules())
-    return parametrised or not net.matches_spec() or not all(p.requires_grad for p in net.parameters())
-
-
 def make_module(template: nn.Module | Callable[[], nn.Module], name: str) -> nn.Module:
     """A new module from a template, or from a callable that makes one.
 
@@ -42,7 +35,7 @@ def make_module(template: nn.Module | Callable[[], nn.Module], name: str) -> nn.
     Raises:
         TypeError: If that isn't a module; names the argument ``name``.
     """
-    if type(template) is MLP and not is_changed(template):
+    if type(template) is MLP and not template.is_changed():
         return asked(lambda: MLP(**template.config))  # new weights for each, drawn from the flow's own generator
     module = copy.deepcopy(template) if isinstance(template, nn.Module) else asked(template)
     if not isinstance(module, nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gwf_fast.checkpoint.portable import portable
 from gwf_fast.pairs.validation import as_integer
 
 SCHEDULES = ("constant", "cosine")
@@ -16,6 +17,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+@portable
 @dataclass(frozen=True)
 class Training:
     """Hyperparameters of the inner problem of a JKO step.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import override
 
+from gwf_fast.checkpoint.portable import portable
 from gwf_fast.functionals.base import Functional, SquaredMMD, raw_output
 from gwf_fast.nn.objective import gradient_penalty
 from gwf_fast.randomness.draws import Draws
@@ -31,6 +32,7 @@ class _Batch(NamedTuple):
     draws: Draws | None
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class IPM(Functional):
     """Integral probability metric sup_phi E_P phi - E_Q phi over 1-Lipschitz phi: the Wasserstein-1 distance.
@@ -93,6 +95,7 @@ class IPM(Functional):
         return v[: len(x)].mean() - v[len(x) :].mean()
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class DonskerVaradhan(Functional):
     """KL(P | Q) = sup_h E_P h - log E_Q e^h (Donsker & Varadhan 1983), Q given by samples.
@@ -126,6 +129,7 @@ class DonskerVaradhan(Functional):
     value = critic_objective
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class MMDUnbalanced(SquaredMMD):
     """F(P) = (strength / 2) MMD_k(P, Q)^2: a soft end constraint, in place of P = Q.

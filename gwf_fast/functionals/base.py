@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from gwf_fast.checkpoint.portable import portable
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functionals.descent import descent_direction
 from gwf_fast.nn.divergences import divergence, tame_exp
@@ -104,6 +105,7 @@ def terms_of(functional: Functional) -> tuple[tuple[float, Functional], ...]:
     return functional.terms if isinstance(functional, Sum) else ((1.0, functional),)
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class Sum(Functional):
     """c_1 F_1 + c_2 F_2 + ...; written with + and *. Each term that needs a critic gets one of its own.
@@ -174,6 +176,7 @@ class Sum(Functional):
         return _total(c * t.velocity(x, particles, h, ri) for c, t, h, _, ri in each)
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class Potential(Functional):
     """F(P) = E_P V.
@@ -195,6 +198,7 @@ class Potential(Functional):
         return descent_direction(lambda rows: self.map_objective(None, rows, None, None), x)
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class KL(Functional):
     """KL(P | Q) for a density Q known up to its normalisation; the value is then known up to that constant as well.
@@ -280,6 +284,7 @@ class KL(Functional):
         )
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class FDivergence(Functional):
     """D_f(P | Q) = E_Q f(dP/dQ) = sup_h E_P h - E_Q f*(h), Q given by samples.
@@ -316,6 +321,7 @@ class FDivergence(Functional):
     value = critic_objective
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class JensenShannon(FDivergence):
     """Twice the Jensen-Shannon divergence, KL(P | M) + KL(Q | M) with M = (P + Q)/2; at most log 4.
@@ -330,6 +336,7 @@ class JensenShannon(FDivergence):
     parameter: float | None = field(init=False, default=None)
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class SquaredMMD(Functional):
     """F(P) = MMD_k(P, Q)^2 / 2. Its critic has a closed form, so that a JKO step is a plain minimisation.

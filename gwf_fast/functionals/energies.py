@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from gwf_fast.checkpoint.portable import portable
 from gwf_fast.functionals.base import KL, Functional, raw_output
 from gwf_fast.measures.interaction import interaction_velocity
 from gwf_fast.pairs.kernels import Kernel
@@ -26,6 +27,7 @@ MARGIN = 1.15
 """Radius of the ellipsoid of the entropy's critic, in units of the farthest particle's: what a JKO step may use up."""
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class Interaction(Functional):
     """F(P) = (1/2) E E W(x - x'), x and x' independent.
@@ -106,6 +108,7 @@ class Ellipsoid:
         return self.gaussian.colour((w / w.norm(dim=1, keepdim=True))[:, :-2] * self.radius)
 
 
+@portable
 @dataclass(frozen=True, eq=False)
 class GeneralizedEntropy(Functional):
     """F(P) = int P^m / (m - 1) for m > 1, int P log P for m = 1: its flow is the porous medium (heat) equation.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from typing_extensions import override
 
+from gwf_fast.checkpoint.portable import portable
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import check_kind
 
@@ -21,6 +22,7 @@ _SLOPE_LEFT = 0.25
 """Of the slope at the start of a line, what its search may leave at the end."""
 
 
+@portable
 class ICNNGradient(nn.Module):
     """T = grad phi with phi convex: an optimal map between its source and its image (Brenier 1991; Amos et al. 2017).
 
@@ -60,6 +62,10 @@ class ICNNGradient(nn.Module):
         if hidden:
             with torch.no_grad():
                 self.positive[-1].fill_(math.log(math.expm1(1e-2 / hidden[-1])))
+
+    def portable_arguments(self) -> dict[str, Any]:
+        """What makes such a network; see ``checkpoint/portable.py``."""
+        return self.config
 
     @entry
     @override

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gwf_fast.checkpoint.portable import portable
 from gwf_fast.nn.functions import ACTIVATIONS, SETTINGS, output_activation
 from gwf_fast.ops.mlp import MLPSpec, is_served, mlp, value_and_gradient
 from gwf_fast.ops.modes import PLAIN, is_eager, is_strided, is_transformed
 
 
+@portable
 class MLP(nn.Sequential):
     """Linear layers with an activation between them.
 
@@ -144,6 +146,17 @@ class MLP(nn.Sequential):
                 if getattr(layer, name) != value:
                     return False
         return True
+
+    def is_changed(self) -> bool:
+        """Whether it has layers, parametrisations or frozen parameters that a new one would not have."""
+        parametrised = any(parametrize.is_parametrized(module) for module in self.modules())
+        return parametrised or not self.matches_spec() or not all(p.requires_grad for p in self.parameters())
+
+    def portable_arguments(self) -> dict[str, Any]:
+        """What makes such a network; see ``checkpoint/portable.py``."""
+        if self.is_changed():
+            raise ValueError("an MLP whose layers were changed or frozen")
+        return self.config
 
     def parameter_list(self) -> list[Tensor]:
         """Weight, bias and slope of each layer in turn, as the compiled passes take them.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gwf_fast.checkpoint.portable import portable
 from gwf_fast.kernels.table.profile_numbers import is_formula, is_positive, profile_id
 from gwf_fast.ops.modes import is_concrete
 
@@ -200,6 +201,7 @@ class _Elementary(Kernel):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+@portable
 @dataclass(frozen=True, eq=False, repr=False)
 class Mixture(Kernel):
     """A finite sum of multiples of kernels; what ``+`` and ``*`` make. Evaluated in one pass over the pairs."""
@@ -233,6 +235,7 @@ class _Scaled(_Elementary):
         self._derive((Term(self._profile, 1.0, self.bandwidth),))
 
 
+@portable
 @dataclass(frozen=True, eq=False, repr=False)
 class Gaussian(_Scaled):
     """exp(-r^2 / (2 h^2)).
@@ -245,6 +248,7 @@ class Gaussian(_Scaled):
     _profile = "gaussian"
 
 
+@portable
 @dataclass(frozen=True, eq=False, repr=False)
 class Laplace(_Scaled):
     """exp(-r / h), r the Euclidean distance. The gradient at r = 0 is defined as 0.
@@ -257,6 +261,7 @@ class Laplace(_Scaled):
     _profile = "laplace"
 
 
+@portable
 @dataclass(frozen=True, eq=False, repr=False)
 class IMQ(_Scaled):
     """The inverse multiquadric (1 + r^2 / h^2)^(-1/2).
@@ -269,6 +274,7 @@ class IMQ(_Scaled):
     _profile = "imq"
 
 
+@portable
 @dataclass(frozen=True, eq=False, repr=False)
 class Matern32(_Scaled):
     """(1 + u) e^-u with u = sqrt(3) r / h (Rasmussen & Williams 2006, ch. 4).
@@ -281,6 +287,7 @@ class Matern32(_Scaled):
     _profile = "matern32"
 
 
+@portable
 @dataclass(frozen=True, eq=False, repr=False)
 class Matern52(_Scaled):
     """(1 + u + u^2 / 3) e^-u with u = sqrt(5) r / h (Rasmussen & Williams 2006, ch. 4).
@@ -293,6 +300,7 @@ class Matern52(_Scaled):
     _profile = "matern52"
 
 
+@portable
 @dataclass(frozen=True, eq=False, repr=False)
 class RationalQuadratic(_Elementary):
     """(1 + r^2 / (2 alpha h^2))^(-alpha); a Gaussian as alpha grows.
@@ -310,6 +318,7 @@ class RationalQuadratic(_Elementary):
         self._derive((Term("rational_quadratic", 1.0, self.bandwidth, self.alpha),))
 
 
+@portable
 @dataclass(frozen=True, eq=False, repr=False)
 class Riesz(_Elementary):
     """-r^e; with e = 1 the kernel of the energy distance. The gradient at r = 0 is 0.
@@ -327,6 +336,7 @@ class Riesz(_Elementary):
         self._derive((_power(-1.0, self.exponent),))
 
 
+@portable
 @dataclass(frozen=True, eq=False, repr=False)
 class PowerLaw(_Elementary):
     """The interaction potential r^p / p - r^q / q, where an exponent 0 reads log r.
@@ -347,6 +357,7 @@ class PowerLaw(_Elementary):
         self._derive((_power(1.0 / p if p else 1.0, p), _power(-1.0 / q if q else -1.0, q)))
 
 
+@portable
 @dataclass(frozen=True, eq=False, repr=False)
 class Morse(_Elementary):
     """The interaction potential Cr e^(-r / lr) - Ca e^(-r / la).

@@ -12,7 +12,7 @@ import threading
 import sympy as sp
 
 from gwf_fast.kernels.table.profile_numbers import FIRST_FORMULA as FIRST
-from gwf_fast.kernels.table.profile_numbers import profile_id
+from gwf_fast.kernels.table.profile_numbers import FORMULA_IS_POSITIVE, profile_id
 from gwf_fast.kernels.table.profiles import PROFILES, Profile
 
 _numbers: dict[sp.Expr, int] = {}
@@ -40,7 +40,9 @@ def register(phi: sp.Expr) -> Profile:
     with _lock:
         if phi not in _numbers:
             _numbers[phi] = FIRST + len(_profiles)
-            _profiles.append(Formula(f"formula{len(_profiles)}", phi, positive=phi.is_positive is True, scaled=False))
+            name, positive = f"formula{len(_profiles)}", phi.is_positive is True
+            FORMULA_IS_POSITIVE[name] = positive
+            _profiles.append(Formula(name, phi, positive=positive, scaled=False))
         return _profiles[_numbers[phi] - FIRST]
 
 

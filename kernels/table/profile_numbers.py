@@ -7,6 +7,9 @@ from gwf_fast.kernels.table.profile_names_generated import POSITIVE
 FIRST_FORMULA = 1000
 """Numbers from here on are formulas that users wrote, within one process; those below are places in the table."""
 
+FORMULA_IS_POSITIVE: dict[str, bool] = {}
+"""What ``formulas.py`` knows of each formula of this process."""
+
 _NUMBERS = {name: number for number, name in enumerate(POSITIVE)}
 
 
@@ -22,8 +25,4 @@ def profile_id(name: str) -> int:
 
 def is_positive(name: str) -> bool:
     """Whether phi > 0 everywhere, so that log k exists."""
-    if not is_formula(name):
-        return POSITIVE[name]
-    from gwf_fast.kernels.table.formulas import by_name  # whoever wrote a formula has imported SymPy
-
-    return by_name(name).positive
+    return FORMULA_IS_POSITIVE[name] if is_formula(name) else POSITIVE[name]

@@ -142,7 +142,7 @@ def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch, 
             keeper.keep(following)
     monkeypatch.undo()
     assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
-    _, loaded, _, _ = checkpoint.load(folder)
+    _, loaded, _, _ = checkpoint.load(folder, JKOFlow)
     assert loaded.step == (1 if fail_at <= 3 else 2)
     assert torch.equal(loaded.particles, (state if fail_at <= 3 else following).particles)
 
@@ -280,7 +280,7 @@ def test_what_a_killed_run_left_is_not_taken_for_a_later_ones(tmp_path):
         (tmp_path / name).write_bytes(b"half")
     resumed = JKOFlow.resume(tmp_path, n_steps=3, progress=False)
     assert torch.equal(resumed.push(x0), whole.push(x0)) and torch.equal(resumed.particles, whole.particles)
-    _, loaded, _, _ = checkpoint.load(tmp_path)
+    _, loaded, _, _ = checkpoint.load(tmp_path, JKOFlow)
     assert torch.equal(loaded.maps[2](x0), resumed.maps[2](x0))
     named = json.loads((tmp_path / run_folder.MANIFEST).read_text())["files"]
     expected = {named["fixed"], named["moving"], *named["maps"], run_folder.MANIFEST, ".lock"}

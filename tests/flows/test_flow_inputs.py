@@ -147,7 +147,7 @@ def test_a_folder_of_a_run_that_was_killed_at_once(tmp_path):
         made.run(points(seed=int(shift) + 5), 1, progress=False, checkpoint=tmp_path)
         if shift > 0:
             (tmp_path / run_folder.MANIFEST).unlink()
-    loaded, state, _, source = checkpoint.load(tmp_path)
+    loaded, state, _, source = checkpoint.load(tmp_path, gwf.JKOFlow)
     assert torch.equal(loaded.functional.target, points() - 1)
     assert torch.equal(source, points(seed=4))
     torch.testing.assert_close(state.maps[0](source), state.particles)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import gwf_fast as gwf
-from gwf_fast.flows.engines.base import ENGINES, StepProblem
+from gwf_fast.flows.engines.base import StepProblem
+from gwf_fast.flows.engines.choice import ENGINES
 from gwf_fast.flows.engines.fused import compiled_problem
 from gwf_fast.flows.training import Training
 from gwf_fast.kernels.cpp.primal_dual import PrimalDual, philox_uniforms

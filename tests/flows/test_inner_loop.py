@@ -13,8 +13,9 @@ from torch import nn
 import gwf_fast as gwf
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.engines import graph
-from gwf_fast.flows.engines.base import StepProblem, TorchEngine
+from gwf_fast.flows.engines.base import StepProblem
 from gwf_fast.flows.engines.graph import HostReads, Repeated
+from gwf_fast.flows.engines.torch import TorchEngine
 from tests.tape import taped
 
 CPU = torch.device("cpu")
@@ -63,7 +64,7 @@ def repeated(monkeypatch):
             super().__init__(*arguments, **options)
             made.append(self)
 
-    monkeypatch.setattr("gwf_fast.flows.engines.base.Repeated", Spy)
+    monkeypatch.setattr("gwf_fast.flows.engines.torch.Repeated", Spy)
     return made
 
 

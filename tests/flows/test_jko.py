@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.flows.engines.base import ENGINES
+from gwf_fast.flows.engines.choice import ENGINES
 from gwf_fast.flows.jko import JKOFlow, default_critic, default_map
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import KL, FDivergence, JensenShannon, Potential

@@ -14,7 +14,7 @@ from torch import nn
 
 from gwf_fast import IPM, KL, GeneralizedEntropy, Interaction, JensenShannon, Training, potentials
 from gwf_fast import Gaussian as GaussianKernel
-from gwf_fast.flows.engines.base import ENGINES
+from gwf_fast.flows.engines.choice import ENGINES
 from gwf_fast.flows.engines.fused import _refuses_on_device, compiled_problem
 from gwf_fast.functionals.adversarial import DonskerVaradhan
 from gwf_fast.kernels.cpp.primal_dual import PrimalDual as HostLoop

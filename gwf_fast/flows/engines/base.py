@@ -1,28 +1,23 @@
 """Engines: what solves the inner problem of one JKO step.
 
 An engine turns a :class:`StepProblem` into trained modules, and says in ``refuses`` what it can't take. "torch" takes
-any ``nn.Module`` and any functional; "fused" is in ``flows/engines/fused.py``. They draw the same minibatches.
+any ``nn.Module`` and any functional, "fused" the networks of this package. They draw the same minibatches.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.flows.engines.graph import Recorder, Repeated
-from gwf_fast.flows.engines.inner_loop import InnerLoop
-from gwf_fast.flows.training import CHECK_EVERY, Training
+from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional
-from gwf_fast.nn import MLP
-from gwf_fast.randomness.draws import DeviceDraws, Draws
+from gwf_fast.randomness.draws import Draws
 from gwf_fast.randomness.samples import batch, batch_rows
 
 
@@ -116,83 +111,3 @@ class Engine(Protocol):
         Raises:
             NonFiniteError: If the loss is NaN or infinite.
         """
-
-
-class TorchEngine(Engine):
-    """Algorithm 1 of Fan et al. (2022) in plain PyTorch; on CUDA devices an iteration is a graph, where it can be."""
-
-    name = "torch"
-
-    @override
-    def refuses(
-        self, functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
-    ) -> str | None:
-        critics = critic.children() if isinstance(critic, nn.ModuleList) else () if critic is None else (critic,)
-        of_map, of_critic = training.dropouts
-        for name, rate, modules in (("map", of_map, (map,)), ("critic", of_critic, critics)):
-            if rate and not all(isinstance(module, MLP) and module.matches_spec() for module in modules):
-                return f"Training(dropout=) is for gwf_fast.nn.MLP as it was made; put nn.Dropout into the {name}"
-        return None
-
-    @override
-    def solve(self, problem: StepProblem) -> None:
-        self._solve(problem, problem.anchors.device.type == "cuda", None)
-
-    def _solve(self, problem: StepProblem, on_device: bool, record: Recorder | None) -> None:
-        """Solve a step.
-
-        Args:
-            problem: The step.
-            on_device: Whether draws and rates are made where the particles are.
-            record: See ``Repeated``.
-        """
-        training, device, watch = problem.training, problem.anchors.device, Watch(problem)
-        draws = Draws.from_torch()
-        loop = InnerLoop(problem, DeviceDraws(draws.seed, device) if on_device else draws)
-        repeated = Repeated(
-            loop.advance,
-            loop.tensors,
-            device,
-            total=training.iterations,
-            refusal=loop.refusal(),
-            record=record,
-            settings=loop.settings,
-        )
-        done = 0
-        while done < training.iterations:
-            count = min(CHECK_EVERY, training.iterations - done)
-            repeated(count)
-            done += count
-            if watch.stops(done, *loop.look(count)):
-                break
-        loop.finish(done)
-        if repeated.refusal is not None and record is None:
-            warnings.warn(f"gwf_fast trains without a CUDA graph, slowly: {repeated.refusal}", stacklevel=2)
-
-
-ENGINES: dict[str, Engine] = {"torch": TorchEngine()}
-"""Engines by name, the preferred one first. ``flows/engines/fused.py`` enters itself."""
-
-
-def require_known(name: str | None) -> None:
-    """Raise ValueError if there is no engine of this name."""
-    if name is not None and name not in ENGINES:
-        raise ValueError(f"engine: unknown {name!r}, available: {', '.join(ENGINES)}")
-
-
-def resolve(
-    name: str | None, functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
-) -> Engine:
-    """The engine called ``name``, or the first that takes the problem where it is None.
-
-    Raises:
-        ValueError: If there is no such engine, or it can't take the problem; with the reason.
-    """
-    require_known(name)
-    reasons = []
-    for engine in [ENGINES[name]] if name is not None else ENGINES.values():
-        reason = engine.refuses(functional, map, critic, training)
-        if reason is None:
-            return engine
-        reasons.append(f"{engine.name}: {reason}")
-    raise ValueError("engine: none can take this flow (" + "; ".join(reasons) + ")")

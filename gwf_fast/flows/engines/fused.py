@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from typing_extensions import override
 
-from gwf_fast.flows.engines.base import ENGINES, Engine, StepProblem, Watch
+from gwf_fast.flows.engines.base import Engine, StepProblem, Watch
 from gwf_fast.flows.engines.forms import FusedForm, refuses_functional, refuses_on_device, single_critic
 from gwf_fast.flows.engines.threads import ThreadChoice
 from gwf_fast.flows.training import CHECK_EVERY, Training
@@ -191,7 +191,3 @@ def _trained(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Any:
 def _rate(optimizer: torch.optim.Optimizer) -> float:
     group = optimizer.param_groups[0]
     return group.get("initial_lr", group["lr"])
-
-
-ENGINES["fused"] = FusedEngine()
-ENGINES["torch"] = ENGINES.pop("torch")  # the last resort
