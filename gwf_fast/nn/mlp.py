@@ -226,7 +226,7 @@ class MLP(nn.Sequential):
             or any(map(operator.contains, plan.attributes, _FORWARD))
             or [at.get(name) for at, name, _ in plan.settings] != [value for *_, value in plan.settings]
         ):
-            self._plan = None
+            self.__dict__.pop("_plan", None)
             return None
         dtype, device = x.dtype, x.device
         if not x.ndim or x.shape[-1] != self.spec.sizes[0] or torch.is_autocast_enabled(device.type):
