@@ -21,8 +21,8 @@ from gwf_fast.flows.jko import JKOFlow
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.adversarial import IPM
 from gwf_fast.functionals.base import FDivergence, Functional, JensenShannon, SquaredMMD
+from gwf_fast.functionals.samples import Target
 from gwf_fast.pairs.kernels import Gaussian, Kernel
-from gwf_fast.randomness.samples import Target
 
 BANDWIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Of the mixture of Gaussian kernels of Li et al. (2017)."""

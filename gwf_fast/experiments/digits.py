@@ -24,8 +24,8 @@ from gwf_fast.experiments.two_sample import two_sample_checks
 from gwf_fast.flows.jko import PARAMETRIZATIONS, JKOFlow
 from gwf_fast.flows.state import FlowResult
 from gwf_fast.flows.training import Training
+from gwf_fast.functionals.samples import batch
 from gwf_fast.nn import MLP
-from gwf_fast.randomness.samples import batch
 
 _WIDTH = 384
 _SMOOTHING = 0.2  # standard deviation in whitened coordinates, where the data have 1

@@ -25,11 +25,11 @@ from gwf_fast.flows.state import FlowResult
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.adversarial import IPM, DonskerVaradhan
 from gwf_fast.functionals.base import FDivergence, Functional, JensenShannon, SquaredMMD
+from gwf_fast.functionals.samples import Target
 from gwf_fast.measures.discrepancy import energy_distance
 from gwf_fast.nn import MLP
 from gwf_fast.pairs.kernels import Gaussian, Riesz
 from gwf_fast.potentials import GaussianMixture
-from gwf_fast.randomness.samples import Target
 from gwf_fast.randomness.seeded import reproducible
 
 STEP_SIZES = (0.1, 0.5, 2.0, 10.0, 50.0, math.inf)

@@ -24,10 +24,10 @@ from gwf_fast.flows.drifting_loop import DriftingLoop, cosine
 from gwf_fast.flows.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState
 from gwf_fast.flows.progress import progress as shown_progress
 from gwf_fast.flows.training import SCHEDULES
+from gwf_fast.functionals.samples import Target, check_target, draw_target
 from gwf_fast.nn import MLP
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import as_integer
-from gwf_fast.randomness.samples import Target, check_target, draw_target
 from gwf_fast.randomness.seeded import asked, redirected, seeded
 
 KINDS = ("gmd", "gmd_multi", "parzen_kl", "f_divergence", "mmd", "energy", "sinkhorn", "sliced_wasserstein", "critic")

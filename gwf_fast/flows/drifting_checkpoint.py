@@ -16,7 +16,7 @@ from gwf_fast.checkpoint.portable import NotPortableError, pack, unpack
 from gwf_fast.checkpoint.run_folder import RunFolder, read_manifest, read_values, told_in_one_line, verify
 from gwf_fast.flows.drifting_state import DriftingRecord, DriftingState
 from gwf_fast.flows.jko_checkpoint import given_or_stored, packed_or_named
-from gwf_fast.randomness.samples import Target
+from gwf_fast.functionals.samples import Target
 
 if TYPE_CHECKING:
     from gwf_fast.flows.drifting import DriftingModel

@@ -17,7 +17,7 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.drifting_state import DriftingState
 from gwf_fast.flows.engines.graph import Recorder, Repeated, plain_attributes
 from gwf_fast.flows.rates import Rates
-from gwf_fast.randomness.samples import ASKED, Target, draw_target, is_asked
+from gwf_fast.functionals.samples import ASKED, Target, draw_target, is_asked
 from gwf_fast.randomness.seeded import Redirected, asked, own_generator, seed_step, seeded
 
 if TYPE_CHECKING:

@@ -34,9 +34,9 @@ from gwf_fast.flows.schemes import SCHEMES, ForwardStep, fit_critic, require_fin
 from gwf_fast.flows.state import FlowResult, FlowState, Source, StepRecord, push
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional
+from gwf_fast.functionals.samples import batch
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import as_integer, check_kind
-from gwf_fast.randomness.samples import batch
 from gwf_fast.randomness.seeded import asked, seeded
 
 PARAMETRIZATIONS = ("composition", "generator")

@@ -23,8 +23,8 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional, Sum, terms_of
 from gwf_fast.functionals.energies import Interaction
+from gwf_fast.functionals.samples import batch
 from gwf_fast.measures.interaction import forward_step
-from gwf_fast.randomness.samples import batch
 from gwf_fast.randomness.seeded import Redirected
 
 SCHEMES = ("jko", "forward_backward", "crank_nicolson", "explicit")

@@ -18,9 +18,9 @@ from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.functionals.base import Functional, SquaredMMD, raw_output
+from gwf_fast.functionals.samples import Target, check_target, draw_target, matched
 from gwf_fast.nn.objective import gradient_penalty
 from gwf_fast.randomness.draws import Draws
-from gwf_fast.randomness.samples import Target, check_target, draw_target, matched
 
 CONSTRAINTS = ("gradient_penalty", "spectral_norm")
 

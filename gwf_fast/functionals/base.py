@@ -22,10 +22,10 @@ from typing_extensions import override
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functionals.descent import descent_direction
+from gwf_fast.functionals.samples import Target, check_target, draw_target, matched
 from gwf_fast.nn.divergences import divergence, tame_exp
 from gwf_fast.potentials import POTENTIALS, Gaussian
 from gwf_fast.randomness.draws import Draws
-from gwf_fast.randomness.samples import Target, check_target, draw_target, matched
 from gwf_fast.randomness.seeded import asked
 
 

@@ -31,7 +31,7 @@ def is_eager() -> bool:
 
 
 def _is_dispatched() -> bool:
-    """Whether a dispatch mode is on, but those of ``gwf_fast.randomness.seeded``, which leave all but draws as it is."""
+    """Whether a dispatch mode is on, but those of ``randomness/seeded.py``, which leave all but draws as it is."""
     stack = range(_len_torch_dispatch_stack())
     return any(not getattr(_get_dispatch_stack_at(at), "is_transparent", False) for at in stack)
 

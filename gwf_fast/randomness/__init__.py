@@ -1,1 +1,1 @@
-"""Everything random: seeds, counter-based draws, samples of distributions."""
+"""Everything random: seeds and generators of a run, and counter-based draws."""

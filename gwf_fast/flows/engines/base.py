@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional
+from gwf_fast.functionals.samples import batch, batch_rows
 from gwf_fast.randomness.draws import Draws
-from gwf_fast.randomness.samples import batch, batch_rows
 
 
 @dataclass

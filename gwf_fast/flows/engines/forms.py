@@ -16,10 +16,10 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.functionals.adversarial import IPM, DonskerVaradhan
 from gwf_fast.functionals.base import KL, FDivergence, Functional, JensenShannon, SquaredMMD, Sum, terms_of
 from gwf_fast.functionals.energies import GeneralizedEntropy
+from gwf_fast.functionals.samples import draw_target, matched
 from gwf_fast.nn.divergences import TAME
 from gwf_fast.nn.functions import activation_of, conjugate_of
 from gwf_fast.randomness.draws import Draws
-from gwf_fast.randomness.samples import draw_target, matched
 
 FUSED_DENSITIES = (potentials.Gaussian, potentials.GaussianMixture, potentials.BayesianLogisticRegression)
 WITH_CRITIC = (KL, FDivergence, JensenShannon, IPM, DonskerVaradhan, GeneralizedEntropy)

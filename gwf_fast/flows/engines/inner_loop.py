@@ -11,9 +11,9 @@ from torch import Tensor
 from gwf_fast.flows.engines.graph import plain_attributes
 from gwf_fast.flows.rates import Rates
 from gwf_fast.functionals.base import terms_of
+from gwf_fast.functionals.samples import ASKED, is_asked
 from gwf_fast.nn.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
 from gwf_fast.randomness.draws import DeviceDraws, Draws
-from gwf_fast.randomness.samples import ASKED, is_asked
 from gwf_fast.randomness.seeded import Redirected
 
 if TYPE_CHECKING:
