@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.kernels.reference.profiles import kernel_derivatives, log_kernel
-from gwf_fast.kernels.reference_range import working_dtype
+from gwf_fast.kernels.reference.range import working_dtype
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Scalars in one [B, rows, M, D] block of differences: cache-sized on CPU, launch-bound on GPU."""
