@@ -17,7 +17,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
-from gwf_fast.functionals.base import Functional, SquaredMMD, raw_output
+from gwf_fast.functionals.base import Functional, SquaredMMD
+from gwf_fast.functionals.outputs import raw_output
 from gwf_fast.functionals.samples import Target, check_target, draw_target, matched
 from gwf_fast.nn.objective import gradient_penalty
 from gwf_fast.randomness.draws import Draws

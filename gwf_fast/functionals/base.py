@@ -22,6 +22,7 @@ from typing_extensions import override
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.functionals.descent import descent_direction
+from gwf_fast.functionals.outputs import raw_output
 from gwf_fast.functionals.samples import Target, check_target, draw_target, matched
 from gwf_fast.nn.divergences import divergence, tame_exp
 from gwf_fast.potentials import POTENTIALS, Gaussian
@@ -372,19 +373,6 @@ class SquaredMMD(Functional):
 
         z = matched(draw_target(self.target, len(particles)), particles)
         return interaction_velocity(x, particles, kernel=self.kernel) - interaction_velocity(x, z, kernel=self.kernel)
-
-
-def raw_output(critic: nn.Module | None, x: Tensor) -> Tensor:
-    """A critic's output at x [N, D], as [N]."""
-    if critic is None:
-        raise ValueError("critic: expected a module, got None")
-    v = critic(x)
-    if v.shape == (*x.shape[:-1], 1):
-        return v.squeeze(-1)
-    if v.shape != x.shape[:-1]:
-        n = x.shape[0]
-        raise ValueError(f"critic: expected an output of shape [{n}, 1] or [{n}], got {list(v.shape)}")
-    return v
 
 
 _FARTHEST = 4096

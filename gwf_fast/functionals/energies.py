@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
-from gwf_fast.functionals.base import KL, Functional, raw_output
+from gwf_fast.functionals.base import KL, Functional
+from gwf_fast.functionals.outputs import raw_output
 from gwf_fast.measures.interaction import interaction_velocity
 from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.reductions import kernel_sum
