@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gwf_fast.randomness.seeded import own_generator
+
 
 class Tape(TorchDispatchMode):
     """Notes operations with the tensors they took and gave."""
@@ -31,6 +33,8 @@ class Tape(TorchDispatchMode):
         """All of them again, results to where they were."""
         with torch.no_grad():
             for func, args, kwargs, out in self.operations:
+                if kwargs.get("generator") is not None:  # as CUDA graphs draw from the generator as it is then
+                    kwargs = {**kwargs, "generator": own_generator(torch.device("cpu"))}
                 again = func(*args, **kwargs)
                 for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
                     if isinstance(old, Tensor) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():

@@ -20,7 +20,7 @@ from gwf_fast.kernels.triton.tiles import (
 )
 
 PROBES = tl.constexpr(4)
-"""Tiles of columns that a first reference is taken from."""
+"""Tiles of columns that a first reference is taken from, about."""
 
 WINDOW = tl.constexpr(2.0**24)
 """By how much a sum of weights may differ from its reference, up or down: beyond, exponents lose digits."""
@@ -48,13 +48,11 @@ def first_reference(
 ):  # fmt: skip
     """The base-2 logarithm of about the largest weight among some columns."""
     peak = tl.full((BM, BN), float("-inf"), y.dtype.element_ty)
-    for probe in tl.static_range(PROBES):
-        tile = begin + (end - begin) * probe // PROBES
-        if tile < end:
-            cols = tile_columns(tile, BN)
-            q = squared_distance(xs, load_channels(y, y_stride, cols, D), D)
-            bound = log_bound(q, tl.load(beta + cols), rows, cols, parameters, EXPONENTS, EXCLUDE_SELF)
-            peak = tl.where(bound > peak, bound, peak)
+    for tile in range(begin, end, tl.maximum((end - begin) // PROBES, 1)):
+        cols = tile_columns(tile, BN)
+        q = squared_distance(xs, load_channels(y, y_stride, cols, D), D)
+        bound = log_bound(q, tl.load(beta + cols), rows, cols, parameters, EXPONENTS, EXCLUDE_SELF)
+        peak = tl.where(bound > peak, bound, peak)
     return tl.max(peak, 1)
 
 

@@ -160,8 +160,8 @@ class Pairs:
                 *x.stride(), *y.stride(), *v.stride(), self.n, self.m, self.dim, channels, n_padded, m_padded,
                 *planes, self.parameters.shape[0] - 1,
                 X_LENGTHS=x_lengths is not None, Y_LENGTHS=y_lengths is not None, VALUES=kind, LOGS=logs, A=joins,
-                BR=PACKED, BK=min(16, triton.next_power_of_2(self.dim)),
-                BC=min(16, triton.next_power_of_2(max(channels, 1))), num_warps=4, enable_fp_fusion=False,
+                BR=PACKED, BK=min(4, triton.next_power_of_2(self.dim)),
+                BC=min(4, triton.next_power_of_2(max(channels, 1))), num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
         self.x_lengths, self.y_lengths = self.counts
 

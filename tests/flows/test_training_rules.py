@@ -19,6 +19,7 @@ from gwf_fast.checkpoint import run_folder
 from gwf_fast.flows import schemes
 from gwf_fast.flows.engines import base as engines
 from gwf_fast.flows.engines import fused as fused_engine
+from gwf_fast.flows.engines import torch as torch_engine
 from gwf_fast.functionals.energies import Ellipsoid
 
 X = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -96,7 +97,7 @@ def test_the_mean_is_that_of_the_iterations_since_the_look_before(engine, monkey
 
     monkeypatch.setattr(engines.Watch, "stops", stops)
     for every in (1, 4):
-        for module in (engines, fused_engine):
+        for module in (torch_engine, fused_engine):
             monkeypatch.setattr(module, "CHECK_EVERY", every)
         trained(engine, iterations=10)
     losses = [loss for _, loss, _ in seen[:10]]

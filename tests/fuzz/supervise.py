@@ -133,7 +133,8 @@ def _until_it_dies(
             stderr=errors,
             cwd=ROOT,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")},
+            # without Triton's interpreter, which would serve halves on the CPU
+            env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "TRITON_INTERPRET": "0"},
         )
         os.close(writer)
         assert process.stdin is not None

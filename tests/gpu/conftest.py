@@ -1,13 +1,7 @@
-"""Without a GPU, Triton kernels run under Triton's interpreter, which must be asked for before they are imported."""
-
-import os
+"""Without a GPU, Triton kernels run under Triton's interpreter (tests/conftest.py)."""
 
 import numpy as np
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
