@@ -153,7 +153,7 @@ def _fused_step(
 
     def step(size: float, out: Tensor | None) -> Tensor:
         flat = (-1, *x.shape[-2:])
-        u = x.contiguous().view(flat)
+        u = x.resolve_neg().contiguous().view(flat)
         v = None if sources is x else sources.reshape(-1, *sources.shape[-2:])
         if out is not None and out.is_contiguous():
             function(u, size, v, spec, out.view(flat))

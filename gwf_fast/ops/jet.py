@@ -59,8 +59,8 @@ def load(ctx: Any) -> tuple[list[Any], Options]:
 
 
 def contiguous(*tensors: Tensor | None) -> list[Any]:
-    """Tensors as backends take them."""
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    """Tensors as backends take them, which read them by address: in order, and without a sign that is yet to change."""
+    return [None if tensor is None else tensor.resolve_neg().contiguous() for tensor in tensors]
 
 
 def jet(

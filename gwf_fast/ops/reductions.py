@@ -22,7 +22,7 @@ def _caller(name: str) -> Any:
 
     def run(*args: Any) -> Any:
         *tensors, spec, exclude_self, x_lengths, y_lengths, backend = args
-        tensors = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+        tensors = contiguous(*tensors)
         function = dispatch.function(backend, name)
         spec = tuple(spec)  # torch.library hands a list
         if not exclude_self and x_lengths is None and y_lengths is None:
@@ -175,8 +175,8 @@ pair_sum_gradient = Operator(
 
 def pair_gradient_into(out: Tensor, x: Tensor, y: Tensor, spec: Any, backend: str) -> None:
     """sum_j grad_x k(x_i, y_j) into a contiguous tensor that shares no memory with x or y; never differentiable."""
-    rows = x.contiguous()  # the backend sees by its address that x and y are one set
-    columns = rows if y is x else y.contiguous()
+    (rows,) = contiguous(x)  # the backend sees by its address that x and y are one set
+    (columns,) = (rows,) if y is x else contiguous(y)
     gradient = dispatch.function(backend, "pair_gradient")
     if backend in ("cpp", "torch"):
         gradient(rows, columns, None, spec, out=out)

@@ -60,7 +60,7 @@ def forces(
     limits = [bits(floor), bits(math.sqrt(clip))]
     solve = _small if x.shape[1] <= SMALL else _stream
     with launch.on_device(x):
-        solve(call, temperatures.contiguous(), own, limits, result)
+        solve(call, launch.plain(temperatures), own, limits, result)
     return result
 
 
@@ -94,11 +94,11 @@ class _Call:
         self.counts = [n, split, targets.shape[1], self.dim]
         self.few = self.dim <= FEW
         self.dtype, self.computed_in = computed_in(x.dtype)
-        self.points = targets.contiguous()
-        self.x, self.y = (x.contiguous(), self.points) if self.few else (t.mT.contiguous() for t in (x, targets))
+        self.points = launch.plain(targets)
+        self.x, self.y = (launch.plain(x), self.points) if self.few else (launch.plain(t.mT) for t in (x, targets))
         self.has = {"WEIGHTED": weights is not None, "RAGGED": sizes is not None}
-        self.weights = self.x if weights is None else weights.contiguous()  # not read
-        self.sizes = self.x if sizes is None else sizes.contiguous()  # likewise
+        self.weights = self.x if weights is None else launch.plain(weights)  # not read
+        self.sizes = self.x if sizes is None else launch.plain(sizes)  # likewise
 
     def config(self, kernel: str) -> Config:
         return for_dtype(CONFIGS[kernel], self.dtype)

@@ -178,6 +178,11 @@ def check_device(x: Tensor) -> None:
         )
 
 
+def plain(x: Tensor) -> Tensor:
+    """A tensor as kernels read it, by address: in order, and without a sign that is yet to change."""
+    return x.resolve_neg().contiguous()
+
+
 def on_device(x: Tensor) -> contextlib.AbstractContextManager:
     """Launches go to the current device: make it that of x."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()

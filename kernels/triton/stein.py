@@ -88,8 +88,8 @@ class _Call:
         self.multiprocessors = launch.multiprocessors(x.device)
         self.mixture = mixture(tuple(map(float, spec)))
         self.parameters = self.mixture.parameters(self.dtype, x.device)
-        self.x, self.score = x.contiguous(), score.contiguous()
-        self.columns = [t if self.few else t.mT.contiguous() for t in (self.x, self.score)]
+        self.x, self.score = launch.plain(x), launch.plain(score)
+        self.columns = [t if self.few else launch.plain(t.mT) for t in (self.x, self.score)]
 
     def arguments(self) -> list[Tensor]:
         return [*self.columns, self.parameters]
