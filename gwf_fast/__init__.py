@@ -4,7 +4,9 @@ from gwf_fast import drift, nn, potentials, presets
 from gwf_fast.drift.loss import drifting_loss
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.drifting import DriftingModel
+from gwf_fast.flows.drifting_state import DriftingResult, DriftingState
 from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.state import FlowResult, FlowState
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.adversarial import IPM, DonskerVaradhan, MMDUnbalanced
 from gwf_fast.functionals.base import KL, FDivergence, Functional, JensenShannon, Potential, SquaredMMD
@@ -31,6 +33,7 @@ from gwf_fast.pairs.kernels import (
 )
 from gwf_fast.pairs.reductions import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
 from gwf_fast.transport import DivergencePotentials, SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
+from gwf_fast.version import __version__
 
 __all__ = [
     "IMQ",
@@ -40,7 +43,11 @@ __all__ = [
     "DivergencePotentials",
     "DonskerVaradhan",
     "DriftingModel",
+    "DriftingResult",
+    "DriftingState",
     "FDivergence",
+    "FlowResult",
+    "FlowState",
     "Functional",
     "Gaussian",
     "GeneralizedEntropy",
@@ -62,6 +69,7 @@ __all__ = [
     "SinkhornResult",
     "SquaredMMD",
     "Training",
+    "__version__",
     "backends",
     "barycentric_map",
     "blob_density",

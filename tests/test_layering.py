@@ -28,7 +28,7 @@ FLOORS = (
     ("randomness",),
     ("checkpoint", "ops"),
     ("kernels",),
-    ("_cpu", "_cuda", "errors"),
+    ("_cpu", "_cuda", "errors", "version"),
 )
 """Where each room of gwf_fast stands."""
 

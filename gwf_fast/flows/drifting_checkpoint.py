@@ -17,6 +17,7 @@ from gwf_fast.checkpoint.run_folder import RunFolder, read_manifest, read_values
 from gwf_fast.flows.drifting_state import DriftingRecord, DriftingState
 from gwf_fast.flows.jko_checkpoint import given_or_stored, packed_or_named
 from gwf_fast.functionals.samples import Target
+from gwf_fast.version import __version__
 
 if TYPE_CHECKING:
     from gwf_fast.flows.drifting import DriftingModel
@@ -55,6 +56,7 @@ class Keeper:
                 "n_steps": n_steps,
                 "model": _configuration(model, target, self._fixed),
                 "torch": torch.__version__,
+                "gwf_fast": __version__,
             }
 
     def keep(self, state: DriftingState) -> None:

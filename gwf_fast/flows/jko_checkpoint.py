@@ -27,6 +27,7 @@ from gwf_fast.checkpoint.run_folder import (
 from gwf_fast.flows.schemes import ForwardStep
 from gwf_fast.flows.state import FlowState, Source, StepRecord
 from gwf_fast.functionals.base import Functional
+from gwf_fast.version import __version__
 
 if TYPE_CHECKING:
     from gwf_fast.flows.jko import JKOFlow
@@ -65,7 +66,8 @@ class Keeper:
             config["x0"] = pack(source, self._fixed, "x0")
         else:
             config["x0"] = {"missing": "x0 (a callable) can't be stored"}
-        self._head = {"format": FORMAT, "n_steps": n_steps, "flow": config, "torch": torch.__version__}
+        self._head = {"format": FORMAT, "n_steps": n_steps, "flow": config}
+        self._head |= {"torch": torch.__version__, "gwf_fast": __version__}
 
     def keep(self, state: FlowState) -> None:
         """Write a state; maps that are in the folder already are not written again.
