@@ -124,7 +124,7 @@ def test_malformed_manifests_end_in_one_line(kept):
     draws = random.Random(0)
     for key in list(manifest):
         for value in (None, [], {}, "text", -1):
-            if key in ("torch", "seconds", "n_steps", "step", "pending", "history", "kind"):
+            if key in ("torch", "gwf_fast", "seconds", "n_steps", "step", "pending", "history", "kind"):
                 continue  # numbers, or told before
             broken = {**manifest, key: value}
             if draws.random() < 0.3:
