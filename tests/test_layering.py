@@ -32,7 +32,7 @@ FLOORS = (
 )
 """Where each room of gwf_fast stands."""
 
-KERNEL_FLOORS = (("cuda",), ("cpp", "triton", "keops"), ("reference",), ("table", "occupancy"))
+KERNEL_FLOORS = (("cuda",), ("cpp", "triton", "keops"), ("reference",), ("table", "occupancy", "plain"))
 """The same within kernels: a backend knows the reference and the table, and no other backend but "cuda" the host's."""
 
 ALL = [(name, path.read_text(), path.name == "__init__.py") for name, path in house.modules().items()]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bench.problem import Problem, truth
-from bench.registry import Contender, Result
+from bench.registry import Result
 
 MAX_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
@@ -59,52 +59,53 @@ def _kernel(operation: str, kernel: str, dim: int, arch: str) -> tuple[ctypes.c_
     return function, made.threads, shared
 
 
-def reduction(operation: str, problem: Problem) -> Contender:
-    """One of the four reductions on the device of the problem, as a call.
+class Reduction:
+    """One of the four reductions on the device of the problem: a call launches the kernel and nothing else.
+
+    Args:
+        operation: Its name.
+        problem: The inputs.
+        rows: Which rows are checked.
 
     Raises:
         ImportError: There is no nvcc.
         RuntimeError: The driver refuses.
     """
-    x, y = problem.x.contiguous(), problem.y.contiguous()
-    n, m, dim = len(x), len(y), x.shape[1]
-    major, minor = torch.cuda.get_device_capability(x.device)
-    function, threads, shared = _kernel(operation, problem.kernel.lower(), dim, f"{major}{minor}")
-    rate = x.new_tensor([problem.g])
-    inputs = [x, y, rate] if operation in ("logsumexp", "average") else [x, y, problem.weights.contiguous(), rate]
-    width = {"sum": 1, "gradient": dim, "logsumexp": 2, "average": 1 + dim}[operation]
-    pointers = torch.tensor([tensor.data_ptr() for tensor in inputs], device=x.device)
-    out = x.new_empty(n, width)
-    values = (ctypes.c_long(n), ctypes.c_long(m), ctypes.c_void_p(out.data_ptr()), ctypes.c_void_p(pointers.data_ptr()))
-    places = (ctypes.c_void_p * 4)(*(ctypes.cast(ctypes.byref(value), ctypes.c_void_p) for value in values))
-    blocks = -(-n // threads)
 
-    def call() -> Result:
-        stream = ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream)
-        sizes = (blocks, 1, 1, threads, 1, 1, shared)
-        _checked(_driver().cuLaunchKernel(function, *sizes, stream, places, None), "cuLaunchKernel")
-        return (_finished(operation, problem, out),)
+    def __init__(self, operation: str, problem: Problem, rows: Tensor) -> None:
+        self._operation, self._problem, self._rows = operation, problem, rows
+        x, y = problem.x.contiguous(), problem.y.contiguous()
+        n, m, dim = len(x), len(y), x.shape[1]
+        major, minor = torch.cuda.get_device_capability(x.device)
+        self._function, threads, shared = _kernel(operation, problem.kernel.lower(), dim, f"{major}{minor}")
+        self._grid = (-(-n // threads), 1, 1, threads, 1, 1, shared)
+        weights = [] if operation in ("logsumexp", "average") else [problem.weights.contiguous()]
+        self._inputs = [x, y, *weights, x.new_tensor([problem.g])]
+        self._pointers = torch.tensor([tensor.data_ptr() for tensor in self._inputs], device=x.device)
+        self._out = x.new_empty(n, {"sum": 1, "gradient": dim, "logsumexp": 2, "average": 1 + dim}[operation])
+        addresses = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (self._out, self._pointers))
+        self._values = (ctypes.c_long(n), ctypes.c_long(m), *addresses)
+        places = (ctypes.cast(ctypes.byref(value), ctypes.c_void_p) for value in self._values)
+        self._places = (ctypes.c_void_p * 4)(*places)
 
-    call.keep = (inputs, pointers, values)  # type: ignore[attr-defined]
-    return call
+    def __call__(self) -> Result:
+        """The call that is timed: what the formula leaves to the user is not done."""
+        stream = ctypes.c_void_p(torch.cuda.current_stream(self._out.device).cuda_stream)
+        _checked(_driver().cuLaunchKernel(self._function, *self._grid, stream, self._places, None), "cuLaunchKernel")
+        return (self._out,)
 
-
-def _finished(operation: str, problem: Problem, out: Tensor) -> Tensor:
-    """What its formula leaves to the user; not for the average, whose denominators KeOps' formula does not have."""
-    if operation == "sum":
-        return out[:, 0]
-    if operation == "logsumexp":
-        return out[:, 0] + out[:, 1].log()
-    if operation == "gradient":
-        return out * (2.0 if problem.kernel == "Gaussian" else 1.0)
-    return out
-
-
-def average_check(call: Contender, problem: Problem, rows: Tensor) -> Result:
-    """The average's numerators over the true denominators, on the checked rows."""
-    (out,) = call()
-    few = Problem(problem.x[rows], problem.y, problem.weights, problem.kernel, problem.bandwidth)
-    shift = out[rows, :1].double() - truth(few, "kernel_logsumexp")[:, None]
-    full = torch.full((len(out), problem.x.shape[1]), float("nan"), dtype=torch.float64, device=out.device)
-    full[rows] = out[rows, 1:].double() * shift.exp()
-    return (full,)
+    def check(self) -> Result:
+        """The result. Of the average, whose denominators the formula does not have, with the true ones."""
+        (out,), problem = self(), self._problem
+        if self._operation == "sum":
+            return (out[:, 0],)
+        if self._operation == "logsumexp":
+            return (out[:, 0] + out[:, 1].log(),)
+        if self._operation == "gradient":
+            return (out * (2.0 if problem.kernel == "Gaussian" else 1.0),)
+        rows = self._rows
+        few = Problem(problem.x[rows], problem.y, problem.weights, problem.kernel, problem.bandwidth)
+        shift = out[rows, :1].double() - truth(few, "kernel_logsumexp")[:, None]
+        full = torch.full((len(out), out.shape[1] - 1), float("nan"), dtype=torch.float64, device=out.device)
+        full[rows] = out[rows, 1:].double() * shift.exp()
+        return (full,)

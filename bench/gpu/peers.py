@@ -32,10 +32,7 @@ def keops(operation: str, problem: Problem, rows: Tensor) -> Contender:
     """KeOps on the device of the problem; its kernels alone where its own binding can't load them."""
     if problem.x.device.type != "cuda" or int((torch.version.cuda or "0").partition(".")[0]) < 13:
         return keops_on_cpu.reduction(f"kernel_{operation}", problem)
-    call = keops_kernel.reduction(operation, problem)
-    if operation != "average":
-        return call
-    return WithCheck(call, lambda: keops_kernel.average_check(call, problem, rows))
+    return keops_kernel.Reduction(operation, problem, rows)
 
 
 def dense(operation: str, problem: Problem, is_compiled: bool) -> Contender:

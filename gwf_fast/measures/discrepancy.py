@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast import ops
+from gwf_fast.kernels.plain import plain
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Riesz
@@ -260,7 +261,7 @@ def _kernel_rows(
     if fused is not None:
         pair = torch.stack([_per_problem(c, x) for c in scales], -1)
         options = {"exclude_self": unbiased, "gradient": need_x or need_y, "rows_of_y": need_y or need_b}
-        return _Rows(*fused(*(t.resolve_neg().contiguous() for t in tensors), pair, spec, **options))
+        return _Rows(*fused(*map(plain, tensors), pair, spec, **options))
     within, across = (spec, unbiased, None, None, backend), (spec, False, None, None, backend)
     xx, grad_xx = _rows(x, x, a, within, need_x)
     yy, grad_yy = _rows(y, y, b, within, need_y)

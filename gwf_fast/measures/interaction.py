@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast import ops
+from gwf_fast.kernels.plain import plain
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.kernels import Kernel
@@ -153,7 +154,7 @@ def _fused_step(
 
     def step(size: float, out: Tensor | None) -> Tensor:
         flat = (-1, *x.shape[-2:])
-        u = x.resolve_neg().contiguous().view(flat)
+        u = plain(x).view(flat)
         v = None if sources is x else sources.reshape(-1, *sources.shape[-2:])
         if out is not None and out.is_contiguous():
             function(u, size, v, spec, out.view(flat))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gwf_fast.kernels.plain import plain
 from gwf_fast.ops import dispatch
 from gwf_fast.ops.modes import is_concrete, is_transformed
 from gwf_fast.ops.registry import Operator
@@ -59,8 +60,8 @@ def load(ctx: Any) -> tuple[list[Any], Options]:
 
 
 def contiguous(*tensors: Tensor | None) -> list[Any]:
-    """Tensors as backends take them, which read them by address: in order, and without a sign that is yet to change."""
-    return [None if tensor is None else tensor.resolve_neg().contiguous() for tensor in tensors]
+    """Tensors as backends take them."""
+    return [None if tensor is None else plain(tensor) for tensor in tensors]
 
 
 def jet(

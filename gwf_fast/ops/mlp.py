@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gwf_fast.kernels.plain import plain
 from gwf_fast.kernels.table.mlp import MLPSpec, Side
 from gwf_fast.ops import dispatch
 from gwf_fast.ops.modes import is_eager
@@ -55,13 +56,8 @@ def _spec(sizes: Any, functions: Any, constants: Any, learned: Any, residual: bo
     return MLPSpec(tuple(sizes), tuple(functions), tuple(constants), tuple(learned), residual)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """As kernels read it, by address: in order, and without a sign that is yet to change."""
-    return tensor.resolve_neg().contiguous()
-
-
 def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [_plain(tensor) for tensor in tensors]
+    return [plain(tensor) for tensor in tensors]
 
 
 def _or_empty(value: Tensor | None, like: Tensor) -> Tensor:
@@ -72,14 +68,14 @@ def _or_empty(value: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _run(x: Tensor, parameters: Sequence[Tensor], *spec: Any) -> Tensor:
-    return _kernels(x.device.type).mlp_forward(_plain(x), _contiguous(parameters), _spec(*spec))
+    return _kernels(x.device.type).mlp_forward(plain(x), _contiguous(parameters), _spec(*spec))
 
 
 def _run_backward(
     x: Tensor, parameters: Sequence[Tensor], cotangent: Tensor, wants_dx: bool, wants_parameters: bool, *spec: Any
 ) -> tuple[Tensor, list[Tensor]]:
     _, dx, gradients = _kernels(x.device.type).mlp_backward(
-        _plain(x), _contiguous(parameters), _plain(cotangent), _spec(*spec), wants_dx=wants_dx,
+        plain(x), _contiguous(parameters), plain(cotangent), _spec(*spec), wants_dx=wants_dx,
         wants_parameters=wants_parameters,
     )  # fmt: skip
     return _or_empty(dx, x), gradients
@@ -95,9 +91,9 @@ def _run_second(
     wants_parameters: bool,
     *spec: Any,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    x_tangent, *tangents = (None if t is None else _plain(t) for t in (x_tangent, *tangents))
+    x_tangent, *tangents = (None if t is None else plain(t) for t in (x_tangent, *tangents))
     out, dx, gradients = _kernels(x.device.type).mlp_second(
-        _plain(x), _contiguous(parameters), _plain(cotangent), x_tangent, tangents, _spec(*spec),
+        plain(x), _contiguous(parameters), plain(cotangent), x_tangent, tangents, _spec(*spec),
         wants_dx=wants_dx, wants_parameters=wants_parameters,
     )  # fmt: skip
     return out, _or_empty(dx, x), gradients
@@ -275,7 +271,7 @@ def value_and_gradient(x: Tensor, parameters: Sequence[Tensor], spec: MLPSpec) -
         value = mlp(x, parameters, spec)
         return value, gradients(x, parameters, torch.ones_like(value), spec, True, False)[0]
     value, dx, _ = _kernels(x.device.type).mlp_backward(
-        _plain(x), _contiguous(parameters), None, spec, wants_out=True, wants_parameters=False
+        plain(x), _contiguous(parameters), None, spec, wants_out=True, wants_parameters=False
     )
     return value, dx
 
@@ -317,5 +313,5 @@ def objective(
         spec: Its shape; the last function is replaced by that of the side.
         differentiable: The same as a function of (x of each side, parameters), for second derivatives.
     """
-    sides = tuple(side._replace(x=_plain(side.x)) for side in sides)
+    sides = tuple(side._replace(x=plain(side.x)) for side in sides)
     return _Objective.apply(spec, sides, differentiable, *[side.x for side in sides], *parameters)

@@ -23,7 +23,7 @@ PROBES = tl.constexpr(4)
 """Tiles of columns that a first reference is taken from, about."""
 
 WINDOW = tl.constexpr(2.0**24)
-"""By how much a sum of weights may differ from its reference, up or down: beyond, exponents lose digits."""
+"""By how much a group's sum of weights may exceed its reference, and all so far fall short: beyond, digits are lost."""
 
 
 @triton.jit
@@ -129,7 +129,8 @@ def average_kernel(
             xs, y, y_stride, beta, v, reference, rows, first, last, parameters, JETS, D, C, EXCLUDE_SELF, BM, BN
         )  # fmt: skip
         mass = totals[0] + found[0]
-        outside = valid & ~((mass >= 1.0 / WINDOW) & (mass <= WINDOW))  # or NaN
+        # or NaN. The group's own sum bounds its weights; that of all may be as large as there are columns.
+        outside = valid & ~((mass >= 1.0 / WINDOW) & (found[0] <= WINDOW))
         again = tl.where(tl.max(outside.to(tl.int32), 0) > 0, last, first)
         peak = tl.full((BM, BN), float("-inf"), dtype)
         for j in range(first, again):

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from gwf_fast.kernels.occupancy import column_splits
+from gwf_fast.kernels.plain import plain
 from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.direct import bits, computed_in, for_dtype
 from gwf_fast.kernels.triton.drift_kernels import (
@@ -60,7 +61,7 @@ def forces(
     limits = [bits(floor), bits(math.sqrt(clip))]
     solve = _small if x.shape[1] <= SMALL else _stream
     with launch.on_device(x):
-        solve(call, launch.plain(temperatures), own, limits, result)
+        solve(call, plain(temperatures), own, limits, result)
     return result
 
 
@@ -94,11 +95,11 @@ class _Call:
         self.counts = [n, split, targets.shape[1], self.dim]
         self.few = self.dim <= FEW
         self.dtype, self.computed_in = computed_in(x.dtype)
-        self.points = launch.plain(targets)
-        self.x, self.y = (launch.plain(x), self.points) if self.few else (launch.plain(t.mT) for t in (x, targets))
+        self.points = plain(targets)
+        self.x, self.y = (plain(x), self.points) if self.few else (plain(t.mT) for t in (x, targets))
         self.has = {"WEIGHTED": weights is not None, "RAGGED": sizes is not None}
-        self.weights = self.x if weights is None else launch.plain(weights)  # not read
-        self.sizes = self.x if sizes is None else launch.plain(sizes)  # likewise
+        self.weights = self.x if weights is None else plain(weights)  # not read
+        self.sizes = self.x if sizes is None else plain(sizes)  # likewise
 
     def config(self, kernel: str) -> Config:
         return for_dtype(CONFIGS[kernel], self.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -141,6 +142,7 @@ def products(precision: str) -> int:
 _KEPT: dict[tuple, Tensor] = {}
 _IN_GRAPHS: set[tuple] = set()
 _MOST_KEPT = 256
+_KEEPING = threading.Lock()
 
 
 def numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -151,17 +153,18 @@ def numbers(values: tuple[float, ...], dtype: torch.dtype, device: torch.device)
     """
     key = (values, dtype, device)
     captures = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    found = _KEPT.pop(key, None)
-    if found is None:
+    with _KEEPING:  # flows may run in several threads
+        found = _KEPT.pop(key, None)
+        if found is None:
+            if captures:
+                return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
+            found = torch.tensor(values, dtype=dtype, device=device)
+        _KEPT[key] = found  # the last one used is the last in the table
         if captures:
-            return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
-        found = torch.tensor(values, dtype=dtype, device=device)
-    _KEPT[key] = found  # the last one used is the last in the table
-    if captures:
-        _IN_GRAPHS.add(key)
-    elif len(_KEPT) > _MOST_KEPT + len(_IN_GRAPHS):
-        del _KEPT[next(old for old in _KEPT if old not in _IN_GRAPHS)]
-    return found
+            _IN_GRAPHS.add(key)
+        elif len(_KEPT) > _MOST_KEPT + len(_IN_GRAPHS):
+            del _KEPT[next(old for old in _KEPT if old not in _IN_GRAPHS)]
+        return found
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -176,11 +179,6 @@ def check_device(x: Tensor) -> None:
             f"x: got a tensor on {x.device}, the triton backend expects a CUDA device "
             "(or TRITON_INTERPRET=1 in the environment before Python starts, for tests)"
         )
-
-
-def plain(x: Tensor) -> Tensor:
-    """A tensor as kernels read it, by address: in order, and without a sign that is yet to change."""
-    return x.resolve_neg().contiguous()
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager:

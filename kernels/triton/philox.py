@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gwf_fast.kernels.plain import plain
 from gwf_fast.kernels.reference.philox import threshold
 from gwf_fast.kernels.triton import launch
 
@@ -140,7 +141,7 @@ def philox_indices(counter: Tensor, stream: int, n: int, bound: int) -> Tensor:
 
 def philox_rows(counter: Tensor, stream: int, n: int, pool: Tensor) -> Tensor:
     """The rows of a pool [N, D] at n such integers, [n, D]; one launch for both."""
-    pool = launch.plain(pool)
+    pool = plain(pool)
     out = pool.new_empty((n, pool.shape[1]))
     columns = min(64, triton.next_power_of_2(max(pool.shape[1], 1)))
     _launch(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.kernels.occupancy import column_splits
+from gwf_fast.kernels.plain import plain
 from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.direct import bits, computed_in, for_dtype
 from gwf_fast.kernels.triton.launch import FEW, GROUP, Config
@@ -88,8 +89,8 @@ class _Call:
         self.multiprocessors = launch.multiprocessors(x.device)
         self.mixture = mixture(tuple(map(float, spec)))
         self.parameters = self.mixture.parameters(self.dtype, x.device)
-        self.x, self.score = launch.plain(x), launch.plain(score)
-        self.columns = [t if self.few else launch.plain(t.mT) for t in (self.x, self.score)]
+        self.x, self.score = plain(x), plain(score)
+        self.columns = [t if self.few else plain(t.mT) for t in (self.x, self.score)]
 
     def arguments(self) -> list[Tensor]:
         return [*self.columns, self.parameters]

@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from gwf_fast.kernels.plain import plain
 from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.direct import bits, computed_in
 from gwf_fast.kernels.triton.launch import Config
@@ -44,7 +45,7 @@ def solve_small(
     """
     launch.check_device(x)
     itself = x is y and a is b
-    x, y, a, b = (launch.plain(t) for t in (x, y, a, b))
+    x, y, a, b = (plain(t) for t in (x, y, a, b))
     batch, n, dim = x.shape
     m = y.shape[1]
     dtype, in_triton = computed_in(x.dtype)
@@ -60,7 +61,7 @@ def solve_small(
     damping = 1.0 if strength is None else strength / (strength + epsilon)
     with launch.on_device(x):
         sinkhorn_kernel[(batch,)](
-            x, y, log_a, log_b, a if start is None else launch.plain(start), f, g, sweeps, error,
+            x, y, log_a, log_b, a if start is None else plain(start), f, g, sweeps, error,
             bits(epsilon), bits(damping), bits(0.0 if strength is None else 1.0 / strength), bits(tolerance),
             n, m, dim, max_iterations, P=p, Y_ROWS=m > n, STARTED=start is not None, ITSELF=itself, DTYPE=in_triton,
             BM=rows, BN=cols, **launch.compiler_options(config),
