@@ -65,7 +65,7 @@ def velocity_case(name: str, n: int, m: int, dim: int, method: dict, tolerance: 
     return Case(f"interactions/{name}", prepare, tolerance=tolerance, limit=limit, facts=facts)
 
 
-FAST = {"method": "nufft", "tolerance": 1e-5}
+FAST = {"method": gwf.NUFFT(1e-5)}
 register(
     [
         velocity_case("forward/exact/D2", 1_000_000, 10_000, 2, {}, 1e-5, 3.0),
@@ -149,12 +149,13 @@ def sliced_race(quick: bool) -> Race:
     x = _cloud(n, dim)
     kernel = gwf.Gaussian(math.sqrt(dim))
     rows = torch.arange(0, n, n // CHECKED)[:CHECKED]
-    by_directions = {"kernel": kernel, "method": "sliced", "n_projections": 256, "return_error": True}
+
+    def method() -> gwf.Sliced:
+        return gwf.Sliced(256, generator=torch.Generator().manual_seed(0))
 
     def ours() -> Contender:
-        generator = torch.Generator().manual_seed(0)
-        _, error = gwf.kernel_sum(x, x, generator=generator, **by_directions)
-        calls = lambda: (gwf.kernel_sum(x, x, generator=torch.Generator().manual_seed(0), **by_directions)[0],)  # noqa: E731
+        _, error = gwf.with_error(gwf.kernel_sum, x, x, kernel=kernel, method=method())
+        calls = lambda: (gwf.kernel_sum(x, x, kernel=kernel, method=method()),)  # noqa: E731
         return labelled(calls, f"256 orthogonal directions, reported error {float(error):.1e}")
 
     return Race(
@@ -196,7 +197,7 @@ def scaling(dim: int = 2, tolerance: float = 1e-5, sizes: tuple[int, ...] = (10*
         for _ in range(2):
             start = time.perf_counter()
             for _ in range(repeats):
-                gwf.interaction_velocity(x, kernel=KERNEL, method="nufft", tolerance=tolerance)
+                gwf.interaction_velocity(x, kernel=KERNEL, method=gwf.NUFFT(tolerance))
             times.append((time.perf_counter() - start) / repeats)
         seconds.append(min(times))
     slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]

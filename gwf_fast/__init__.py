@@ -31,6 +31,7 @@ from gwf_fast.pairs.kernels import (
     RationalQuadratic,
     Riesz,
 )
+from gwf_fast.pairs.methods import NUFFT, Auto, Sliced, with_error
 from gwf_fast.pairs.reductions import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
 from gwf_fast.transport import DivergencePotentials, SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
 from gwf_fast.version import __version__
@@ -39,7 +40,9 @@ __all__ = [
     "IMQ",
     "IPM",
     "KL",
+    "NUFFT",
     "AccuracyError",
+    "Auto",
     "DivergencePotentials",
     "DonskerVaradhan",
     "DriftingModel",
@@ -67,6 +70,7 @@ __all__ = [
     "RationalQuadratic",
     "Riesz",
     "SinkhornResult",
+    "Sliced",
     "SquaredMMD",
     "Training",
     "__version__",
@@ -99,4 +103,5 @@ __all__ = [
     "sliced_energy_distance",
     "sliced_wasserstein2",
     "svgd_direction",
+    "with_error",
 ]

@@ -1,9 +1,17 @@
-"""Exceptions that a user may want to catch by name, and where warnings stand."""
+"""Exceptions that a user may want to catch by name, where warnings stand, and former spellings of arguments."""
 
 from __future__ import annotations
 
+import functools
 import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 def caller_level() -> int:
@@ -20,3 +28,64 @@ class NonFiniteError(ArithmeticError):
 
     The message names the step; the last good state, and the last checkpoint, are kept.
     """
+
+
+# ------------------------------------------------------------------------------------------------ former spellings
+
+
+def former(
+    *names: str, call: Callable[[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Any]
+) -> Callable[[C], C]:
+    """Decorator of functions and classes: calls with keyword arguments that a function had once are made by ``call``.
+
+    Args:
+        names: The former arguments. They are in no signature.
+        call: ``call(function, args, kwargs)``, which warns (:func:`warn_former`) and calls the function as it is now.
+    """
+    known = frozenset(names)
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+            if known.isdisjoint(kwargs):
+                return function(*args, **kwargs)
+            result: T = call(function, args, kwargs)
+            return result
+
+        return wrapped
+
+    def mark(function: C) -> C:
+        if isinstance(function, type):
+            function.__init__ = decorate(function.__init__)  # type: ignore[misc]
+            return function
+        return decorate(function)  # type: ignore[return-value]
+
+    return mark
+
+
+def renamed(**names: str) -> Callable[[C], C]:
+    """Decorator of functions and classes: with ``@renamed(old="new")``, ``old=`` is ``new=`` and a warning."""
+
+    def call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        given = [old for old in names if old in kwargs]
+        name = called(function)
+        warn_former(name, given, ", ".join(f"{names[old]}=" for old in given))
+        for old in given:
+            if names[old] in kwargs:
+                raise TypeError(f"{name}() got {names[old]} twice: {old} is its former name")
+        return function(*args, **{names.get(argument, argument): value for argument, value in kwargs.items()})
+
+    return former(*names, call=call)
+
+
+def called(function: Callable[..., Any]) -> str:
+    """The name by which people call it: of an ``__init__``, that of its class."""
+    return function.__qualname__.removesuffix(".__init__")
+
+
+def warn_former(function: str, given: Iterable[str], instead: str) -> None:
+    """Warn, at the first line outside this package, of arguments in a former spelling."""
+    shown = ", ".join(f"{name}=" for name in given)
+    verb = "are" if "," in shown else "is"
+    message = f"{function}: {shown} {verb} deprecated; use {instead}"
+    warnings.warn(message, DeprecationWarning, stacklevel=caller_level())

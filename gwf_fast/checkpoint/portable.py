@@ -35,9 +35,10 @@ _NAMELESS = ("gwf_fast.nn.mlp", "gwf_fast.nn.icnn")
 def portable(cls: _Class) -> _Class:
     """Class decorator: objects of this very class may be written to a checkpoint, and read from one.
 
-    It is a dataclass, written field by field, or has ``portable_arguments()``, which gives its arguments as JSON and
-    raises ValueError where an object made of them would be another. The module of a class of the user's own has to be
-    imported before a file that names it is read.
+    It is a dataclass, written field by field, and may have ``former_fields(fields)``, which makes today's fields of
+    those in older files. Or it has ``portable_arguments()``, which gives its arguments as JSON and raises ValueError
+    where an object made of them would be another. The module of a class of the user's own has to be imported before a
+    file that names it is read.
     """
     setattr(cls, _MARK, True)
     return cls
@@ -94,6 +95,8 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     arguments = value["arguments"]
     if not hasattr(cls, "portable_arguments"):
         arguments = {field: unpack(item, tensors) for field, item in arguments.items()}
+        if hasattr(cls, "former_fields"):
+            arguments = cls.former_fields(arguments)
     return cls(**arguments)
 
 

@@ -65,7 +65,7 @@ def sliced_wasserstein_distance(
         raise ValueError(f"projections must have shape [D, P], got {list(matrix.shape)}")
     else:
         theta = matrix.mT
-    theta = choose_directions(x, y, None, None, "normal", theta)
+    theta = choose_directions(x, y, directions=theta)
     mean, values = directional("wasserstein", x, y, theta, float(p), u, v)
     result: Any = mean if p == 1 else mean ** (1 / p)
     if arrays:

@@ -11,6 +11,7 @@ from torch import Tensor
 from gwf_fast.drift._checks import inverse_counts
 from gwf_fast.measures.sliced import sliced_energy_distance, sliced_wasserstein2
 from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling
 from gwf_fast.pairs.ragged import members
 
 
@@ -21,7 +22,7 @@ def sliced_wasserstein(
     *,
     n_projections: int | None = None,
     generator: torch.Generator | None = None,
-    sampling: str = "normal",
+    sampling: Sampling = DEFAULT_SAMPLING,
     directions: Tensor | None = None,
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
@@ -37,7 +38,7 @@ def sliced_wasserstein(
         y: Targets [*B, M, D].
         n_projections: Directions to average over.
         generator: Source of the directions; None means torch's global one.
-        sampling: "normal", "orthogonal" or "quasi", as in ``sliced_wasserstein2``.
+        sampling: "orthogonal", "normal" or "quasi", as in ``sliced_wasserstein2``.
         directions: [P, D] to use instead.
         x_weights: [*B, N], not negative; each set is scaled to sum to 1. None means 1 / N.
         y_weights: [*B, M], likewise.

@@ -20,15 +20,20 @@ from gwf_fast.functionals.base import KL, Functional
 from gwf_fast.functionals.outputs import raw_output
 from gwf_fast.measures.interaction import interaction_velocity
 from gwf_fast.pairs.kernels import Kernel
+from gwf_fast.pairs.methods import Auto, check_steps_method, steps_tolerance
 from gwf_fast.pairs.reductions import kernel_sum
 from gwf_fast.potentials import Gaussian
 from gwf_fast.randomness.seeded import own_generator
+
+STEPS = Auto(1e-5)
+"""How explicit steps are summed."""
 
 MARGIN = 1.15
 """Radius of the ellipsoid of the entropy's critic, in units of the farthest particle's: what a JKO step may use up."""
 
 
 @portable
+@steps_tolerance
 @dataclass(frozen=True, eq=False)
 class Interaction(Functional):
     """F(P) = (1/2) E E W(x - x'), x and x' independent.
@@ -38,23 +43,21 @@ class Interaction(Functional):
 
     Args:
         kernel: W, such as ``-Gaussian(0.7) / math.pi`` or ``PowerLaw(2, 0)``.
-        method: Of the sums of explicit steps, as in ``kernel_gradient``: "auto", "exact" or "nufft".
-        tolerance: Their relative error where they are not exact.
+        method: Of the sums of explicit steps: "exact", ``gwf.Auto``, ``gwf.NUFFT`` or their names.
     """
 
     kernel: Any
-    method: str = "auto"
-    tolerance: float = 1e-5
+    method: Any = STEPS
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
             raise TypeError(f"kernel: expected a kernel of gwf_fast, got {type(self.kernel).__name__}")
-        _check_method(self.method)
+        check_steps_method(self.method)
 
     @property
     def options(self) -> dict[str, Any]:
         """The arguments that choose a method, for ``kernel_gradient``."""
-        return _sums(self.method, self.tolerance)
+        return {"method": self.method}
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -110,6 +113,7 @@ class Ellipsoid:
 
 
 @portable
+@steps_tolerance
 @dataclass(frozen=True, eq=False)
 class GeneralizedEntropy(Functional):
     """F(P) = int P^m / (m - 1) for m > 1, int P log P for m = 1: its flow is the porous medium (heat) equation.
@@ -125,14 +129,12 @@ class GeneralizedEntropy(Functional):
     Args:
         m: The exponent, >= 1.
         bandwidth: Of the mollifier; None for none.
-        method: Of the sums of explicit steps with a bandwidth, as in ``kernel_gradient``: "auto", "exact" or "nufft".
-        tolerance: Their relative error where they are not exact.
+        method: Of the sums of explicit steps with a bandwidth: "exact", ``gwf.Auto``, ``gwf.NUFFT`` or their names.
     """
 
     m: float
     bandwidth: float | None = None
-    method: str = "auto"
-    tolerance: float = 1e-5
+    method: Any = STEPS
     _kl: Any = field(init=False, repr=False, metadata={"derived": True})
 
     def __post_init__(self) -> None:
@@ -142,7 +144,7 @@ class GeneralizedEntropy(Functional):
             raise ValueError(f"m: expected a finite number >= 1, got {self.m!r}")
         if self.bandwidth is not None and not (math.isfinite(self.bandwidth) and self.bandwidth > 0):
             raise ValueError(f"bandwidth: expected None or a positive number, got {self.bandwidth!r}")
-        _check_method(self.method)
+        check_steps_method(self.method)
         object.__setattr__(self, "_kl", KL(_zero) if self.m == 1 else None)
 
     @property
@@ -197,16 +199,7 @@ class GeneralizedEntropy(Functional):
         from gwf_fast.measures.blob import blob_velocity
 
         sources = None if x is particles else particles
-        return blob_velocity(x, self.bandwidth, m=self.m, sources=sources, **_sums(self.method, self.tolerance))
-
-
-def _check_method(method: str) -> None:
-    if method not in ("auto", "exact", "nufft"):
-        raise ValueError(f"method: expected auto, exact or nufft, got {method!r}")
-
-
-def _sums(method: str, tolerance: float) -> dict[str, Any]:
-    return {"method": method} | ({} if method == "exact" else {"tolerance": tolerance})
+        return blob_velocity(x, self.bandwidth, m=self.m, sources=sources, method=self.method)
 
 
 def _zero(x: Tensor) -> Tensor:

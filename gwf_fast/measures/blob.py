@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.kernels import Gaussian
+from gwf_fast.pairs.methods import Method, method_options
 from gwf_fast.pairs.reductions import kernel_gradient, kernel_sum
 from gwf_fast.pairs.validation import check_companion, check_pair, check_points
 
@@ -23,8 +24,15 @@ FORMS = ("energy", "density")
 
 
 @entry
+@method_options
 def blob_density(
-    x: Tensor, bandwidth: float, *, sources: Tensor | None = None, masses: Tensor | None = None, **method: Any
+    x: Tensor,
+    bandwidth: float,
+    *,
+    sources: Tensor | None = None,
+    masses: Tensor | None = None,
+    method: Method = "exact",
+    backend: str | None = None,
 ) -> Tensor:
     """rho(x_i) = sum_j m_j N(x_i; s_j, bandwidth^2 I).
 
@@ -33,7 +41,8 @@ def blob_density(
         bandwidth: Standard deviation of the mollifier, positive.
         sources: The particles [*B, M, D]; None means x.
         masses: m [*B, M]; None for 1/M each.
-        **method: ``method=`` and its options, as in ``kernel_sum``.
+        method: Of the sums, as in ``kernel_sum``.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
         [*B, N], differentiable.
@@ -42,22 +51,26 @@ def blob_density(
         ValueError, TypeError: If an argument does not fit, or as ``kernel_sum``.
     """
     sources, masses, scale = _particles(x, bandwidth, sources, masses)
-    return scale * kernel_sum(x, sources, masses, kernel=Gaussian(bandwidth), **method)
+    return scale * kernel_sum(x, sources, masses, kernel=Gaussian(bandwidth), method=method, backend=backend)
 
 
 @entry
-def blob_energy(x: Tensor, bandwidth: float, *, m: float = 1.0, **method: Any) -> Tensor:
+@method_options
+def blob_energy(
+    x: Tensor, bandwidth: float, *, m: float = 1.0, method: Method = "exact", backend: str | None = None
+) -> Tensor:
     """E f(rho)/rho over particles x [*B, N, D] of equal mass: mean rho^(m-1) / (m-1), or mean log rho for m = 1; [*B].
 
     Raises:
         ValueError, TypeError: As :func:`blob_density`.
     """
     _check_exponent(m)
-    rho = blob_density(x, bandwidth, **method)
+    rho = blob_density(x, bandwidth, method=method, backend=backend)
     return (rho.log() if m == 1 else rho ** (m - 1) / (m - 1)).mean(-1)
 
 
 @entry
+@method_options
 def blob_velocity(
     x: Tensor,
     bandwidth: float,
@@ -66,7 +79,8 @@ def blob_velocity(
     sources: Tensor | None = None,
     masses: Tensor | None = None,
     form: str = "energy",
-    **method: Any,
+    method: Method = "exact",
+    backend: str | None = None,
 ) -> Tensor:
     """How diffusion dP/dt = lap P^m moves particles, without noise.
 
@@ -81,7 +95,8 @@ def blob_velocity(
         sources: The particles [*B, M, D]; None means x.
         masses: m_j [*B, M]; None for 1/M each.
         form: "energy" or "density".
-        **method: ``method=`` and its options, as in ``kernel_sum``: with "auto" a step takes about O(N) in D <= 3.
+        method: Of the sums, as in ``kernel_sum``: with "auto" a step takes about O(N) in D <= 3.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
         [*B, N, D], differentiable. Where rho vanishes to rounding, far from all particles, it is not finite for m < 2.
@@ -93,18 +108,18 @@ def blob_velocity(
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     particles, masses, scale = _particles(x, bandwidth, sources, masses)
-    kernel = Gaussian(bandwidth)
-    plain = scale * kernel_gradient(x, particles, masses, kernel=kernel, **method)
+    sums: dict[str, Any] = {"kernel": Gaussian(bandwidth), "method": method, "backend": backend}
+    plain = scale * kernel_gradient(x, particles, masses, **sums)
     if m == 2:  # g = 1: both forms, and no density needed
         return -2 * plain
-    g = (scale * kernel_sum(x, particles, masses, kernel=kernel, **method)) ** (m - 2)
+    g = (scale * kernel_sum(x, particles, masses, **sums)) ** (m - 2)
     if form == "density":
         return -m * g[..., None] * plain
     at_particles = g
     if sources is not None:
-        at_particles = (scale * kernel_sum(particles, particles, masses, kernel=kernel, **method)) ** (m - 2)
+        at_particles = (scale * kernel_sum(particles, particles, masses, **sums)) ** (m - 2)
     carried = at_particles if masses is None else masses * at_particles
-    weighted = scale * kernel_gradient(x, particles, carried, kernel=kernel, **method)
+    weighted = scale * kernel_gradient(x, particles, carried, **sums)
     return -(weighted + g[..., None] * plain)
 
 

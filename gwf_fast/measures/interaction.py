@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,20 +19,22 @@ from gwf_fast.kernels.plain import plain
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.kernels import Kernel
+from gwf_fast.pairs.methods import Auto, Method, as_method, method_options
 from gwf_fast.pairs.passes import moved
 from gwf_fast.pairs.reductions import kernel_gradient, kernel_sum
 from gwf_fast.pairs.validation import check_kind, check_pair, check_points
 
 
 @entry
-def interaction_energy(x: Tensor, *, kernel: Kernel, backend: str | None = None, **method: Any) -> Tensor:
+@method_options
+def interaction_energy(x: Tensor, *, kernel: Kernel, method: Method = "exact", backend: str | None = None) -> Tensor:
     """(1/2) mean_ij W(x_i - x_j), over all N^2 pairs.
 
     Args:
         x: Particles [*B, N, D], N >= 1.
         kernel: W, such as ``-Gaussian(0.7) / math.pi`` or ``PowerLaw(2, 0)``.
+        method: Of the sums, as in ``kernel_sum``.
         backend: None picks; a name asks for one (see ``backends()``).
-        **method: ``method=`` and its options, as in ``kernel_sum``.
 
     Returns:
         [*B], differentiable twice in x and in bandwidths.
@@ -42,15 +43,19 @@ def interaction_energy(x: Tensor, *, kernel: Kernel, backend: str | None = None,
         ValueError, TypeError: If x is not a set of at least one particle, or as ``kernel_sum``.
     """
     _check_particles("x", x)
-    if method.get("return_error"):
-        raise ValueError("return_error must be False: the error of an energy is not that of its sums; ask kernel_sum")
-    backend = _backend(backend, x, kernel)
-    return 0.5 / x.shape[-2] * kernel_sum(x, x, kernel=kernel, backend=backend, **method).mean(-1)
+    backend = _backend(backend, x, kernel, as_method(method))
+    return 0.5 / x.shape[-2] * kernel_sum(x, x, kernel=kernel, method=method, backend=backend).mean(-1)
 
 
 @entry
+@method_options
 def interaction_velocity(
-    x: Tensor, sources: Tensor | None = None, *, kernel: Kernel, backend: str | None = None, **method: Any
+    x: Tensor,
+    sources: Tensor | None = None,
+    *,
+    kernel: Kernel,
+    method: Method = "exact",
+    backend: str | None = None,
 ) -> Tensor:
     """-mean_j grad W(x_i - s_j): where the particles go.
 
@@ -58,25 +63,22 @@ def interaction_velocity(
         x: Particles [*B, N, D].
         sources: What they interact with, [*B, M, D], M >= 1; None means x itself, each particle included.
         kernel: W. A gradient that does not exist at x = s reads 0.
+        method: Of the sums, as in ``kernel_gradient``.
         backend: None picks; a name asks for one (see ``backends()``).
-        **method: ``method=`` and its options, as in ``kernel_gradient``.
 
     Returns:
-        [*B, N, D], differentiable twice in x, sources and bandwidths; with ``return_error=True`` a pair.
+        [*B, N, D], differentiable twice in x, sources and bandwidths.
 
     Raises:
         ValueError, TypeError: If the sources do not go with x, or as ``kernel_gradient``.
     """
     sources = _check_sources(x, sources)
-    backend = _backend(backend, x, kernel)
-    scale = -1.0 / sources.shape[-2]
-    gradient = kernel_gradient(x, sources, kernel=kernel, backend=backend, **method)
-    if isinstance(gradient, tuple):
-        return gradient[0] * scale, gradient[1]
-    return gradient * scale
+    backend = _backend(backend, x, kernel, as_method(method))
+    return kernel_gradient(x, sources, kernel=kernel, method=method, backend=backend) * (-1.0 / sources.shape[-2])
 
 
 @entry
+@method_options
 def forward_step(
     x: Tensor,
     step_size: float,
@@ -84,8 +86,8 @@ def forward_step(
     kernel: Kernel,
     sources: Tensor | None = None,
     out: Tensor | None = None,
+    method: Method = "exact",
     backend: str | None = None,
-    **method: Any,
 ) -> Tensor:
     """The explicit Euler step x_i - a mean_j grad W(x_i - s_j) of the interaction flow.
 
@@ -96,8 +98,8 @@ def forward_step(
         sources: What they interact with, [*B, M, D], M >= 1; None means x itself, each particle included.
         out: Where the result goes, of the shape of x; not differentiable. ``out=x`` steps in place, with a
             temporary of the size of x; a flow that alternates between two buffers allocates nothing in a step.
+        method: Of the sums, as in ``kernel_gradient``.
         backend: None picks; a name asks for one (see ``backends()``).
-        **method: ``method=`` and its options, as in ``kernel_gradient``.
 
     Returns:
         The moved particles [*B, N, D]; ``out`` where given. Differentiable as ``interaction_velocity``.
@@ -106,36 +108,38 @@ def forward_step(
         ValueError, TypeError: If the step size is not finite or negative, if the sources or ``out`` do not go
             with x, or as ``kernel_gradient``.
     """
-    if method.get("return_error"):
-        raise ValueError("return_error must be False: ask interaction_velocity for the error of a velocity")
+    how = as_method(method)
     step = _check_step(step_size)
     sources = _check_sources(x, sources)
     scale = -step / sources.shape[-2]
-    backend = _backend(backend, x, kernel)
+    backend = _backend(backend, x, kernel, how)
     if out is not None:
         _check_out(out, x, sources)
-    if method.get("method", "exact") == "exact" and (fused := _fused_step(x, sources, kernel, backend)) is not None:
+    exactly = backend if how is None else None
+    if exactly is not None and (fused := _fused_step(x, sources, kernel, exactly)) is not None:
         with torch.no_grad():
             return fused(step, out)
     if out is None:
-        return moved(x, kernel_gradient(x, sources, kernel=kernel, backend=backend, **method), scale)
-    direct = method.get("method", "exact") == "exact" and kernel.spec is not None and is_concrete(x, sources, out)
+        return moved(x, kernel_gradient(x, sources, kernel=kernel, method=method, backend=backend), scale)
+    direct = kernel.spec is not None and is_concrete(x, sources, out)
     with torch.no_grad():
-        if direct and out is not x and out.is_contiguous():
+        if exactly is not None and direct and out is not x and out.is_contiguous():
             u = x.reshape(-1, *x.shape[-2:])
             v = u if sources is x else sources.reshape(-1, *sources.shape[-2:])
-            ops.pair_gradient_into(out.view(u.shape), u, v, kernel.spec, backend)
+            ops.pair_gradient_into(out.view(u.shape), u, v, kernel.spec, exactly)
             return moved(x, out, scale, out)
-        velocity = kernel_gradient(x, sources, kernel=kernel, backend=backend, **method)
+        velocity = kernel_gradient(x, sources, kernel=kernel, method=method, backend=backend)
         return moved(x, velocity, scale, out)
 
 
 # ---------------------------------------------------------------------------------------------- helpers
 
 
-def _backend(requested: str | None, x: Tensor, kernel: Kernel) -> str:
+def _backend(requested: str | None, x: Tensor, kernel: Kernel, how: object) -> str | None:
     if not isinstance(kernel, Kernel):
         raise TypeError(f"kernel must be a kernel such as gwf_fast.Gaussian(1.0), got {type(kernel).__name__}")
+    if how is not None and not (isinstance(how, Auto) and not x.is_cpu):  # no backend has a part, or not yet
+        return requested
     return ops.resolve(requested, x.device, x.dtype, kernel.has_formula, "interaction", x.shape[-1])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gwf_fast.measures.directional import directional
 from gwf_fast.ops.ambient import entry
-from gwf_fast.pairs.fast.directions import checked_directions
+from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling, checked_directions
 from gwf_fast.pairs.validation import check_pair
 
 
@@ -21,7 +21,7 @@ def sliced_wasserstein2(
     *,
     n_projections: int | None = None,
     generator: torch.Generator | None = None,
-    sampling: str = "normal",
+    sampling: Sampling = DEFAULT_SAMPLING,
     directions: Tensor | None = None,
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
@@ -37,7 +37,7 @@ def sliced_wasserstein2(
         y: Samples [*B, M, D].
         n_projections: P, the directions to average over, the same for the whole batch.
         generator: Source of the directions; None means torch's global one.
-        sampling: "normal" (independent), "orthogonal" (in blocks of D) or "quasi" (quasi-Monte Carlo: equal angles in
+        sampling: "orthogonal" (in blocks of D), "normal" (independent) or "quasi" (quasi-Monte Carlo: equal angles in
             two dimensions, scrambled Sobol points beyond); each direction is uniform in all three.
         directions: [P, D] to use as they are, instead of drawn ones.
         x_weights: [*B, N], not negative; each set is scaled to sum to 1. None means 1 / N.
@@ -64,7 +64,7 @@ def sliced_energy_distance(
     exponent: float = 1.0,
     n_projections: int | None = None,
     generator: torch.Generator | None = None,
-    sampling: str = "normal",
+    sampling: Sampling = DEFAULT_SAMPLING,
     directions: Tensor | None = None,
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
@@ -83,7 +83,7 @@ def sliced_energy_distance(
         exponent: e, 0 < e < 2.
         n_projections: P, the directions to average over, the same for the whole batch.
         generator: Source of the directions; None means torch's global one.
-        sampling: "normal", "orthogonal" or "quasi", as in ``sliced_wasserstein2``.
+        sampling: "orthogonal", "normal" or "quasi", as in ``sliced_wasserstein2``.
         directions: [P, D] of unit length, instead of drawn ones.
         x_weights: [*B, N], not negative; each set is scaled to sum to 1. None means 1 / N.
         y_weights: [*B, M], likewise.
@@ -114,10 +114,10 @@ def slicing_constant(dim: int, exponent: float = 1.0) -> float:
 def choose_directions(
     x: Tensor,
     y: Tensor,
-    n_projections: int | None,
-    generator: torch.Generator | None,
-    sampling: str,
-    directions: Tensor | None,
+    n_projections: int | None = None,
+    generator: torch.Generator | None = None,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    directions: Tensor | None = None,
 ) -> Tensor:
     """Directions [P, D] for x and y, drawn or given."""
     check_pair(x, y)

@@ -27,7 +27,7 @@ def entry(function: Any = None, *, differentiates: bool = False) -> Any:
     """Make a function that people call the same under autocast and, if it asks autograd, in inference mode.
 
     Args:
-        function: Takes tensors as arguments, or in lists and tuples of them.
+        function: Takes tensors as arguments, in lists and tuples of them, or in objects with ``fitted(change)``.
         differentiates: Whether it forms gradients by itself.
     """
     if function is None:
@@ -69,6 +69,8 @@ def _fitted(value: Any, differentiates: bool) -> Any:
         return value.clone() if differentiates and value.is_inference() else value
     if isinstance(value, dict):
         return {name: each if name == "out" else _fitted(each, differentiates) for name, each in value.items()}
+    if hasattr(value, "fitted"):
+        return value.fitted(lambda each: _fitted(each, differentiates))
     if type(value) in (list, tuple):
         return type(value)(_fitted(each, differentiates) for each in value)
     return value

@@ -15,25 +15,20 @@ from gwf_fast import ops
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.kernels import Kernel
-from gwf_fast.pairs.methods import Method, fast_sum
+from gwf_fast.pairs.methods import Method, as_method, fast_sum, method_options
 from gwf_fast.pairs.passes import centre_of, exists, scaled_passes
 from gwf_fast.pairs.validation import check_companion, check_lengths, check_pair
 
 
 @entry
+@method_options
 def kernel_sum(
     x: Tensor,
     y: Tensor,
     weights: Tensor | None = None,
     *,
     kernel: Kernel,
-    method: str = "exact",
-    tolerance: float = 1e-6,
-    n_projections: int | None = None,
-    sampling: str = "orthogonal",
-    directions: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    return_error: bool = False,
+    method: Method = "exact",
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
@@ -46,45 +41,27 @@ def kernel_sum(
         y: Sources [*B, M, D].
         weights: [*B, M], or several channels [*B, M, C]; None means ones.
         kernel: The kernel k, such as ``Gaussian(0.5)``.
-        method: "exact"; "nufft" for D <= 3, at a cost of about O(N + M); "auto" for whichever of these a cost model
-            expects to be faster; or "sliced" for any D, a Monte Carlo estimate in O(P (N + M)).
-        tolerance: Of "nufft" and "auto": the error relative to the result, both in the 2-norm, not counting what
-            rounding does in any method. Checked against direct summation of 64 rows.
-        n_projections: P, the directions that "sliced" averages over; 4 D or more for a sharp estimate of the error.
-        sampling: Of the directions: "orthogonal", "normal" or "quasi", as in ``sliced_wasserstein2``.
-        directions: [P, D] of unit length, instead of drawn ones.
-        generator: Source of the directions; None means torch's global one.
-        return_error: Return (out, error) from "sliced": the standard error of the result as the directions' spread
-            shows it, relative to the result, both in the 2-norm, [*B] in float64.
+        method: "exact", or one of ``gwf.NUFFT``, ``gwf.Sliced`` and ``gwf.Auto`` with options; "nufft", "sliced" and
+            "auto" mean their defaults.
         exclude_self: Drop j = i; x and y are then the same set (N = M).
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M; sources beyond do not exist.
         backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
-        [*B, N], or [*B, N, C] where the weights have channels; with ``return_error`` a pair.
+        [*B, N], or [*B, N, C] where the weights have channels.
 
     Raises:
         ValueError, TypeError: If an argument does not fit the others, or the backend or method can't serve.
-        AccuracyError: If "nufft" did not reach the tolerance.
-
-    Note:
-        "nufft" sums directly where a grid that resolves the kernel would have more points than there are pairs, or
-        where terms cancel too much and pairs are few. Its derivatives are such sums too, to any order for kernels
-        that are smooth at x = y, up to second derivatives of the kernel for the others. Its last digits may change
-        from run to run with several threads.
-
-        "sliced" takes powers r^1, r^2, ..., r^7, Gaussian, Laplace, IMQ, rational quadratic and Matern kernels, and
-        mixtures (Hertrich, Fast kernel summation in high dimensions via slicing and Fourier transforms, 2024).
+        AccuracyError: If transforms did not reach their tolerance.
     """
     name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend, "sum")
     if weights is not None:
         check_companion("weights", weights, y, channels=True)
-    if method != "exact" or return_error or n_projections is not None or directions is not None:
-        how = Method(method, tolerance, n_projections, sampling, directions, generator, return_error)
+    if method != "exact" and (how := as_method(method, backend)) is not None:
         fast = fast_sum(0, x, y, weights, kernel, how, exclude_self, x_lengths, y_lengths)
         if fast is not None:
-            return fast  # type: ignore[return-value]  # a pair where return_error asks for one
+            return fast
     if x.ndim <= 3 and kernel.spec is not None:  # the usual case, without detours
         return ops.pair_sum(x, y, weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
     channels = weights is not None and weights.ndim == y.ndim
@@ -95,19 +72,14 @@ def kernel_sum(
 
 
 @entry
+@method_options
 def kernel_gradient(
     x: Tensor,
     y: Tensor,
     weights: Tensor | None = None,
     *,
     kernel: Kernel,
-    method: str = "exact",
-    tolerance: float = 1e-6,
-    n_projections: int | None = None,
-    sampling: str = "orthogonal",
-    directions: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    return_error: bool = False,
+    method: Method = "exact",
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
@@ -120,36 +92,27 @@ def kernel_gradient(
         y: Sources [*B, M, D].
         weights: [*B, M]; None means ones.
         kernel: The kernel k. A gradient that does not exist at x = y reads 0.
-        method: "exact"; "nufft" for D <= 3, at a cost of about O(N + M); "auto" for whichever of these a cost model
-            expects to be faster; or "sliced" for any D, a Monte Carlo estimate in O(P (N + M)).
-        tolerance: Of "nufft" and "auto": the error relative to the result, both in the 2-norm, not counting what
-            rounding does in any method. Checked against direct summation of 64 rows.
-        n_projections: P, the directions that "sliced" averages over; 4 D or more for a sharp estimate of the error.
-        sampling: Of the directions: "orthogonal", "normal" or "quasi", as in ``sliced_wasserstein2``.
-        directions: [P, D] of unit length, instead of drawn ones.
-        generator: Source of the directions; None means torch's global one.
-        return_error: Return (out, error) from "sliced": the standard error of the result as the directions' spread
-            shows it, relative to the result, both in the 2-norm, [*B] in float64.
+        method: "exact", or one of ``gwf.NUFFT``, ``gwf.Sliced`` and ``gwf.Auto`` with options; "nufft", "sliced" and
+            "auto" mean their defaults.
         exclude_self: Drop j = i; x and y are then the same set (N = M).
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M; sources beyond do not exist.
         backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
-        [*B, N, D]; with ``return_error`` a pair.
+        [*B, N, D].
 
     Raises:
         ValueError, TypeError: If an argument does not fit the others, or the backend or method can't serve.
-        AccuracyError: If "nufft" did not reach the tolerance; see the note of ``kernel_sum``.
+        AccuracyError: If transforms did not reach their tolerance.
     """
     name = _check(x, y, kernel, exclude_self, x_lengths, y_lengths, backend, "gradient")
     if weights is not None:
         check_companion("weights", weights, y, channels=False)
-    if method != "exact" or return_error or n_projections is not None or directions is not None:
-        how = Method(method, tolerance, n_projections, sampling, directions, generator, return_error)
+    if method != "exact" and (how := as_method(method, backend)) is not None:
         fast = fast_sum(1, x, y, weights, kernel, how, exclude_self, x_lengths, y_lengths)
         if fast is not None:
-            return fast  # type: ignore[return-value]  # a pair where return_error asks for one
+            return fast
     if x.ndim <= 3 and kernel.spec is not None:
         return ops.pair_gradient(x, y, weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
     others = (_fold_values(weights),)

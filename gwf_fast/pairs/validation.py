@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from typing import Any
 
@@ -14,19 +15,52 @@ _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def as_integer(name: str, value: Any, least: int = 1) -> int:
-    """An integer of any kind, NumPy's too, as Python's: JSON knows no other.
+    """An integer of any kind, of Python, NumPy, or a tensor without dimensions, as Python's: JSON knows no other.
 
     Raises:
-        ValueError: If it is something else, or too small.
+        TypeError: If it is something else.
+        ValueError: If it is too small.
     """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < least:
-        expected = "a positive integer" if least == 1 else f"an integer >= {least}"
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    return number
+    if type(value) is not int:
+        single = value.item() if _is_single(value) else value
+        if isinstance(single, (bool, Tensor)) or not isinstance(single, numbers.Integral):
+            raise TypeError(f"{name} must be {_integers(least)}, got {_shown(value)}")
+        value = operator.index(single)
+    if value < least:
+        raise ValueError(f"{name} must be {_integers(least)}, got {value}")
+    return value
+
+
+def _integers(least: int) -> str:
+    return "a positive integer" if least == 1 else f"an integer >= {least}"
+
+
+def as_number(name: str, value: Any, expected: str = "a number") -> float:
+    """A real number of any kind, of Python, NumPy, or a tensor without dimensions, as Python's float.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if type(value) is float:  # the usual case
+        return value
+    number = value.item() if _is_single(value) else value
+    if isinstance(number, numbers.Real) and not isinstance(number, bool):
+        return float(number)
+    raise TypeError(f"{name} must be {expected}, got {_shown(value)}")
+
+
+def _is_single(value: Any) -> bool:
+    """Whether it is a number as a tensor or array without dimensions, and no gradient would be lost in reading it."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.requires_grad
+    return getattr(value, "shape", None) == () and hasattr(value, "item")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        graph = " that requires grad" if value.requires_grad else ""
+        return f"a tensor of shape {list(value.shape)} and {value.dtype}{graph}"
+    return f"{type(value).__name__} {value!r}" if isinstance(value, (bool, int, float, str)) else type(value).__name__
 
 
 def check_pair(x: Tensor, y: Tensor, y_name: str = "y") -> None:

@@ -22,7 +22,7 @@ RAGGED = {
     "kernel_logsumexp": lambda x, y, **n: gwf.kernel_logsumexp(x, y, kernel=KERNEL, **n).exp(),
     "kernel_average": lambda x, y, **n: gwf.kernel_average(x, y, kernel=KERNEL, **n),
     "nufft": lambda x, y, **n: gwf.kernel_sum(x, y, kernel=KERNEL, method="nufft", **n),
-    "sliced": lambda x, y, **n: gwf.kernel_sum(x, y, kernel=KERNEL, method="sliced", directions=DIRECTIONS, **n),
+    "sliced": lambda x, y, **n: gwf.kernel_sum(x, y, kernel=KERNEL, method=gwf.Sliced(directions=DIRECTIONS), **n),
     "sliced_wasserstein2": lambda x, y, **n: gwf.sliced_wasserstein2(x, y, directions=DIRECTIONS, **n),
     "sliced_energy_distance": lambda x, y, **n: gwf.sliced_energy_distance(x, y, directions=DIRECTIONS, **n),
     "sinkhorn_divergence": lambda x, y, **n: gwf.sinkhorn_divergence(x, y, epsilon=1.0, **n),

@@ -192,9 +192,9 @@ def test_divergence_names_the_update_and_keeps_the_state_before_it(tmp_path):
         ({"drift": towards_the_mean}, ValueError, "options: go with a drift given by name"),
         ({"drift": "critic", "options": {"transform": "gan"}}, ValueError, "transform must be one of wgan, "),
         ({"drift": "critic", "options": {"steps": 0}}, ValueError, "steps must be a positive integer, got 0"),
-        ({"dim": 0}, ValueError, "dim: expected a positive integer, got 0"),
-        ({"batch_size": True}, ValueError, "batch_size: expected a positive integer, got True"),
-        ({"n_targets": -1}, ValueError, "n_targets: expected a positive integer, got -1"),
+        ({"dim": 0}, ValueError, "dim must be a positive integer, got 0"),
+        ({"batch_size": True}, TypeError, "batch_size must be a positive integer, got bool True"),
+        ({"n_targets": -1}, ValueError, "n_targets must be a positive integer, got -1"),
         ({"lr": 0.0}, ValueError, "lr: expected a positive number, got 0.0"),
         ({"lr_schedule": "linear"}, ValueError, "lr_schedule: expected one of constant, cosine, got 'linear'"),
         ({"betas": (0.9, 1.0)}, ValueError, "betas: expected two numbers in"),
@@ -217,7 +217,7 @@ def test_bad_arguments(arguments, error, part):
         (TARGET * math.nan, 1, ValueError, "target: contains NaN or infinity"),
         ("8gaussians", 1, TypeError, "target: expected a tensor"),
         (lambda n: torch.zeros(n, 2, dtype=torch.int64), 1, TypeError, "target: expected floating-point samples"),
-        (TARGET, -1, ValueError, "n_steps: expected an integer >= 0, got -1"),
+        (TARGET, -1, ValueError, "n_steps must be an integer >= 0, got -1"),
     ],
 )
 def test_bad_targets(target, n_steps, error, part):

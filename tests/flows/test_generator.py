@@ -193,7 +193,7 @@ def test_without_proximity_it_goes_farther():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: flow(latent_dim=0), "latent_dim: expected a positive integer"),
+        (lambda: flow(latent_dim=0), "latent_dim must be a positive integer"),
         (lambda: flow(parametrization="composition"), "latent_dim: got 4, but only parametrization='generator'"),
         (lambda: flow(scheme="explicit"), "scheme: 'explicit' moves the particles themselves"),
         (lambda: flow().init(torch.randn(64, 2)), r"x0: expected samples \[N, 4\], got \[64, 2\]"),

@@ -155,7 +155,7 @@ def test_an_entropy_has_room_to_move_in():
 def test_interactions_are_summed_as_each_asks(monkeypatch):
     """Those with other options than the first take their own way."""
     one = gwf.Interaction(gwf.Gaussian(1.0), method="exact")
-    two = gwf.Interaction(gwf.Gaussian(0.5), method="nufft", tolerance=1e-4)
+    two = gwf.Interaction(gwf.Gaussian(0.5), method=gwf.NUFFT(1e-4))
     three = gwf.Interaction(gwf.Gaussian(2.0), method="exact")
     calls = []
     run = schemes.forward_step

@@ -72,6 +72,11 @@ class Function:
             options["kernel"] = kernel_of(options["kernel"])
         if call.get("backend"):
             options["backend"] = call["backend"]
+        tensors = dict(tensors)
+        if options.get("method") == "sliced":
+            options["method"] = gwf.Sliced(directions=tensors.pop("directions"))
+        elif "method" in options:
+            options["method"] = {"nufft": gwf.NUFFT, "auto": gwf.Auto}[options["method"]](options.pop("tolerance"))
         out = (self.through or self.plain)(self, tensors, options | lengths)
         return out if isinstance(out, tuple) else (out,)
 

@@ -54,7 +54,7 @@ def test_the_twin_is_called_as_finufft_is(twin, dim, channels):
     x, y, w = cloud(300, dim), cloud(400, dim), cloud(400, channels)
     x.requires_grad_()
     kernel = gwf.Gaussian(1.5)
-    got = gwf.kernel_sum(x, y, w, kernel=kernel, method="nufft", tolerance=1e-9)
+    got = gwf.kernel_sum(x, y, w, kernel=kernel, method=gwf.NUFFT(1e-9))
     want = gwf.kernel_sum(x, y, w, kernel=kernel)
     assert set(twin) == {1, 2}
     assert (got - want).norm() <= 1e-9 * want.norm()
@@ -82,7 +82,7 @@ def test_what_a_gpu_does_not_serve(monkeypatch):
 def test_on_a_gpu(kernel, dim, dtype, tolerance):
     x, y, w = cloud(3000, dim, dtype).cuda(), cloud(4000, dim, dtype).cuda(), cloud(4000, 2, dtype).cuda()
     x.requires_grad_()
-    got = gwf.kernel_sum(x, y, w, kernel=kernel, method="nufft", tolerance=tolerance)
+    got = gwf.kernel_sum(x, y, w, kernel=kernel, method=gwf.NUFFT(tolerance))
     want = gwf.kernel_sum(x, y, w, kernel=kernel)
     assert (got - want).norm() <= tolerance * want.norm()
     of_got, of_want = (torch.autograd.grad(value.square().sum(), x)[0] for value in (got, want))

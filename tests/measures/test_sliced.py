@@ -365,8 +365,8 @@ def test_layouts_and_values_that_are_not_numbers():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"n_projections": 0}, ValueError, "n_projections must be at least 1, got 0"),
-        ({"n_projections": 2.5}, TypeError, "n_projections must be an integer"),
+        ({"n_projections": 0}, ValueError, "n_projections must be a positive integer, got 0"),
+        ({"n_projections": 2.5}, TypeError, "n_projections must be a positive integer"),
         ({"n_projections": None}, TypeError, "n_projections must be given"),
         ({"sampling": "sobol"}, ValueError, "sampling must be one of"),
         ({"directions": torch.ones(3, 4, dtype=F64)}, ValueError, r"directions must have shape \[P, D\]"),

@@ -24,6 +24,7 @@ TRACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kernel_sum": lambda x, y: gwf.kernel_sum(x, y, kernel=K),
     "kernel_sum, weights": lambda x, y: gwf.kernel_sum(x, y, same(y), kernel=K + 0.5 * gwf.Laplace(1.0)),
     "kernel_sum, exclude_self": lambda x, y: gwf.kernel_sum(x, x, kernel=K, exclude_self=True),
+    "kernel_sum, auto": lambda x, y: gwf.kernel_sum(x, y, kernel=K, method="auto"),
     "kernel_gradient": lambda x, y: gwf.kernel_gradient(x, y, kernel=K),
     "kernel_logsumexp": lambda x, y: gwf.kernel_logsumexp(x, y, kernel=K),
     "kernel_average": lambda x, y: gwf.kernel_average(x, y, kernel=K),
@@ -68,6 +69,7 @@ EXCEPTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "drift.critic": lambda x, y: gwf.drift.critic(x, MLP),
     "drift.critic_step": lambda x, y: gwf.drift.critic_step(x, MLP, 0.1),
     "Kernel.__call__": lambda x, y: K(x, y),
+    "with_error": lambda x, y: gwf.with_error(gwf.kernel_sum, x, y, kernel=K)[0],
 }
 """What docs/torch_compile.md says is not traced."""
 

@@ -53,7 +53,7 @@ def test_the_tolerance_is_kept(name, dim, reduction, evaluations):
         demands.pop(1 if reduction == "gradient" else 2)
     for tolerance, dtype, weights in demands:
         arguments = [x.to(dtype), y.to(dtype), None if weights is None else weights.to(dtype)]
-        got = fn(*arguments, kernel=kernel, method="nufft", tolerance=tolerance)
+        got = fn(*arguments, kernel=kernel, method=gwf.NUFFT(tolerance))
         assert got.dtype is dtype
         want = fn(*(None if a is None else a.double() for a in arguments), kernel=kernel)
         assert error(got, want) < tolerance
@@ -63,7 +63,7 @@ def test_the_tolerance_is_kept(name, dim, reduction, evaluations):
 @pytest.mark.parametrize("shift", [0.0, 1e3])
 def test_far_clouds_of_single_precision(shift):
     x = (cloud(4000, 2, 0) * 0.1 + shift).float()
-    got = gwf.kernel_gradient(x, x, kernel=gwf.Gaussian(0.05), method="nufft", tolerance=1e-5)
+    got = gwf.kernel_gradient(x, x, kernel=gwf.Gaussian(0.05), method=gwf.NUFFT(1e-5))
     assert error(got, gwf.kernel_gradient(x.double(), x.double(), kernel=gwf.Gaussian(0.05))) < 1e-5
 
 
@@ -84,7 +84,7 @@ def test_transforms_are_in_single_precision_where_that_is_enough(monkeypatch):
     ):
         precisions.clear()
         x = cloud(3000, 2, 0, dtype)
-        gwf.kernel_sum(x, x, kernel=gwf.Gaussian(0.5), method="nufft", tolerance=tolerance)
+        gwf.kernel_sum(x, x, kernel=gwf.Gaussian(0.5), method=gwf.NUFFT(tolerance))
         assert precisions == [expected] * 2
 
 
@@ -94,7 +94,7 @@ def test_bandwidths_from_narrow_to_wide(bandwidth):
     x = cloud(4000, 2, 0)
     y = x + 5e-5 * cloud(4000, 2, 1)
     for kernel in (gwf.Gaussian(bandwidth), gwf.Laplace(bandwidth), gwf.IMQ(bandwidth)):
-        got = gwf.kernel_sum(x, y, kernel=kernel, method="nufft", tolerance=1e-6)
+        got = gwf.kernel_sum(x, y, kernel=kernel, method=gwf.NUFFT(1e-6))
         assert error(got, gwf.kernel_sum(x, y, kernel=kernel)) < 1e-6
 
 
@@ -107,7 +107,7 @@ def test_tolerances_over_bandwidths(kernel, dim):
         exact = gwf.kernel_gradient(x, y, w, kernel=kernel(bandwidth))
         tolerances = (1e-8, 1e-2, 1e-4)
         for tolerance in tolerances if dim == 2 else tolerances[k : k + 2]:
-            options = {"kernel": kernel(bandwidth), "method": "nufft", "tolerance": tolerance}
+            options = {"kernel": kernel(bandwidth), "method": gwf.NUFFT(tolerance)}
             assert error(gwf.kernel_gradient(x, y, w, **options), exact) < tolerance
 
 
@@ -124,7 +124,7 @@ def test_the_work_follows_from_the_tolerance(kernel, dim):
 
 def test_a_narrow_kernel_is_cut_off(evaluations):
     x = cloud(20000, 2, 0)
-    got = gwf.kernel_sum(x, x, kernel=gwf.Gaussian(1e-3), method="nufft", tolerance=1e-6)
+    got = gwf.kernel_sum(x, x, kernel=gwf.Gaussian(1e-3), method=gwf.NUFFT(1e-6))
     assert [planned.modes for planned in evaluations] == [()]
     assert error(got, gwf.kernel_sum(x, x, kernel=gwf.Gaussian(1e-3))) < 1e-6
 
@@ -163,7 +163,7 @@ def test_channels_batches_lengths_and_the_diagonal(kernel, reduction):
     w = cloud(2 * 3000, 3, 1).view(2, 3000, 3) if reduction == "sum" else cloud(6000, 1, 1).view(2, 3000)
     x_lengths, y_lengths = torch.tensor([3000, 2000]), torch.tensor([2500, 0])
     for options in ({"exclude_self": True}, {"x_lengths": x_lengths, "y_lengths": y_lengths}):
-        got = fn(x, x, w, kernel=kernel, method="nufft", tolerance=1e-5, **options)
+        got = fn(x, x, w, kernel=kernel, method=gwf.NUFFT(1e-5), **options)
         assert error(got, fn(x, x, w, kernel=kernel, **options)) < 1e-5
 
 
@@ -178,12 +178,12 @@ def test_derivatives_agree_with_those_of_the_exact_sum(kernel, dim, evaluations)
 
     def derivatives(method):
         x, y, w = (t.clone().requires_grad_() for t in (x0, y0, w0))
-        value = gwf.kernel_sum(x, y, w, kernel=kernel, method=method, tolerance=1e-7)
+        value = gwf.kernel_sum(x, y, w, kernel=kernel, method=method)
         first = torch.autograd.grad((value * u).sum(), (x, y, w), create_graph=True)
         probe = sum((g * g.detach().sign()).sum() for g in first)
         return [value.detach(), *(g.detach() for g in first), *torch.autograd.grad(probe, (x, y, w))]
 
-    for got, want in zip(derivatives("nufft"), derivatives("exact"), strict=True):
+    for got, want in zip(derivatives(gwf.NUFFT(1e-7)), derivatives("exact"), strict=True):
         assert error(got, want) < 1e-5
     assert evaluations or dim == 2
 
@@ -207,11 +207,11 @@ def test_third_derivatives_of_a_rough_kernel_are_refused():
         sums.derivative_sums(x, x, w, request)
 
 
-@pytest.mark.parametrize("method", ["nufft", "auto"])
+@pytest.mark.parametrize("method", [gwf.NUFFT(1e-6), gwf.Auto(1e-6)])
 def test_interactions(method):
     x = cloud(3000, 2, 0)
     for kernel in (-gwf.Gaussian(0.7) / math.pi, gwf.PowerLaw(2, 0)):
-        options = {"kernel": kernel, "method": method, "tolerance": 1e-6}
+        options = {"kernel": kernel, "method": method}
         assert error(gwf.interaction_energy(x, **options), gwf.interaction_energy(x, kernel=kernel)) < 1e-6
         want = gwf.interaction_velocity(x, kernel=kernel)
         assert error(gwf.interaction_velocity(x, **options), want) < 1e-6
@@ -318,7 +318,7 @@ def test_the_cost_model_counts_what_is_done(kernel, monkeypatch):
     monkeypatch.setattr(transform, "_run_on_cpu", count_transforms)
     monkeypatch.setattr(cpp, "near_field", count_pairs)
     monkeypatch.setattr(series.Series, "coefficients", count_samples)
-    gwf.kernel_gradient(x, x.clone(), kernel=kernel, method="nufft", tolerance=tolerance)
+    gwf.kernel_gradient(x, x.clone(), kernel=kernel, method=gwf.NUFFT(tolerance))
 
     u = x.double() - sums.box(x, x)[0]
     rough = series.split(kernel.spec)[1]
@@ -341,10 +341,7 @@ def test_the_cost_model_counts_what_is_done(kernel, monkeypatch):
     ("arguments", "kind", "message"),
     [
         ({"method": "fast"}, ValueError, "method must be one of exact, nufft"),
-        ({"tolerance": 1e-9}, ValueError, "tolerance must lie in 1e-06..0.1 for torch.float32, got 1e-09"),
-        ({"tolerance": 1.0}, ValueError, "tolerance must lie in"),
-        ({"tolerance": math.nan}, ValueError, "tolerance must lie in"),
-        ({"tolerance": "1e-5"}, TypeError, "tolerance must be a number, got str"),
+        ({"method": gwf.NUFFT(1e-9)}, ValueError, "tolerance must lie in 1e-06..0.1 for torch.float32, got 1e-09"),
         ({"x": torch.zeros(5, 4), "y": torch.zeros(5, 4)}, ValueError, "needs D <= 3 .*, got D = 4"),
         ({"x": torch.full((5, 2), math.inf)}, ValueError, "needs finite points"),
         ({"x": torch.zeros(5, 2).half(), "y": torch.zeros(5, 2).half()}, ValueError, "serves float32 and float64"),
@@ -354,6 +351,23 @@ def test_bad_input(arguments, kind, message):
     call = {"x": torch.zeros(5, 2), "y": torch.zeros(5, 2), "kernel": gwf.Gaussian(1.0), "method": "nufft", **arguments}
     with pytest.raises(kind, match=message):
         gwf.kernel_sum(call.pop("x"), call.pop("y"), **call)
+
+
+@pytest.mark.parametrize("method", [gwf.NUFFT, gwf.Auto])
+@pytest.mark.parametrize(
+    ("tolerance", "kind", "message"),
+    [
+        (1.0, ValueError, r"tolerance must lie in 0..0.1, got 1.0"),
+        (0, ValueError, r"tolerance must lie in 0..0.1, got 0"),
+        (math.nan, ValueError, r"tolerance must lie in 0..0.1, got nan"),
+        ("1e-5", TypeError, "tolerance must be a number, got str '1e-5'"),
+        (True, TypeError, "tolerance must be a number, got bool True"),
+        (torch.ones(2), TypeError, r"tolerance must be a number, got a tensor of shape \[2\]"),
+    ],
+)
+def test_bad_tolerances(method, tolerance, kind, message):
+    with pytest.raises(kind, match=message):
+        method(tolerance)
 
 
 def test_user_written_formulas_are_refused_and_summed_exactly_by_auto():
@@ -376,4 +390,4 @@ def test_a_missed_tolerance_is_an_error(monkeypatch):
     monkeypatch.setattr(sums, "evaluate", lambda *args: original(*args) * (1 + 1e-3))
     x = cloud(3000, 2, 0)
     with pytest.raises(gwf.AccuracyError, match="did not reach tolerance=1e-05"):
-        gwf.kernel_sum(x, x, kernel=gwf.Gaussian(0.5), method="nufft", tolerance=1e-5)
+        gwf.kernel_sum(x, x, kernel=gwf.Gaussian(0.5), method=gwf.NUFFT(1e-5))

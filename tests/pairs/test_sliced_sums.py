@@ -68,11 +68,11 @@ def test_sums_against_dense_ones_over_the_same_directions(kernel, dtype):
     (f,) = torch.autograd.grad(value.sum(), d, create_graph=True)
     (slope,) = torch.autograd.grad(f.sum(), d)
     x, y, w, theta = (a.to(dtype) for a in (x, y, w, theta))
-    got = gwf.kernel_sum(x, y, w, kernel=kernel, method="sliced", directions=theta)
+    got = gwf.kernel_sum(x, y, w, kernel=kernel, method=gwf.Sliced(directions=theta))
     assert got.dtype is dtype
     want = torch.einsum("pnm,mc->nc", f.detach(), w.double()) / 41
     assert error(got, want) < 1e-5
-    got = gwf.kernel_gradient(x, y, w[:, 0], kernel=kernel, method="sliced", directions=theta)
+    got = gwf.kernel_gradient(x, y, w[:, 0], kernel=kernel, method=gwf.Sliced(directions=theta))
     apart = d.detach() != 0
     want = torch.einsum("pnm,m,pd->nd", torch.where(apart, slope, 0.0), w[:, 0].double(), theta.double()) / 41
     assert error(got, want) < 3e-4 if dtype is torch.float32 else error(got, want) < 1e-4
@@ -84,12 +84,12 @@ def test_distances_are_exact():
     d = (x[:, None] - y) @ theta.mT
     constant = slicing.slicing_constant(5, 1)
     kernel = gwf.Riesz()
-    got = gwf.kernel_sum(x, y, kernel=kernel, method="sliced", directions=theta)
+    got = gwf.kernel_sum(x, y, kernel=kernel, method=gwf.Sliced(directions=theta))
     assert error(got, -constant * d.abs().mean(-1).sum(1)) < 1e-13
-    got = gwf.kernel_gradient(x, y, kernel=kernel, method="sliced", directions=theta)
+    got = gwf.kernel_gradient(x, y, kernel=kernel, method=gwf.Sliced(directions=theta))
     assert error(got, -constant * (d.sign() @ theta).sum(1) / 20) < 1e-12
     equal = torch.ones(40, 5, dtype=F64)
-    assert gwf.kernel_gradient(equal, equal, kernel=kernel, method="sliced", n_projections=9).abs().max() == 0
+    assert gwf.kernel_gradient(equal, equal, kernel=kernel, method=gwf.Sliced(n_projections=9)).abs().max() == 0
 
 
 @pytest.mark.parametrize("sampling", ["normal", "orthogonal"])
@@ -101,8 +101,8 @@ def test_the_reported_error_is_the_error(kernel, reduction, sampling):
     exact = fn(x, y, w, kernel=kernel)
     ratios = []
     for seed in range(12):
-        options = {"method": "sliced", "n_projections": 160, "sampling": sampling, "generator": seeded(seed)}
-        got, expected = fn(x, y, w, kernel=kernel, return_error=True, **options)
+        method = gwf.Sliced(160, sampling, generator=seeded(seed))
+        got, expected = gwf.with_error(fn, x, y, w, kernel=kernel, method=method)
         ratios.append(error(got, exact) / float(expected))
     assert 0.75 < math.sqrt(sum(r * r for r in ratios) / len(ratios)) < 1.3
 
@@ -112,8 +112,8 @@ def test_four_blocks_of_orthogonal_directions_are_enough_for_an_estimate():
     exact = gwf.kernel_sum(x, x, kernel=gwf.Gaussian(3.0))
     ratios = []
     for seed in range(24):
-        options = {"method": "sliced", "n_projections": 32, "generator": seeded(seed), "return_error": True}
-        got, expected = gwf.kernel_sum(x, x, kernel=gwf.Gaussian(3.0), **options)
+        method = gwf.Sliced(32, generator=seeded(seed))
+        got, expected = gwf.with_error(gwf.kernel_sum, x, x, kernel=gwf.Gaussian(3.0), method=method)
         ratios.append((error(got, exact), float(expected)))
     actual, reported = (math.sqrt(sum(v * v for v in values)) for values in zip(*ratios, strict=True))
     assert 0.7 < actual / reported < 1.4
@@ -125,8 +125,8 @@ def test_orthogonal_directions_err_less_and_more_of_them_err_less():
     exact = gwf.kernel_sum(x, x, kernel=kernel)
 
     def mean_error(sampling, count):
-        options = {"method": "sliced", "n_projections": count, "sampling": sampling}
-        return sum(error(gwf.kernel_sum(x, x, kernel=kernel, generator=seeded(s), **options), exact) for s in range(4))
+        methods = (gwf.Sliced(count, sampling, generator=seeded(s)) for s in range(4))
+        return sum(error(gwf.kernel_sum(x, x, kernel=kernel, method=method), exact) for method in methods)
 
     assert mean_error("orthogonal", 160) < 0.7 * mean_error("normal", 160)
     assert 3 < mean_error("normal", 40) / mean_error("normal", 640) < 5.3
@@ -139,7 +139,7 @@ def test_derivatives(kernel, few_waves, monkeypatch):
     monkeypatch.setattr(implementation, "WIDEST", 3)  # several tiles
     x, y, w = (t.requires_grad_() for t in (cloud(4, 3, 0), cloud(3, 3, 1), cloud(3, 2, 2)))
     theta = unit(4, 3)
-    options = {"kernel": kernel, "method": "sliced", "directions": theta}
+    options = {"kernel": kernel, "method": gwf.Sliced(directions=theta)}
     loose = {"atol": 1e-4, "rtol": 1e-3} if not few_waves else {}  # the accuracy of a non-uniform FFT
 
     def total(x, y, w):
@@ -159,26 +159,25 @@ def test_gradients_in_a_bandwidth_and_through_interactions():
     theta = unit(400, 5)
     h = torch.tensor(2.0, dtype=F64, requires_grad=True)
     out = []
-    for options in ({"method": "sliced", "directions": theta}, {}):
+    for options in ({"method": gwf.Sliced(directions=theta)}, {}):
         leaf = x.clone().requires_grad_()
         velocity = gwf.interaction_velocity(leaf, kernel=gwf.Gaussian(h), **options)
         out.append([velocity.detach(), *torch.autograd.grad(velocity.square().sum(), (leaf, h))])
     for got, want in zip(*out, strict=True):
         assert error(got, want) < 0.2
-    velocity, missed = gwf.interaction_velocity(
-        x, kernel=gwf.Gaussian(2.0), method="sliced", directions=theta, return_error=True
-    )
+    sliced = gwf.Sliced(directions=theta)
+    velocity, missed = gwf.with_error(gwf.interaction_velocity, x, kernel=gwf.Gaussian(2.0), method=sliced)
     assert error(velocity, out[1][0]) < 3 * float(missed)
     moved = x.clone()
-    gwf.forward_step(moved, 0.3, kernel=gwf.Gaussian(2.0), out=moved, method="sliced", directions=theta)
+    gwf.forward_step(moved, 0.3, kernel=gwf.Gaussian(2.0), out=moved, method=gwf.Sliced(directions=theta))
     assert error(moved, x + 0.3 * velocity) < 1e-12
 
 
 def test_batches_lengths_channels_and_the_diagonal():
     x, w = cloud(80, 4, 0, 2), cloud(80, 3, 1, 2)
     theta, kernel = unit(30, 4), gwf.Laplace(0.8)
-    sliced = {"kernel": kernel, "method": "sliced", "directions": theta}
-    got, missed = gwf.kernel_sum(x, x, w, exclude_self=True, return_error=True, **sliced)
+    sliced = {"kernel": kernel, "method": gwf.Sliced(directions=theta)}
+    got, missed = gwf.with_error(gwf.kernel_sum, x, x, w, exclude_self=True, **sliced)
     assert missed.shape == (2,) and missed.dtype is F64
     for b in range(2):
         each = gwf.kernel_sum(x[b], x[b], w[b], **sliced) - w[b]
@@ -190,10 +189,10 @@ def test_batches_lengths_channels_and_the_diagonal():
     assert gwf.kernel_sum(x[0, :0], x[0], **sliced).shape == (0,)
     # One dimension has one direction; even powers need none.
     line = cloud(300, 1, 3)
-    got, missed = gwf.kernel_sum(line, line, kernel=kernel, method="sliced", n_projections=1, return_error=True)
+    got, missed = gwf.with_error(gwf.kernel_sum, line, line, kernel=kernel, method=gwf.Sliced(1))
     assert error(got, gwf.kernel_sum(line, line, kernel=kernel)) < 1e-6 and float(missed) == 0
     ring = gwf.PowerLaw(4, 2)
-    got, missed = gwf.kernel_gradient(x, x, kernel=ring, method="sliced", n_projections=1, return_error=True)
+    got, missed = gwf.with_error(gwf.kernel_gradient, x, x, kernel=ring, method=gwf.Sliced(1))
     assert error(got, gwf.kernel_gradient(x, x, kernel=ring)) < 1e-12 and missed.tolist() == [0, 0]
 
 
@@ -207,7 +206,7 @@ def test_a_generator_and_not_the_threads_decides(few_waves, monkeypatch):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            options = {"kernel": kernel, "method": "sliced", "n_projections": 45, "generator": seeded(3)}
+            options = {"kernel": kernel, "method": gwf.Sliced(45, generator=seeded(3))}
             results.append(gwf.kernel_gradient(x, x, **options))
     finally:
         torch.set_num_threads(before)
@@ -225,49 +224,50 @@ def test_no_more_than_a_tile_of_projections_is_held(monkeypatch):
     monkeypatch.setattr(implementation, "line_sums", spy)
     monkeypatch.setattr(implementation, "NUMBERS", 100_000)
     x = cloud(2000, 3, 0).requires_grad_()
-    value = gwf.kernel_sum(x, x.detach(), kernel=gwf.Riesz(), method="sliced", n_projections=300)
+    value = gwf.kernel_sum(x, x.detach(), kernel=gwf.Riesz(), method=gwf.Sliced(n_projections=300))
     torch.autograd.grad(value.sum(), x)
     assert sum(seen) >= 2 * 300 * 4000 and max(seen) <= 100_000
 
 
 def test_single_precision_far_from_the_origin():
     x = cloud(500, 6, 0).float()
-    options = {"kernel": gwf.Gaussian(2.0), "method": "sliced", "directions": unit(50, 6).float()}
-    near = gwf.kernel_gradient(x.double(), x.double(), **{**options, "directions": unit(50, 6)})
+    options = {"kernel": gwf.Gaussian(2.0), "method": gwf.Sliced(directions=unit(50, 6).float())}
+    near = gwf.kernel_gradient(x.double(), x.double(), **{**options, "method": gwf.Sliced(directions=unit(50, 6))})
     assert error(gwf.kernel_gradient(x + 1024, x + 1024, **options), near) < 3e-3  # the points' own rounding
     assert error(gwf.kernel_gradient(x, x, **options), near) < 1e-5
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind", "message"),
+    ("method", "arguments", "kind", "message"),
     [
-        ({}, TypeError, "n_projections must be given"),
-        ({"n_projections": 0}, ValueError, "n_projections must be at least 1, got 0"),
-        ({"n_projections": 2.5}, TypeError, "n_projections must be an integer, got float"),
-        ({"n_projections": 3, "sampling": "random"}, ValueError, "sampling must be one of normal, orthogonal, quasi"),
-        ({"directions": torch.ones(4, 3)}, ValueError, r"directions must have shape \[P, D\] .* D = 2"),
-        ({"n_projections": 3, "kernel": gwf.PowerLaw(2, 0)}, ValueError, "no form for log r"),
-        ({"n_projections": 3, "kernel": gwf.Riesz(1.3)}, ValueError, r"no form for r\^1.3: powers must be whole"),
-        ({"n_projections": 3, "kernel": gwf.PowerLaw(2, -1)}, ValueError, r"no form for r\^-1"),
-        ({"n_projections": 3, "kernel": gwf.RationalQuadratic(1.0, 0.2)}, ValueError, "alpha >= 0.5"),
-        ({"n_projections": 3, "kernel": gwf.Gaussian(1e-7)}, ValueError, "bandwidth is too small for these points"),
-        ({"n_projections": 3, "x": torch.full((5, 2), math.nan)}, ValueError, 'method="sliced" needs finite points'),
-        ({"n_projections": 3, "method": "exact"}, ValueError, 'n_projections goes with method="sliced"'),
-        ({"n_projections": 3, "method": "nufft"}, ValueError, 'n_projections goes with method="sliced"'),
-        ({"return_error": True, "method": "exact"}, ValueError, 'return_error=True goes with method="sliced"'),
+        (gwf.Sliced(directions=torch.ones(4, 3)), {}, ValueError, r"directions must have shape \[P, D\] .* D = 2"),
+        (gwf.Sliced(3), {"kernel": gwf.PowerLaw(2, 0)}, ValueError, "no form for log r"),
+        (gwf.Sliced(3), {"kernel": gwf.Riesz(1.3)}, ValueError, r"no form for r\^1.3: powers must be whole"),
+        (gwf.Sliced(3), {"kernel": gwf.PowerLaw(2, -1)}, ValueError, r"no form for r\^-1"),
+        (gwf.Sliced(3), {"kernel": gwf.RationalQuadratic(1.0, 0.2)}, ValueError, "alpha >= 0.5"),
+        (gwf.Sliced(3), {"kernel": gwf.Gaussian(1e-7)}, ValueError, "bandwidth is too small for these points"),
+        (gwf.Sliced(3), {"x": torch.full((5, 2), math.nan)}, ValueError, 'method="sliced" needs finite points'),
     ],
 )
-def test_bad_input(arguments, kind, message):
+def test_bad_sums(method, arguments, kind, message):
     x = torch.randn(5, 2, generator=seeded(0))
-    call = {"x": x, "y": x, "kernel": gwf.Gaussian(1.0), "method": "sliced", **arguments}
+    call = {"x": x, "y": x, "kernel": gwf.Gaussian(1.0), **arguments}
     with pytest.raises(kind, match=message):
-        gwf.kernel_sum(call.pop("x"), call.pop("y"), **call)
+        gwf.kernel_sum(call.pop("x"), call.pop("y"), method=method, **call)
 
 
-def test_errors_of_energies_and_steps_are_refused():
-    x = torch.randn(5, 2, generator=seeded(0))
-    options = {"kernel": gwf.Gaussian(1.0), "method": "sliced", "n_projections": 4, "return_error": True}
-    with pytest.raises(ValueError, match="return_error must be False"):
-        gwf.interaction_energy(x, **options)
-    with pytest.raises(ValueError, match="return_error must be False"):
-        gwf.forward_step(x, 0.1, **options)
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"n_projections": 0}, ValueError, "n_projections must be a positive integer, got 0"),
+        ({"n_projections": 2.5}, TypeError, "n_projections must be a positive integer, got float 2.5"),
+        ({"n_projections": 3, "sampling": "random"}, ValueError, "sampling must be one of normal, orthogonal, quasi"),
+        ({"directions": unit(4, 2), "sampling": "normal"}, ValueError, "sampling must be left out .* nothing is drawn"),
+        ({"directions": unit(4, 2), "generator": seeded(0)}, ValueError, "generator must be None .* nothing is drawn"),
+    ],
+)
+@pytest.mark.parametrize("function", [gwf.Sliced, gwf.sliced_wasserstein2, gwf.drift.sliced_wasserstein])
+def test_bad_options(function, options, kind, message):
+    x = torch.randn(5, 2, generator=seeded(0), dtype=F64)
+    with pytest.raises(kind, match=message):
+        function(*(() if function is gwf.Sliced else (x, x)), **options)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from gwf_fast.pairs.validation import check_kind
+from gwf_fast.pairs.validation import as_integer, check_kind
 from gwf_fast.randomness.seeded import own_generator
 
-SAMPLINGS = ("normal", "orthogonal", "quasi")
+Sampling = Literal["normal", "orthogonal", "quasi"]
+SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
+DEFAULT_SAMPLING: Sampling = "orthogonal"
+"""Of every function that draws directions: each is uniform, as in the others, and an average over them errs less."""
 _SOBOL_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
 
 
-def draw_directions(n: int, like: Tensor, sampling: str, generator: torch.Generator | None) -> Tensor:
+def draw_directions(n: int, like: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
     """n directions [n, D] for points ``like`` [..., D], each uniform on the sphere, whatever the sampling.
 
     "normal": independent. "orthogonal": blocks of D orthogonal ones (Rowland et al. 2019). "quasi": in two dimensions
@@ -32,8 +36,8 @@ def draw_directions(n: int, like: Tensor, sampling: str, generator: torch.Genera
         points = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed).draw(n, dtype=torch.float64)
         normals = torch.special.ndtri(points.clamp(2.0**-40, 1 - 2.0**-40)).to(like.device)
     else:
-        blocks = -(-n // dim) if sampling == "orthogonal" else 1
-        rows = dim if sampling == "orthogonal" else n
+        rows = min(n, dim) if sampling == "orthogonal" else n
+        blocks = -(-n // max(rows, 1))
         normals = torch.randn(blocks, rows, dim, **options)  # type: ignore[call-overload]
         if sampling == "orthogonal":  # Q times the signs of R's diagonal is uniform; a sign of a direction is nothing
             normals = torch.linalg.qr(normals.mT)[0].mT
@@ -45,7 +49,7 @@ def checked_directions(
     x: Tensor,
     n_projections: int | None,
     generator: torch.Generator | None,
-    sampling: str,
+    sampling: Sampling,
     directions: Tensor | None,
 ) -> Tensor:
     """Directions [P, D] for points x [..., D], drawn or given, after a look at the arguments.
@@ -53,12 +57,9 @@ def checked_directions(
     Raises:
         ValueError, TypeError: If an argument is out of range or does not go with x, or none says how many.
     """
-    if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
-    if n_projections is not None and (isinstance(n_projections, bool) or not isinstance(n_projections, int)):
-        raise TypeError(f"n_projections must be an integer, got {type(n_projections).__name__}")
-    if n_projections is not None and n_projections < 1:
-        raise ValueError(f"n_projections must be at least 1, got {n_projections}")
+    check_sampling(sampling, directions, generator)
+    if n_projections is not None:
+        n_projections = as_integer("n_projections", n_projections)
     if directions is None:
         if n_projections is None:
             raise TypeError("n_projections must be given where directions are not")
@@ -75,6 +76,20 @@ def checked_directions(
     if directions.requires_grad:
         raise ValueError("directions must not require grad: only points are differentiated")
     return directions
+
+
+def check_sampling(sampling: Sampling, directions: Tensor | None, generator: torch.Generator | None) -> None:
+    """How directions are drawn, which they are not where they are given.
+
+    Raises:
+        ValueError: There is no such sampling, or nothing is drawn that it or a generator could say something of.
+    """
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
+    if directions is not None and generator is not None:
+        raise ValueError("generator must be None where directions are given: nothing is drawn")
+    if directions is not None and sampling != DEFAULT_SAMPLING:
+        raise ValueError(f"sampling must be left out where directions are given: nothing is drawn, got {sampling!r}")
 
 
 def _kind(value: object) -> str:
