@@ -1,7 +1,9 @@
 """Densities with closed forms: targets of flows, usable wherever a ``log_density`` is.
 
 Each has ``log_density(x)`` [*B, N, D] -> [*B, N], ``score(x)`` = grad log density [*B, N, D], and ``sample(n)``
--> [n, D] from torch's global generator where exact sampling is known. Parameters decide dtype and device.
+-> [n, D] from torch's global generator where exact sampling is known. Parameters decide dtype and device. A new one
+derives from :class:`Density`; what it computes in a flow's compiled loop is a class of ``csrc/primal_dual/density.h``,
+whose name and parameters its ``compiled`` tells.
 """
 
 from __future__ import annotations
@@ -13,19 +15,43 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.errors import NonFiniteError
+from gwf_fast.kernels.table.mlp import CompiledDensity
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import check_kind
 from gwf_fast.randomness.seeded import own_generator
 
 _LOG_2PI = math.log(2 * math.pi)
+_BOTH = ("cpu", "cuda")
+
+
+class Density:
+    """A density that is known by a formula, up to a constant.
+
+    Its methods are functions of tensors alone, and draw from ``randomness.seeded.own_generator``: so a flow may record
+    them, and need not watch what they draw.
+    """
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        raise NotImplementedError
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """The logarithm of the density at x [*B, N, D], [*B, N]."""
+        raise NotImplementedError
+
+    def compiled(self) -> CompiledDensity | None:
+        """What the compiled loops are told; None where they don't know it, and call ``log_density`` back instead."""
+        return None
 
 
 @portable
 @dataclass(frozen=True, eq=False)
-class Gaussian:
+class Gaussian(Density):
     """The normal distribution N(mean, covariance), normalised.
 
     Args:
@@ -77,9 +103,14 @@ class Gaussian:
         return cls(mean, covariance)
 
     @property
+    @override
     def dim(self) -> int:
         """D."""
         return len(self.mean)
+
+    @override
+    def compiled(self) -> CompiledDensity:
+        return CompiledDensity("gaussian", (self.mean, self._inverse), (self._log_norm,), _BOTH)
 
     @entry
     def whiten(self, x: Tensor) -> Tensor:
@@ -88,6 +119,7 @@ class Gaussian:
         return (x - self.mean) @ self._inverse.T
 
     @entry
+    @override
     def log_density(self, x: Tensor) -> Tensor:
         """log N(x; mean, covariance), [*B, N]."""
         return self._log_norm - self.whiten(x).square().sum(-1) / 2
@@ -119,7 +151,7 @@ class Gaussian:
 
 @portable
 @dataclass(frozen=True, eq=False)
-class GaussianMixture:
+class GaussianMixture(Density):
     """A mixture of spherical Gaussians, normalised.
 
     Args:
@@ -147,9 +179,14 @@ class GaussianMixture:
         object.__setattr__(self, "_log_w", w.log() - w.sum().log() - d * (s.log() + _LOG_2PI / 2))
 
     @property
+    @override
     def dim(self) -> int:
         """D."""
         return self.means.shape[1]
+
+    @override
+    def compiled(self) -> CompiledDensity:
+        return CompiledDensity("mixture", (self.means, self._s**-2, self._log_w), devices=_BOTH)
 
     def _log_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_kind("x", x)
@@ -157,6 +194,7 @@ class GaussianMixture:
         return d, self._log_w - d.square().sum(-1) / (2 * self._s**2)
 
     @entry
+    @override
     def log_density(self, x: Tensor) -> Tensor:
         """log sum_k w_k N(x; m_k, s_k^2 I), [*B, N]."""
         return self._log_terms(x)[1].logsumexp(-1)
@@ -179,7 +217,7 @@ class GaussianMixture:
 
 @portable
 @dataclass(frozen=True, eq=False)
-class BayesianLogisticRegression:
+class BayesianLogisticRegression(Density):
     """Posterior of logistic regression over x = (w, log a): weights w [D - 1] and the log of their precision a.
 
     Prior w ~ N(0, I/a) and a ~ Gamma(1, rate), of density rate e^{-rate a} (Gershman et al., 2012, use 0.01). Up to
@@ -210,11 +248,17 @@ class BayesianLogisticRegression:
         object.__setattr__(self, "_signed", self.features * labels.unsqueeze(-1))
 
     @property
+    @override
     def dim(self) -> int:
         """Dimension of x: the number of features, and one for log a."""
         return self.features.shape[1] + 1
 
+    @override
+    def compiled(self) -> CompiledDensity:
+        return CompiledDensity("logistic", (self._signed,), (self.rate,), _BOTH)
+
     @entry
+    @override
     def log_density(self, x: Tensor) -> Tensor:
         """The log posterior up to the evidence, [*B, N]."""
         check_kind("x", x)
@@ -234,9 +278,6 @@ class BayesianLogisticRegression:
         gw = -a * w + torch.sigmoid(-(w @ self._signed.T)) @ self._signed
         ga = -a * w.square().sum(-1, keepdim=True) / 2 + w.shape[-1] / 2 - self.rate * a + 1
         return torch.cat((gw, ga), -1)
-
-
-POTENTIALS = (Gaussian, GaussianMixture, BayesianLogisticRegression)
 
 
 def _floating(name: str, value: Tensor, ndim: int) -> None:

@@ -41,22 +41,14 @@ template <class T> TrainedArrays<T> trained(Crossing& crossing, const py::dict& 
     return made;
 }
 
-template <class T> Density<T> density(Crossing& crossing, const py::dict& from, int64_t dim) {
-    const auto kind = DensityKind(from["kind"].cast<int>());
-    const py::object points = from["points"], matrix = from["matrix"], precision = from["precision"],
-                     log_weights = from["log_weights"];
-    const int64_t count = points.is_none() ? 0 : Crossing::look(points, "points").size(0);
-    const double rate = from["rate"].cast<double>();
-    Density<T> made{kind, count, nullptr, nullptr, nullptr, nullptr, rate};
-    if (kind == DensityKind::gaussian) {
-        made.points = crossing.read<T>(points, "mean", {dim});
-        made.matrix = crossing.read<T>(matrix, "matrix", {dim, dim});
-    } else if (kind == DensityKind::mixture) {
-        made.points = crossing.read<T>(points, "means", {count, dim});
-        made.precision = crossing.read<T>(precision, "precision", {count});
-        made.log_weights = crossing.read<T>(log_weights, "log_weights", {count});
-    } else if (kind == DensityKind::logistic) {
-        made.points = crossing.read<T>(points, "features", {count, dim - 1});
+// (kind, arrays, numbers)
+template <class T> Density<T> density(Crossing& crossing, const py::tuple& from) {
+    Density<T> made{from[0].cast<std::string>(), {}, from[2].cast<std::vector<double>>()};
+    for (const py::handle tensor : from[1].cast<py::sequence>()) {
+        const Array array = crossing.leading(tensor, "density", 1, 2);
+        const int64_t columns = array.size(-1), rows = array.dims == 2 ? array.size(0) : 1;
+        const Shape shape = array.dims == 2 ? Shape{rows, columns} : Shape{columns};
+        made.arrays.push_back({crossing.read<T>(tensor, "density", shape), rows, columns});
     }
     return made;
 }
@@ -96,7 +88,7 @@ template <class T> PrimalDualProblem<T> primal_dual_problem(Crossing& crossing, 
     made.with_log_mu = from["with_log_mu"].cast<bool>();
     made.log_norm = from["log_norm"].cast<double>();
     if (made.mean) made.whitening = crossing.read<T>(from["whitening"], "whitening", {made.dim, made.dim});
-    made.density = density<T>(crossing, from["density"].cast<py::dict>(), made.dim);
+    made.density = density<T>(crossing, from["density"].cast<py::tuple>());
     made.map = trained<T>(crossing, from["map"].cast<py::dict>());
     if (made.map.layers.front().in != made.input_dim || made.map.layers.back().out != made.dim)
         throw std::invalid_argument("map: from the dimension of the inputs to that of the anchors");

@@ -17,6 +17,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -73,6 +74,42 @@ struct LoopAffine {
     std::int64_t at;  // in the workspace; -1: none
     int resident;     // in shared memory; -1: not there
 };
+
+enum class DensityKind { none, gaussian, mixture, logistic };
+
+// Of csrc/primal_dual/density.h, those that the kernel knows. Pointers on the device.
+template <class T> struct LoopDensity {
+    DensityKind kind;
+    std::int64_t count;                         // components, or data
+    const T *points, *precision, *log_weights;  // means; data of a logistic density
+    double number;
+};
+
+inline DensityKind density_kind(const std::string& name) {
+    if (name == "none") return DensityKind::none;
+    if (name == "gaussian") return DensityKind::gaussian;
+    if (name == "mixture") return DensityKind::mixture;
+    if (name == "logistic") return DensityKind::logistic;
+    throw std::invalid_argument("density: the kernel of CUDA devices has no " + name);
+}
+
+template <class T> LoopDensity<T> loop_density(const Density<T>& from, std::int64_t dim) {
+    LoopDensity<T> made{density_kind(from.kind), 0, nullptr, nullptr, nullptr, 0};
+    if (made.kind == DensityKind::gaussian) {  // its mean and matrix lie in the workspace
+        from.array(0, 1, dim), from.array(1, dim, dim);
+        made.number = from.number(0);
+    } else if (made.kind == DensityKind::mixture) {
+        made.count = from.array(0, -1, dim).rows;
+        made.points = from.arrays[0].data;
+        made.precision = from.array(1, 1, made.count).data;
+        made.log_weights = from.array(2, 1, made.count).data;
+    } else if (made.kind == DensityKind::logistic) {
+        made.count = from.array(0, -1, dim - 1).rows;
+        made.points = from.arrays[0].data;
+        made.number = from.number(0);
+    }
+    return made;
+}
 
 struct LoopSizes {
     int input_dim, dim;
@@ -307,7 +344,7 @@ template <class T> struct LoopArguments {
     bool whole_pool, with_log_mu, log_mean;
     TargetKind target_kind;
     Elementwise of_model, of_target;
-    Density<T> density;
+    LoopDensity<T> density;
     const T *inputs, *anchors, *target;
     AdamSettings adam;
     double map_rate, critic_rate;

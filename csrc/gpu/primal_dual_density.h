@@ -40,7 +40,7 @@ __device__ __noinline__ void pull_back_affine(Block<T> block, const LoopAffine& 
 // share its coordinates, at most four each, and the components: each goes through some of them, and rescales its sums
 // where one is larger than all before.
 template <class T>
-__device__ __noinline__ double add_mixture(Density<T> density, RowGroup group, int x, int dim, int stride, int rows,
+__device__ __noinline__ double add_mixture(LoopDensity<T> density, RowGroup group, int x, int dim, int stride, int rows,
                                            T factor, int g) {
     constexpr int most = 4;
     int lanes = 1;
@@ -104,7 +104,7 @@ __device__ __noinline__ double add_mixture(Density<T> density, RowGroup group, i
 template <class P, class T> __device__ __noinline__ double add_logistic(Block<T> block, int place, int rows, T factor) {
     T *g = block.memory() + block.a.layout.cotangents, *sums = block.memory() + block.a.layout.spare;
     const T* x = block.memory() + place;
-    const Density<T>& density = block.a.density;
+    const LoopDensity<T>& density = block.a.density;
     const RowGroup group = block.rows;
     const int dim = block.a.dim, n = dim - 1, stride = padded(dim);
     T *data = block.memory() + block.a.layout.data, *margins = block.memory() + block.a.layout.margins;
@@ -132,7 +132,7 @@ template <class P, class T> __device__ __noinline__ double add_logistic(Block<T>
         multiply_backward<P>(group, margins, data_block, data, stride, data_block, back);
         __syncthreads();
     }
-    const double constant = log(density.rate) - double(n) / 2 * 1.8378770664093453;
+    const double constant = log(density.number) - double(n) / 2 * 1.8378770664093453;
     group.each_row(rows, [&](int r) {
         const T *point = x + r * stride, log_a = point[n], a = exp_of(log_a);
         T *to = g + r * stride, squares = 0;
@@ -140,8 +140,8 @@ template <class P, class T> __device__ __noinline__ double add_logistic(Block<T>
             squares += point[c] * point[c];
             to[c] += factor * (sums[r * stride + c] - a * point[c]);
         }
-        to[n] += factor * (T(n) / 2 - a * squares / 2 - T(density.rate) * a + 1);
-        total += constant - double(a) * (double(squares) / 2 + density.rate) + (double(n) / 2 + 1) * double(log_a);
+        to[n] += factor * (T(n) / 2 - a * squares / 2 - T(density.number) * a + 1);
+        total += constant - double(a) * (double(squares) / 2 + density.number) + (double(n) / 2 + 1) * double(log_a);
     });
     P::sync();
     return total;

@@ -294,7 +294,7 @@ template <class T, class P> class BlockLoop {
 
     // This thread's part of the sum of log Q; factor times its gradient is added to g.
     __device__ double add_density(int rows, T factor) {
-        const Density<T>& density = a_.density;
+        const LoopDensity<T>& density = a_.density;
         double total = 0;
         if (density.kind == DensityKind::gaussian) {
             apply_affine<P>(block_, a_.layout.density, map_.output_place(), rows, a_.layout.spare);
@@ -305,7 +305,7 @@ template <class T, class P> class BlockLoop {
             });
             P::sync();
             pull_back_affine<P>(block_, a_.layout.density, a_.layout.spare, rows, a_.layout.cotangents, Store::sum);
-            group().each_row(rows, [&](int) { total += density.rate; });
+            group().each_row(rows, [&](int) { total += density.number; });
         } else if (density.kind == DensityKind::mixture) {
             total =
                 add_mixture(density, group(), map_.output_place(), a_.dim, stride_, rows, factor, a_.layout.cotangents);

@@ -27,7 +27,7 @@ template <class T> LoopSizes sizes_of(const PrimalDualProblem<T>& p) {
     sizes.log_mean = p.log_mean;
     sizes.normal_targets = p.target_kind == TargetKind::normal;
     sizes.averages = p.adam.average > 0;
-    sizes.density = p.density.kind;
+    sizes.density = density_kind(p.density.kind);
     sizes.map = p.map.layers;
     sizes.critic = p.critic.layers;
     for (const auto& layer : p.map.parameters) sizes.map_learned.push_back(layer.slope != nullptr);
@@ -72,7 +72,7 @@ template <class T> class DeviceLoop {
         a.target_kind = p_.target_kind;
         a.of_model = p_.of_model;
         a.of_target = p_.of_target;
-        a.density = p_.density;
+        a.density = loop_density(p_.density, p_.dim);
         a.inputs = p_.inputs;
         a.anchors = p_.anchors;
         a.target = p_.target;
@@ -172,7 +172,7 @@ class AnyLoop {
 
 // Why networks of these widths don't fit the current device, with all that may lie beside them; empty where they do.
 inline std::string loop_refusal(bool is_double, std::int64_t rows, const std::vector<std::int64_t>& map,
-                                const std::vector<std::int64_t>& critic, bool penalty, bool logistic) {
+                                const std::vector<std::int64_t>& critic, bool penalty, const std::string& density) {
     LoopDevice device{};
     const int code = loop_device(device);
     if (code != 0) return error_text(code);
@@ -182,7 +182,7 @@ inline std::string loop_refusal(bool is_double, std::int64_t rows, const std::ve
     sizes.batch = sizes.target_batch = rows;
     sizes.penalty = penalty;
     sizes.whitening = true;
-    sizes.density = logistic ? DensityKind::logistic : DensityKind::gaussian;
+    sizes.density = density_kind(density);
     for (const auto& [widths, layers] : {std::pair{&map, &sizes.map}, {&critic, &sizes.critic}})
         for (std::size_t l = 0; l + 1 < widths->size(); l++)
             layers->push_back({(*widths)[l], (*widths)[l + 1], Function::leaky, 0});
@@ -198,7 +198,7 @@ inline void bind_primal_dual(py::module_& module) {
         .def("layout", &AnyLoop::layout)
         .def("run", &AnyLoop::run, py::arg("first"), py::arg("count"), py::arg("workspace"));
     module.def("primal_dual_refusal", &loop_refusal, py::arg("is_double"), py::arg("rows"), py::arg("map"),
-               py::arg("critic"), py::arg("penalty"), py::arg("logistic"),
+               py::arg("critic"), py::arg("penalty"), py::arg("density"),
                "Why networks of these widths don't fit; empty where they do.");
 }
 

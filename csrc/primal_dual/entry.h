@@ -19,7 +19,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
           stride_(row_stride<T>(problem.dim)),
           map_(problem.map),
           critic_(problem.critic),
-          density_(problem.density, problem.dim),
+          density_(make_density(problem.density, problem.dim)),
           batch_(p_, !critic_.layers.empty()),
           y_(problem.batch * stride_),
           flat_(std::max(problem.batch, problem.target_batch) * problem.dim),
@@ -121,9 +121,9 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             const int64_t rows = *std::max_element(tile_, tile_ + 3), row = Arena<T>::rounded(rows * stride_),
                           line = padded_to_lanes<T>(rows) + 16;
             const bool map_drops = p_.map_dropout > 0, critic_drops = p_.critic_dropout > 0;
-            worker->memory = AlignedArray<T>(NetworkBuffers<T>::size(map_, rows, map_drops) +
-                                             NetworkBuffers<T>::size(critic_, rows, critic_drops) + 4 * row +
-                                             2 * Arena<T>::rounded(line) + density_.scratch(rows) + 64);
+            worker->memory = AlignedArray<T>(
+                NetworkBuffers<T>::size(map_, rows, map_drops) + NetworkBuffers<T>::size(critic_, rows, critic_drops) +
+                4 * row + 2 * Arena<T>::rounded(line) + (density_ ? density_->scratch(rows) : 0) + 64);
             T* next = worker->memory.data();
             worker->map.take(map_, rows, map_drops, next);
             worker->critic.take(critic_, rows, critic_drops, next);
@@ -330,7 +330,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
             std::fill_n(g, count, T(0));
             whitening_->add_pullback(u, rows, g);
         }
-        total -= weight * density_.add(y, rows, T(-weight), g, worker.scratch);
+        if (density_) total -= weight * density_->add(y, rows, T(-weight), g, worker.scratch);
         if (p_.rest)
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t d = 0; d < p_.dim; d++)
@@ -373,7 +373,7 @@ template <class T> class PrimalDualLoop final : public PrimalDual {
     int64_t stride_, tile_[3] = {};
     double row_work_ = 0;  // operations a row and pass
     TrainedNetwork<T> map_, critic_;
-    TileDensity<T> density_;
+    std::unique_ptr<TileDensity<T>> density_;
     std::unique_ptr<Whitening<T>> whitening_;
     Minibatch<T> batch_;
     AlignedArray<T> y_, flat_, rest_gradient_;

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "mlp/mlp.h"
@@ -37,17 +39,30 @@ enum class TargetKind {
     callback
 };
 
-enum class DensityKind { none, gaussian, mixture, logistic };
+template <class T> struct Matrix {
+    const T* data;  // contiguous
+    int64_t rows, columns;
+};
 
-// log Q up to a constant, with its gradient. Arrays are contiguous.
+// log Q up to a constant, as gwf_fast.potentials tells it: a name that density.h knows, and its parameters. A vector is
+// a matrix of one row.
 template <class T> struct Density {
-    DensityKind kind;
-    int64_t count;         // components, or data
-    const T* points;       // gaussian: mean [D]; mixture: means [K, D]; logistic: label times features [S, D - 1]
-    const T* matrix;       // gaussian: inverse of the Cholesky factor, [D, D]
-    const T* precision;    // mixture: 1 / s^2, [K]
-    const T* log_weights;  // mixture: log of weight over normalisation, [K]
-    double rate;           // gaussian: log of its normalisation; logistic: of the Gamma prior
+    std::string kind;  // "none": no density
+    std::vector<Matrix<T>> arrays;
+    std::vector<double> numbers;
+    bool exists() const { return kind != "none"; }
+    // That one of them, which must have so many rows and columns; any number where that is negative.
+    const Matrix<T>& array(size_t which, int64_t rows, int64_t columns) const {
+        const bool there = which < arrays.size();
+        if (!there || (rows >= 0 && arrays[which].rows != rows) || (columns >= 0 && arrays[which].columns != columns))
+            throw std::invalid_argument("density: array " + std::to_string(which) + " of the kind " + kind +
+                                        (there ? " has another shape" : " is missing"));
+        return arrays[which];
+    }
+    double number(size_t which) const {
+        if (which >= numbers.size()) throw std::invalid_argument("density: the kind " + kind + " has more numbers");
+        return numbers[which];
+    }
 };
 
 struct Elementwise {

@@ -7,24 +7,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gwf_fast.nn.divergences import PARAMETRIC, SMOOTH, divergence
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.passes import moved
 from gwf_fast.pairs.validation import check_points
 
-# What multiplies grad d. MonoFlow: h'(d), h increasing; VGrow: s(d), of the divergence named, d = log p/q.
+# What multiplies grad d: h'(d) of MonoFlow, h increasing.
 _TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "wgan": lambda d, c: torch.ones_like(d),
     "log_sigmoid": lambda d, c: (-d).sigmoid(),  # h = log sigma(d): the non-saturating GAN
     "minimax": lambda d, c: (d + c).sigmoid(),  # h = -log(1 - sigma(d + C))
     "identity": lambda d, c: torch.ones_like(d),
     "arcsinh": lambda d, c: (1 + d * d).rsqrt(),
-    "kl": lambda d, c: torch.ones_like(d),
-    "js": lambda d, c: d.sigmoid(),
-    "log_d": lambda d, c: (-d).sigmoid(),
-    "jeffreys": lambda d, c: 1 + d.exp(),
 }
-TRANSFORMS = tuple(_TRANSFORMS)
-"""What ``critic`` knows."""
+TRANSFORMS = (*_TRANSFORMS, *(name for name in SMOOTH if name not in PARAMETRIC))
+"""What ``critic`` knows; those of VGrow, s(d), are slopes of divergences at log q/p = -d."""
 
 
 def critic(x: Tensor, critic: Callable[[Tensor], Tensor], *, transform: str = "wgan", shift: float = 0.0) -> Tensor:
@@ -35,7 +32,8 @@ def critic(x: Tensor, critic: Callable[[Tensor], Tensor], *, transform: str = "w
         critic: d, any function [*B, N, D] -> [*B, N] or [*B, N, 1] that torch differentiates, such as a ``nn.MLP``;
             row i depends on x_i alone. For "wgan" the potential phi, else a logit, log p/q at its best.
         transform: "wgan" or "identity": 1. MonoFlow's "log_sigmoid": sigma(-d); "minimax": sigma(d + C); "arcsinh":
-            1 / sqrt(1 + d^2). VGrow's "kl": 1; "js": sigma(d); "log_d": sigma(-d); "jeffreys": 1 + e^d.
+            1 / sqrt(1 + d^2). VGrow's s(d) of a divergence without a parameter, such as "kl": 1; "js": sigma(d);
+            "log_d": sigma(-d); "jeffreys": 1 + e^d; see ``gwf_fast.nn.divergences``.
         shift: C of "minimax".
 
     Returns:
@@ -87,7 +85,7 @@ def critic_step(
 def _weight_and_gradient(
     x: Tensor, critic: Callable[[Tensor], Tensor], transform: str, shift: float
 ) -> tuple[Tensor | None, Tensor]:  # [*B, N, 1], None for ones; [*B, N, D]
-    if transform not in _TRANSFORMS:
+    if transform not in TRANSFORMS:
         raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
     check_points("x", x)
     with torch.enable_grad():
@@ -101,4 +99,9 @@ def _weight_and_gradient(
         (gradient,) = torch.autograd.grad(d.sum(), at)
     if transform in ("wgan", "identity", "kl"):
         return None, gradient
-    return _TRANSFORMS[transform](d.detach().reshape(*x.shape[:-1], 1), shift), gradient
+    d = d.detach().reshape(*x.shape[:-1], 1)
+    if transform in _TRANSFORMS:
+        return _TRANSFORMS[transform](d, shift), gradient
+    slope = divergence(transform).slope
+    assert slope is not None
+    return slope(-d), gradient

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gwf_fast.drift._checks import check_positive, check_sets, inverse_counts
+from gwf_fast.nn.divergences import SMOOTH, split_name
+from gwf_fast.nn.divergences import divergence as row_of
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.kernels import Gaussian
 from gwf_fast.pairs.passes import centre_of, over
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
 from gwf_fast.pairs.validation import check_counts
-
-# r f''(r) as a function of log r, r = q_h / p_h: what multiplies the difference of the scores.
-_SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
-    "kl": torch.ones_like,  # KL(q|p)
-    "reverse_kl": lambda t: (-t).exp(),  # KL(p|q)
-    "pearson": lambda t: 2 * t.exp(),
-    "neyman": lambda t: 2 * (-2 * t).exp(),
-    "js": lambda t: (-t).sigmoid(),
-    "jeffreys": lambda t: 1 + (-t).exp(),
-    "log_d": torch.sigmoid,
-    "squared_hellinger": lambda t: 0.5 * (-0.5 * t).exp(),
-}
-DIVERGENCES = tuple(_SLOPES)
-"""What ``f_divergence`` knows. Convention: the model q first, D_f(q|p) = E_p f(q/p)."""
 
 
 @entry
@@ -84,7 +71,7 @@ def f_divergence(
     y: Tensor,
     bandwidth: float,
     *,
-    divergence: str,
+    divergence: str | Sequence,
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
@@ -99,8 +86,9 @@ def f_divergence(
         x: Particles [*B, N, D], samples of q.
         y: Targets [*B, M, D], samples of p.
         bandwidth: h > 0.
-        divergence: "kl" (of q from p), "reverse_kl", "pearson" (chi-squared), "neyman", "js", "jeffreys" (the sum of
-            both KL), "log_d" (Gao et al. 2019) or "squared_hellinger".
+        divergence: A smooth row of ``gwf_fast.nn.divergences``, with the model q first: "kl" (of q from p),
+            "reverse_kl", "pearson" (chi-squared), "neyman", "js", "jeffreys" (the sum of both KL), "log_d" (Gao et al.
+            2019), "squared_hellinger", ("alpha", a) or ("generalized_entropy", m).
         exclude_self: Estimate q_h at x_i from the other particles.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
@@ -112,11 +100,14 @@ def f_divergence(
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, or for an unknown divergence.
     """
-    if divergence not in _SLOPES:
-        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+    name, parameter = split_name(divergence, "divergence")
+    if name not in SMOOTH:
+        raise ValueError(f"divergence must be one of {', '.join(SMOOTH)}, got {divergence!r}")
+    slope_of = row_of(name, parameter).slope
+    assert slope_of is not None
     options: dict[str, Any] = {"x_lengths": x_lengths, "backend": backend}
     velocity = parzen_kl(x, y, bandwidth, exclude_self=exclude_self, y_lengths=y_lengths, **options)
-    if divergence == "kl":
+    if name == "kl":
         return velocity
     kernel = Gaussian(check_positive("bandwidth", bandwidth))
     log_q = kernel_logsumexp(x, x, kernel=kernel, exclude_self=exclude_self, y_lengths=x_lengths, **options)
@@ -124,5 +115,5 @@ def f_divergence(
     # The estimates' other constants are the same.
     share = inverse_counts(x, x_lengths, int(exclude_self)) / inverse_counts(y, y_lengths)
     log_share = math.log(share) if isinstance(share, float) else share[..., 0].log()
-    slope = _SLOPES[divergence](log_q - log_p + log_share)[..., None]
+    slope = slope_of(log_q - log_p + log_share)[..., None]
     return members(slope, x_lengths) * velocity

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from gwf_fast.checkpoint.run_folder import RunFolder
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.engines.base import Engine, StepProblem
-from gwf_fast.flows.engines.choice import require_known, resolve
+from gwf_fast.flows.engines.choice import explained, require_known, resolve
 from gwf_fast.flows.engines.inner_loop import require_shape
 from gwf_fast.flows.jko_checkpoint import Keeper, load, require_storable
 from gwf_fast.flows.networks import default_critic, default_map, make_module
+from gwf_fast.flows.progress import inner_progress
 from gwf_fast.flows.progress import progress as shown_progress
 from gwf_fast.flows.schemes import SCHEMES, ForwardStep, fit_critic, require_finite, split
 from gwf_fast.flows.state import FlowResult, FlowState, Source, StepRecord, push
@@ -258,7 +259,7 @@ class JKOFlow:
                 keeper.keep(state)
             bar = stack.enter_context(shown_progress(n_steps, state.step, shown=progress, name="JKO steps"))
             while state.step < n_steps:
-                state = self.step(state, x0=x0, on_iteration=_postfix(bar, self.training.iterations))
+                state = self.step(state, x0=x0, on_iteration=inner_progress(bar, self.training.iterations))
                 if keeper is not None:
                     keeper.keep(state)
                 bar.update()
@@ -297,6 +298,14 @@ class JKOFlow:
             flow, state, planned, source = load(folder, cls, functional=functional, map=map, critic=critic, x0=x0)
             n_steps = planned if n_steps is None else n_steps
             return flow.run(source, n_steps, progress=progress, checkpoint=folder, state=state)
+
+    def explain(self) -> str:
+        """Which engine solves the steps of this flow, and why not the others; see ``gwf.explain(flow.run)``."""
+        if self._split.implicit is None:
+            return f"engine: none, scheme {self.scheme!r} has no inner problem"
+        with seeded(self.seed, 0, torch.device("cpu")):
+            modules = make_module(self.map, "map"), self._new_critic()
+        return explained(self.engine, self._split.implicit, *modules, self.training)
 
     def blank_modules(self, particles: Tensor) -> tuple[nn.Module, nn.Module | None]:
         """An untrained map and critic on the device and in the precision of the particles: what a checkpoint fills."""
@@ -384,10 +393,3 @@ class JKOFlow:
         draws_batches, size = self._split.implicit is not None or self.functional.needs_critic, self.training.batch_size
         if draws_batches and size > len(particles):
             raise ValueError(f"batch_size: {size} is larger than the pool of {len(particles)} particles")
-
-
-def _postfix(bar: Any, iterations: int) -> Callable[[int, float], None]:
-    def show(iteration: int, loss: float) -> None:
-        bar.set_postfix_str(f"{iteration}/{iterations}, loss {loss:.4g}")
-
-    return show

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
@@ -34,6 +35,15 @@ def progress(total: int, initial: int, *, shown: bool, name: str) -> Any:
     from tqdm.auto import tqdm  # a progress bar is no reason to make `import gwf_fast` slower
 
     return tqdm(total=total, initial=initial, disable=not shown, desc=name, unit="step")
+
+
+def inner_progress(bar: Progress, iterations: int) -> Callable[[int, float], None]:
+    """What shows the iterations within a step."""
+
+    def show(iteration: int, loss: float) -> None:
+        bar.set_postfix_str(f"{iteration}/{iterations}, loss {loss:.4g}")
+
+    return show
 
 
 class Lines:

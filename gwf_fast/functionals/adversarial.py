@@ -18,8 +18,10 @@ from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.functionals.base import Functional, SquaredMMD
+from gwf_fast.functionals.forms import CriticForm, FusedForm
 from gwf_fast.functionals.outputs import raw_output
 from gwf_fast.functionals.samples import Target, check_target, draw_target, matched
+from gwf_fast.nn.divergences import objective
 from gwf_fast.nn.objective import gradient_penalty
 from gwf_fast.randomness.draws import Draws
 
@@ -95,6 +97,12 @@ class IPM(Functional):
         v = raw_output(critic, torch.cat((x, matched(z.z, x))))
         return v[: len(x)].mean() - v[len(x) :].mean()
 
+    @override
+    def fused_form(self) -> FusedForm | str:
+        if self.constraint != "gradient_penalty":
+            return f"has no compiled form with constraint={self.constraint!r}"
+        return CriticForm.of_target(objective("ipm"), self.target, self.penalty)
+
 
 @portable
 @dataclass(frozen=True, eq=False)
@@ -128,6 +136,10 @@ class DonskerVaradhan(Functional):
         return raw_output(critic, x).mean()
 
     value = critic_objective
+
+    @override
+    def fused_form(self) -> FusedForm | str:
+        return CriticForm.of_target(objective("donsker_varadhan"), self.target)
 
 
 @portable

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
-from gwf_fast.errors import NonFiniteError
-from gwf_fast.functionals.descent import descent_direction
-from gwf_fast.functionals.outputs import raw_output
+from gwf_fast.functionals.descent import descent_direction, require_descent
+from gwf_fast.functionals.forms import CalledBack, CriticForm, FusedForm, compiled_of, whitening
+from gwf_fast.functionals.outputs import evaluated, raw_output
 from gwf_fast.functionals.samples import Target, check_target, draw_target, matched
-from gwf_fast.nn.divergences import divergence, tame_exp
-from gwf_fast.potentials import POTENTIALS, Gaussian
+from gwf_fast.kernels.table.mlp import CompiledDensity
+from gwf_fast.nn.divergences import objective, tame_exp, variational
+from gwf_fast.potentials import Density, Gaussian
 from gwf_fast.randomness.draws import Draws
-from gwf_fast.randomness.seeded import asked
 
 
 class Functional:
@@ -83,6 +83,13 @@ class Functional:
 
     def check_moves(self, before: Tensor, moved: Tensor, step_size: float) -> None:
         """Raise NonFiniteError where a step of size a took a particle where no minimiser would; both [N, D]."""
+
+    def fused_form(self) -> FusedForm | str:
+        """How the compiled loop takes this functional; a string says why it can't, and the engine "torch" does.
+
+        Without a critic there is nothing to do: the loop calls ``map_objective`` back.
+        """
+        return "has a critic, and no compiled form (fused_form)" if self.needs_critic else CalledBack()
 
     def __add__(self, other: Functional) -> Sum:
         if not isinstance(other, Functional):
@@ -190,7 +197,7 @@ class Potential(Functional):
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        return _evaluate(self.V, x, "V").mean()
+        return evaluated(self.V, x, "V").mean()
 
     value = map_objective
 
@@ -234,7 +241,7 @@ class KL(Functional):
     @override
     def reference(self, particles: Tensor) -> Gaussian:
         density, dim = self.density, particles.shape[1]
-        if isinstance(density, POTENTIALS) and density.dim != dim:
+        if isinstance(density, Density) and density.dim != dim:
             raise ValueError(f"log_density: takes {density.dim} dimensions, the particles have {dim}")
         return Gaussian.fit(particles)
 
@@ -242,9 +249,22 @@ class KL(Functional):
     def draw(self, n: int, reference: Gaussian, draws: Draws | None = None) -> Tensor:
         return reference.sample(n) if draws is None else reference.colour(draws.normals(n, reference.mean))
 
+    @override
+    def fused_form(self) -> FusedForm | str:
+        compiled = compiled_of(self.density)
+        log_q = self.log_q if compiled is None else None
+        return CriticForm(
+            objective("kl_density"),
+            None,
+            draws=1,
+            density=compiled or CompiledDensity(),
+            log_q=log_q,
+            frame=whitening,
+        )
+
     def log_q(self, x: Tensor) -> Tensor:
         """log Q at x [N, D] up to a constant, [N]."""
-        return _evaluate(getattr(self.log_density, "log_density", self.log_density), x, "log_density")
+        return evaluated(getattr(self.log_density, "log_density", self.log_density), x, "log_density")
 
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -258,25 +278,7 @@ class KL(Functional):
 
     @override
     def check_moves(self, before: Tensor, moved: Tensor, step_size: float) -> None:
-        """Particles thrown out of the cloud, in a run that is otherwise unsuspicious.
-
-        Outside the samples nothing holds the map: log mu falls as r^2 / (2 s^2) there, s the narrowest spread of P_k,
-        and the critic, which should make up for it, is linear. Where 1 / s^2 exceeds 1 / a and the curvature of
-        -log Q, few particles that come outside are drawn on, to 10^4 within some steps. At a minimiser
-        |T x - x|^2 / (2 a) + log P(T x) - log Q(T x) does not exceed what it is at rest, so that the transport and
-        -log Q may rise by no more than log P can fall.
-        """
-        costs = (moved - before).square().sum(-1) / (2 * step_size)
-        rows = costs.topk(min(len(costs), _FARTHEST)).indices
-        x, tx = before[rows], moved[rows]
-        with torch.no_grad():
-            rises = costs[rows] + self.log_q(x) - self.log_q(tx)
-        worst = int(rises.nan_to_num(-math.inf).argmax())
-        if rises[worst] > 100 + 20 * x.shape[1]:
-            raise NonFiniteError(
-                f"a particle was thrown from {_shown(x[worst])} to {_shown(tx[worst])}, where -log Q and the transport"
-                f" are {float(rises[worst]):.3g} more than at rest; try a larger batch_size or a smaller lr"
-            )
+        require_descent(self.log_q, before, moved, step_size)
 
     @override
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
@@ -303,7 +305,7 @@ class FDivergence(Functional):
     _row: Any = field(init=False, repr=False, metadata={"derived": True})
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_row", divergence(self.name, self.parameter))
+        object.__setattr__(self, "_row", variational(self.name, self.parameter))
         check_target(self.target)
 
     @override
@@ -320,6 +322,10 @@ class FDivergence(Functional):
         return self._row.activation(raw_output(critic, x)).mean()
 
     value = critic_objective
+
+    @override
+    def fused_form(self) -> FusedForm | str:
+        return CriticForm.of_target(objective(self.name, self.parameter), self.target)
 
 
 @portable
@@ -374,20 +380,6 @@ class SquaredMMD(Functional):
         z = matched(draw_target(self.target, len(particles)), particles)
         return interaction_velocity(x, particles, kernel=self.kernel) - interaction_velocity(x, z, kernel=self.kernel)
 
-
-_FARTHEST = 4096
-"""Particles that a step is judged by: those that it moved most."""
-
-
-def _shown(point: Tensor) -> str:
-    numbers = [f"{value:.4g}" for value in point[:4].tolist()]
-    return "(" + ", ".join([*numbers, "..."][: 5 if len(point) > 4 else len(point)]) + ")"
-
-
-def _evaluate(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:
-    is_ours = isinstance(getattr(function, "__self__", None), POTENTIALS)
-    out = function(x) if is_ours else asked(function, x)
-    if not isinstance(out, Tensor) or out.shape != x.shape[:-1]:
-        got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"{name}: expected a tensor of shape {list(x.shape[:-1])} for x {list(x.shape)}, got {got}")
-    return out
+    @override
+    def fused_form(self) -> FusedForm | str:
+        return CalledBack(draws=int(isinstance(self.target, Tensor)))

@@ -17,12 +17,15 @@ from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.functionals.base import KL, Functional
+from gwf_fast.functionals.forms import CalledBack, CriticForm, Frame, FusedForm, whitening
 from gwf_fast.functionals.outputs import raw_output
 from gwf_fast.measures.interaction import interaction_velocity
+from gwf_fast.nn.divergences import objective
 from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.methods import Auto, check_steps_method, steps_tolerance
 from gwf_fast.pairs.reductions import kernel_sum
 from gwf_fast.potentials import Gaussian
+from gwf_fast.randomness.draws import Draws
 from gwf_fast.randomness.seeded import own_generator
 
 STEPS = Auto(1e-5)
@@ -200,6 +203,28 @@ class GeneralizedEntropy(Functional):
 
         sources = None if x is particles else particles
         return blob_velocity(x, self.bandwidth, m=self.m, sources=sources, method=self.method)
+
+    @override
+    def fused_form(self) -> FusedForm | str:
+        if self.bandwidth is not None:
+            return CalledBack()
+        if self._kl:
+            return CriticForm(objective("kl_density"), _whitened, frame=whitening)
+        return CriticForm(objective("entropy", self.m), _in_the_ball, frame=functools.partial(_ball, self.m))
+
+
+def _whitened(n: int, mu: Gaussian, draws: Draws) -> Tensor:
+    return mu.whiten(mu.sample(n))
+
+
+def _in_the_ball(n: int, ellipsoid: Ellipsoid, draws: Draws) -> Tensor:
+    return ellipsoid.coordinates(ellipsoid.sample(n))
+
+
+def _ball(m: float, ellipsoid: Ellipsoid) -> Frame:
+    mean, matrix = ellipsoid.gaussian.compiled().arrays
+    scale = math.sqrt(len(mean)) / ellipsoid.radius
+    return Frame(mean, matrix * scale, map_scale=math.exp((1 - m) * ellipsoid.log_volume))
 
 
 def _zero(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.pairs.validation import check_kind
-from gwf_fast.potentials import POTENTIALS
+from gwf_fast.potentials import Density
 from gwf_fast.randomness.draws import Draws
 from gwf_fast.randomness.seeded import asked, own_generator
 
@@ -36,7 +36,7 @@ def check_target(target: Target) -> None:
 
 def is_asked(target: object) -> bool:
     """Whether samples come from a function of the user's; those of our potentials are launches, nothing more."""
-    return callable(target) and not isinstance(getattr(target, "__self__", None), POTENTIALS)
+    return callable(target) and not isinstance(getattr(target, "__self__", None), Density)
 
 
 def draw_target(target: Target, n: int, draws: Draws | None = None) -> Tensor:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gwf_fast.nn.divergences import DIVERGENCES, divergence
-
-
-class Compiled(NamedTuple):
-    """An elementwise function of csrc/mlp/mlp.h and its constant."""
-
-    name: str
-    constant: float = 0.0
+from gwf_fast.nn.divergences import DIVERGENCES, Compiled, split_name, variational
 
 
 class Activation(NamedTuple):
@@ -77,7 +69,7 @@ class OutputActivation(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """Apply the function."""
-        return divergence(self.name, self.parameter).activation(v)
+        return variational(self.name, self.parameter).activation(v)
 
     def extra_repr(self) -> str:
         """The row."""
@@ -113,45 +105,6 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
 """The attributes that two activations of a class may differ in."""
 
 
-def activation_of(name: str, parameter: float | None = None) -> Compiled:
-    """The compiled form of an f-divergence's output activation."""
-    if name == "alpha" and parameter is not None and parameter < 1:
-        return Compiled("log_sigmoid", 1 / (1 - parameter))
-    return {
-        "reverse_kl": Compiled("minus_exp", 0.0),
-        "js": Compiled("log_sigmoid", math.log(2)),
-        "neyman": Compiled("minus_exp", 1.0),
-        "squared_hellinger": Compiled("minus_exp", 1.0),
-        "total_variation": Compiled("tanh", 0.5),
-    }.get(name, Compiled("identity"))
-
-
-def conjugate_of(name: str, parameter: float | None = None) -> Compiled:
-    """The compiled form of f* composed with the output activation."""
-    if parameter is not None:
-        if name == "alpha":
-            return Compiled("alpha_power" if parameter > 1 else "alpha_bounded", parameter)
-        return Compiled("entropy_power", parameter)
-    return {
-        "kl": Compiled("exp_shifted", 1.0),
-        "reverse_kl": Compiled("identity", -1.0),
-        "js": Compiled("softplus", -math.log(2)),
-        "pearson": Compiled("parabola"),
-        "neyman": Compiled("exp_half"),
-        "squared_hellinger": Compiled("expm1"),
-        "total_variation": Compiled("tanh", 0.5),
-    }[name]
-
-
-def split_name(value: str | Sequence, argument: str) -> tuple[str, float | None]:
-    """("alpha", 0.5) from itself or the list that JSON makes of it; a bare name has no parameter."""
-    if isinstance(value, str):
-        return value, None
-    if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float)):
-        return value[0], float(value[1])
-    raise ValueError(f"{argument}: expected a name or a pair (name, number), got {value!r}")
-
-
 def output_activation(output: str | Sequence) -> Activation:
     """What may follow the last layer, by its name or (name, parameter).
 
@@ -160,8 +113,7 @@ def output_activation(output: str | Sequence) -> Activation:
     """
     name, parameter = split_name(output, "output")
     if name in DIVERGENCES:
-        divergence(name, parameter)  # raises where the parameter does not fit
-        return Activation(lambda: OutputActivation(name, parameter), activation_of(name, parameter))
+        return Activation(lambda: OutputActivation(name, parameter), variational(name, parameter).compiled[0])
     if name == "scaled_sigmoid" and parameter is not None:
         return Activation(lambda: ScaledSigmoid(parameter), Compiled("sigmoid", parameter))
     plain = {key: value for key, value in ACTIVATIONS.items() if key != "prelu"}

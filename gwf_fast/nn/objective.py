@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from gwf_fast.nn.divergences import DIVERGENCES, TAME, tame_exp
-from gwf_fast.nn.divergences import divergence as row_of
-from gwf_fast.nn.functions import Compiled, activation_of, conjugate_of, split_name
+from gwf_fast.nn.divergences import Compiled, Objective, split_name
+from gwf_fast.nn.divergences import objective as row_of
 from gwf_fast.nn.mlp import MLP
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.mlp import MLPSpec, Side, mlp, objective
 from gwf_fast.ops.modes import is_eager
 from gwf_fast.pairs.validation import check_pair
 from gwf_fast.randomness.seeded import own_generator
-
-OBJECTIVES = ("ipm", "hinge", "donsker_varadhan", "kl_density", "entropy")
-"""What ``divergence`` may be, beside the rows of the table of f-divergences."""
-
-
-class _Row(NamedTuple):
-    """E_P A(h) - E_Q B(h) in both forms, and what it is multiplied by."""
-
-    model: Callable[[Tensor], Tensor]
-    target: Callable[[Tensor], Tensor]
-    compiled: tuple[Compiled, Compiled]
-    scale: float = 1.0
-    log_mean: bool = False  # log E_Q e^h in place of E_Q B(h)
 
 
 @entry(differentiates=True)
@@ -76,7 +61,7 @@ def critic_objective(
     Raises:
         ValueError: If there is no such objective, a batch is empty, or shapes do not fit.
     """
-    row = _row(divergence)
+    row = row_of(*split_name(divergence, "divergence"))
     check_pair(x, z, "z")
     for label, points in (("x", x), ("z", z)):
         if points.ndim != 2 or len(points) == 0:
@@ -119,40 +104,7 @@ def gradient_penalty(critic: nn.Module, x: Tensor, z: Tensor, mixing: Tensor | N
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def _row(given: str | Sequence) -> _Row:
-    name, parameter = split_name(given, "divergence")
-    if name in DIVERGENCES:
-        table = row_of(name, parameter)
-        forms = activation_of(name, parameter), conjugate_of(name, parameter)
-        return _Row(table.activation, table.conjugate_of_activation, forms)
-    if name not in OBJECTIVES:
-        raise ValueError(f"divergence: unknown {name!r}, expected one of {', '.join((*DIVERGENCES, *OBJECTIVES))}")
-    if name == "entropy":
-        if parameter is None or not parameter > 1:
-            raise ValueError(f'divergence: expected ("entropy", m) with m > 1, got {given!r}')
-        power = parameter / (parameter - 1)
-        forms = Compiled("identity"), Compiled("ramp_power", power)
-        return _Row(_identity, lambda v: v.clamp(min=0) ** power / power, forms, scale=power)
-    if parameter is not None:
-        raise ValueError(f"divergence: {name!r} takes no parameter, got {given!r}")
-    identity = Compiled("identity")
-    return {
-        "ipm": _Row(_identity, _identity, (identity, identity)),
-        "hinge": _Row(
-            lambda v: v.clamp(max=1) - 1,
-            lambda v: v.clamp(min=-1) + 1,
-            (Compiled("below", 1.0), Compiled("above", 1.0)),
-        ),
-        "donsker_varadhan": _Row(_identity, _identity, (identity, identity), log_mean=True),
-        "kl_density": _Row(_identity, tame_exp, (identity, Compiled("exp_tamed", TAME))),
-    }[name]
-
-
-def _identity(v: Tensor) -> Tensor:
-    return v
-
-
-def _compiled_objective(row: _Row, spec: MLPSpec, parameters: list[Tensor], x: Tensor, z: Tensor) -> Tensor:
+def _compiled_objective(row: Objective, spec: MLPSpec, parameters: list[Tensor], x: Tensor, z: Tensor) -> Tensor:
     of_model, of_target = row.compiled
     offset = 0.0
     if row.log_mean:  # the gradient of log E e^h is that of E e^(h - l) with l its value
@@ -169,7 +121,7 @@ def _compiled_objective(row: _Row, spec: MLPSpec, parameters: list[Tensor], x: T
     return value + (1 - offset) if row.log_mean else value
 
 
-def _torch_objective(row: _Row, v: Tensor, n: int) -> Tensor:
+def _torch_objective(row: Objective, v: Tensor, n: int) -> Tensor:
     if v.ndim > 2 or v.numel() != len(v):
         raise ValueError(f"critic must map [N, D] to [N, 1] or [N], got {list(v.shape)} for N = {len(v)}")
     v = v.view(-1)

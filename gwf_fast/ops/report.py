@@ -71,7 +71,8 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """Which backend ``fn(*args, **kwargs)`` would run on, and why not the others. Computes nothing.
 
     Args:
-        fn: A function of this package that works on pairs of points.
+        fn: A function of this package that works on pairs of points; or a method of a flow, as ``flow.run``: then
+            which engine solves its steps, whatever the arguments.
         *args: Its arguments.
         **kwargs: Its keyword arguments; ``backend`` counts.
 
@@ -82,6 +83,9 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
         TypeError: There is no tensor among the arguments, or ``fn`` is not a function that a backend serves.
         ValueError: The backend that is asked for can't serve.
     """
+    owner = getattr(fn, "__self__", None)
+    if str(type(owner).__module__).startswith("gwf_fast.flows.") and hasattr(owner, "explain"):
+        return str(owner.explain())
     name = public_name(fn)
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if not tensors:

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from gwf_fast.kernels.cpp.mlp import _function
 from gwf_fast.kernels.cpp.pairs import _cpu
-from gwf_fast.kernels.table.mlp import MLPSpec
+from gwf_fast.kernels.table.mlp import CompiledDensity, MLPSpec
 
 Elementwise = tuple[str, float]
 
 TARGET_KINDS = ("whole", "samples", "normal", "callback")
-DENSITY_KINDS = ("none", "gaussian", "mixture", "logistic")
 
 
 def philox_indices(seed: int, iteration: int, stream: int, n: int, bound: int) -> Tensor:
@@ -82,38 +81,6 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Density:
-    """log Q up to a constant.
-
-    Attributes:
-        kind: One of ``DENSITY_KINDS``.
-        points: gaussian: mean [D]; mixture: means [K, D]; logistic: labels times features [S, D - 1].
-        matrix: gaussian: inverse of the Cholesky factor, [D, D].
-        precision: mixture: 1 / s^2, [K].
-        log_weights: mixture: log of weight over normalisation, [K].
-        rate: gaussian: log of its normalisation; logistic: of the Gamma prior.
-    """
-
-    kind: str = "none"
-    points: Tensor | None = None
-    matrix: Tensor | None = None
-    precision: Tensor | None = None
-    log_weights: Tensor | None = None
-    rate: float = 0.0
-
-    def problem(self) -> dict[str, Any]:
-        """As the compiled module takes it."""
-        return {
-            "kind": DENSITY_KINDS.index(self.kind),
-            "points": self.points,
-            "matrix": self.matrix,
-            "precision": self.precision,
-            "log_weights": self.log_weights,
-            "rate": self.rate,
-        }
-
-
-@dataclass(frozen=True)
 class Problem:
     """What ``csrc/primal_dual/primal_dual.h`` is told; see there.
 
@@ -156,7 +123,7 @@ class Problem:
     of_target: Elementwise
     log_mean: bool
     whitening: tuple[Tensor, Tensor, float | None] | None
-    density: Density
+    density: CompiledDensity
     rest: Callable[[Tensor], tuple[float, Tensor]] | None
     map: Trained
     critic: Trained | None
@@ -195,7 +162,7 @@ def compiled_problem(p: Problem) -> dict[str, Any]:
         "whitening": whitening,
         "with_log_mu": log_norm is not None,
         "log_norm": log_norm or 0.0,
-        "density": p.density.problem(),
+        "density": (p.density.kind, p.density.arrays, p.density.numbers),
         "map": p.map.problem(),
         "critic": None if p.critic is None else p.critic.problem(),
         "dropout": p.dropout,

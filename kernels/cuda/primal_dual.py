@@ -19,7 +19,7 @@ from gwf_fast.kernels.cuda.pairs import _module
 
 
 def refusal(
-    like: Tensor, rows: int, map_sizes: Sequence[int], critic_sizes: Sequence[int], *, penalty: bool, logistic: bool
+    like: Tensor, rows: int, map_sizes: Sequence[int], critic_sizes: Sequence[int], *, penalty: bool, density: str
 ) -> str | None:
     """Why a device can't hold networks of these widths; None where it can.
 
@@ -29,11 +29,11 @@ def refusal(
         map_sizes: Widths of the map's layers.
         critic_sizes: The same of the critic.
         penalty: Whether there is a gradient penalty.
-        logistic: Whether there is the density of a logistic regression.
+        density: The kind of ``CompiledDensity``.
     """
     with _on(like):
         reason = _module().primal_dual_refusal(
-            like.dtype is torch.float64, rows, list(map_sizes), list(critic_sizes), penalty, logistic
+            like.dtype is torch.float64, rows, list(map_sizes), list(critic_sizes), penalty, density
         )
     return reason or None
 
@@ -119,9 +119,8 @@ class PrimalDual:
                 sources += tensors
         problem, density = self._problem, self._problem.density
         affine = [] if problem.whitening is None else [(self.layout["whitening"], *problem.whitening[:2])]
-        if density.matrix is not None:
-            assert density.points is not None
-            affine.append((self.layout["density"], density.points, density.matrix))
+        if density.kind == "gaussian":
+            affine.append((self.layout["density"], *density.arrays))
         for offset, mean, matrix in affine:  # matrix (x - mean), as a layer
             dim, stride = len(mean), _padded(len(mean))
             rows = self._numbers[offset : offset + dim * stride].view(dim, stride)

@@ -1,7 +1,8 @@
-"""What the fused perceptrons of every backend are told: the shape of a network, and the sides of an objective."""
+"""What compiled loops of every backend are told: the shape of a network, the sides of an objective, a density."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -32,3 +33,20 @@ class Side(NamedTuple):
     function: str
     constant: float
     weight: float
+
+
+@dataclass(frozen=True)
+class CompiledDensity:
+    """log Q up to a constant, as the compiled loops have it.
+
+    Attributes:
+        kind: A name of ``csrc/primal_dual/density.h``; "none" for no density.
+        arrays: Its parameters, in the order in which that file takes them.
+        numbers: The same.
+        devices: Types of device whose loop knows it.
+    """
+
+    kind: str = "none"
+    arrays: tuple[Tensor, ...] = ()
+    numbers: tuple[float, ...] = ()
+    devices: tuple[str, ...] = ("cpu",)

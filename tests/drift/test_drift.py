@@ -104,6 +104,8 @@ F_PRIME = {
     "jeffreys": lambda r: 1 + r.log() - 1 / r,
     "log_d": lambda r: (1 + r).log(),
     "squared_hellinger": lambda r: 1 - r**-0.5,
+    ("alpha", 0.5): lambda r: -2 * (r**-0.5 - 1),
+    ("generalized_entropy", 3.0): lambda r: (3 * r**2 - 1) / 2,
 }
 
 
@@ -216,6 +218,10 @@ ASCENDED = {
     "js": torch.nn.functional.softplus,
     "log_d": torch.nn.functional.logsigmoid,
     "jeffreys": lambda d: d + d.exp(),
+    "reverse_kl": torch.exp,
+    "pearson": lambda d: -2 * (-d).exp(),
+    "neyman": lambda d: (2 * d).exp(),
+    "squared_hellinger": lambda d: (d / 2).exp(),
 }
 
 

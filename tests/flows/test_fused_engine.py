@@ -241,9 +241,9 @@ def test_a_critic_that_diverges_is_named_and_the_state_kept():
 @pytest.mark.parametrize(
     ("functional", "options", "reason"),
     [
-        (Own(), {}, "of functionals with a critic it takes KL, .*, not Own"),
+        (Own(), {}, "the functional Own has a critic, and no compiled form"),
         (JensenShannon(torch.ones(9, 2)) + KL(lambda x: x.sum(-1)), {}, "it trains one critic, the functional needs 2"),
-        (IPM(torch.ones(9, 2), "spectral_norm"), {}, "of IPMs it takes those with a gradient penalty, not spectral"),
+        (IPM(torch.ones(9, 2), "spectral_norm"), {}, "the functional IPM has no compiled form with constraint="),
         (
             IPM(torch.ones(9, 2)),
             {"training": {"dropout": 0.1}},

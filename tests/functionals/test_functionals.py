@@ -8,11 +8,11 @@ import torch
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.jko import JKOFlow
 from gwf_fast.functionals.base import KL, FDivergence, JensenShannon, Potential
-from gwf_fast.nn.divergences import DIVERGENCES, divergence
+from gwf_fast.nn.divergences import DIVERGENCES, PARAMETRIC, SMOOTH, divergence, variational
 from gwf_fast.potentials import Gaussian
 
 DTYPE = torch.float64
-ROWS = [(name, None) for name in DIVERGENCES if name not in ("alpha", "generalized_entropy")] + [
+ROWS = [(name, None) for name in DIVERGENCES if name not in PARAMETRIC] + [
     ("alpha", -0.5),
     ("alpha", 0.5),
     ("alpha", 3.0),
@@ -29,6 +29,27 @@ def test_f_vanishes_at_one_and_f_prime_is_its_derivative(name, parameter):
     assert row.f(torch.ones(1, dtype=DTYPE)).abs().item() < 1e-14
     step = 1e-6
     torch.testing.assert_close((row.f(U + step) - row.f(U - step)) / (2 * step), row.f_prime(U), rtol=1e-6, atol=1e-8)
+
+
+SLOPES = [(name, None) for name in SMOOTH if name not in PARAMETRIC] + [row for row in ROWS if row[0] in PARAMETRIC]
+
+
+@pytest.mark.parametrize(("name", "parameter"), SLOPES)
+def test_slopes_are_u_times_the_second_derivative(name, parameter):
+    row = divergence(name, parameter)
+    assert row.f(torch.ones(1, dtype=DTYPE)).abs().item() < 1e-14
+    step = 1e-6 * U
+    for function, derivative in ((row.f, row.f_prime), (row.f_prime, lambda u: row.slope(u.log()) / u)):
+        differences = (function(U + step) - function(U - step)) / (2 * step)
+        torch.testing.assert_close(differences, derivative(U), rtol=1e-7, atol=1e-8)
+
+
+def test_rows_without_a_critic():
+    assert {"jeffreys", "log_d"} <= set(SMOOTH) - set(DIVERGENCES) and "total_variation" not in SMOOTH
+    with pytest.raises(ValueError, match="name: unknown divergence 'jeffreys', expected one of kl, "):
+        FDivergence("jeffreys", torch.ones(2, 2))
+    with pytest.raises(ValueError, match="unknown divergence 'log_d'"):
+        variational("log_d")
 
 
 @rows

@@ -280,8 +280,8 @@ class TestRefusals:
         for functional, words in (
             (Interaction(GaussianKernel(1.0)), "one term, with a critic"),
             (JensenShannon(z) + Interaction(GaussianKernel(1.0)), "one term, with a critic"),
-            (KL(lambda x: -x.square().sum(-1)), "must be one of Gaussian, GaussianMixture, BayesianLogisticRegression"),
-            (GeneralizedEntropy(2), "does not take GeneralizedEntropy"),
+            (KL(lambda x: -x.square().sum(-1)), "density of KL must have a compiled form for it"),
+            (GeneralizedEntropy(2), "must be a tensor of samples; GeneralizedEntropy draws its own"),
             (JensenShannon(lambda n: z[:n]), "must be a tensor of samples"),
         ):
             assert words in self.reason(functional, monkeypatch)

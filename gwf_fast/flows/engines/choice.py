@@ -36,3 +36,21 @@ def resolve(
             return engine
         reasons.append(f"{engine.name}: {reason}")
     raise ValueError("engine: none can take this flow (" + "; ".join(reasons) + ")")
+
+
+def explained(
+    name: str | None, functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
+) -> str:
+    """Which engine :func:`resolve` gives, and why not the others, as lines to print.
+
+    Raises:
+        ValueError: As there.
+    """
+    chosen = resolve(name, functional, map, critic, training)
+    asked = "asked for" if name is not None else "first in the order of preference that can serve"
+    lines = [f"engine: {chosen.name} ({asked})"]
+    for other in ENGINES.values():
+        if other is not chosen:
+            reason = other.refuses(functional, map, critic, training)
+            lines.append(f"  {other.name}: {reason or 'could serve'}")
+    return "\n".join(lines)

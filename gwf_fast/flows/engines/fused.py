@@ -7,8 +7,11 @@ threads either.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
+import math
+import operator
 from types import ModuleType
 from typing import Any
 
@@ -17,16 +20,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from typing_extensions import override
 
+from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.engines.base import Engine, StepProblem, Watch
-from gwf_fast.flows.engines.forms import FusedForm, refuses_functional, refuses_on_device, single_critic
 from gwf_fast.flows.engines.threads import ThreadChoice
 from gwf_fast.flows.training import CHECK_EVERY, Training
-from gwf_fast.functionals.adversarial import IPM
-from gwf_fast.functionals.base import KL, Functional, terms_of
+from gwf_fast.functionals.base import Functional, Sum, terms_of
+from gwf_fast.functionals.forms import CriticForm, FusedForm, form_of
+from gwf_fast.functionals.samples import matched
+from gwf_fast.kernels.table.mlp import CompiledDensity
 from gwf_fast.nn import MLP
 from gwf_fast.ops.mlp import WIDEST_FUSED
 from gwf_fast.ops.table import BACKENDS
-from gwf_fast.potentials import BayesianLogisticRegression
 from gwf_fast.randomness.draws import Draws
 
 _DTYPES = (torch.float32, torch.float64)
@@ -49,10 +53,10 @@ class FusedEngine(Engine):
     def refuses(
         self, functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
     ) -> str | None:
-        reason = refuses_functional(functional)
+        reason = _refuses_functional(functional)
         if reason is not None:
             return reason
-        critic = single_critic(functional, critic)
+        critic = _single_critic(functional, critic)
         for name, module in (("map", map), ("critic", critic)):
             reason = None if module is None else _refuses_network(module)
             if reason is not None:
@@ -69,7 +73,7 @@ class FusedEngine(Engine):
             return f"the critic must have one raw output, got {critic.config}"
         if map.spec.sizes[-1] != critic.spec.sizes[0]:
             return f"the critic takes {critic.spec.sizes[0]} dimensions, the map gives {map.spec.sizes[-1]}"
-        if training.dropouts[1] and any(isinstance(term, IPM) for _, term in terms_of(functional)):
+        if training.dropouts[1] and any(form.penalty > 0 for form in _critic_forms(functional)):
             return "it has no dropout of a critic where there is a gradient penalty"
         return None
 
@@ -90,6 +94,34 @@ class FusedEngine(Engine):
         _advance(problem.map_optimizer, done * training.map_steps)
         if problem.critic_optimizer is not None:
             _advance(problem.critic_optimizer, done * training.critic_steps)
+
+
+def _refuses_functional(functional: Functional) -> str | None:
+    """Why the loop can't take a functional; None where it can."""
+    terms = [term for _, term in terms_of(functional)]
+    forms = [form_of(term) for term in terms]
+    for term, form in zip(terms, forms, strict=True):
+        if isinstance(form, str):
+            return f"the functional {type(term).__name__} {form}"
+    critics = len(_critic_forms(functional))
+    if critics > 1:
+        return f"it trains one critic, the functional needs {critics}"
+    for term, form in zip(terms, forms, strict=True):
+        if critics and len(terms) > 1 and not isinstance(form, str) and form.draws is None:
+            return f"it doesn't know what {type(term).__name__} draws"
+    return None
+
+
+def _critic_forms(functional: Functional) -> list[CriticForm]:
+    forms = [form_of(term) for _, term in terms_of(functional)]
+    return [form for form in forms if isinstance(form, CriticForm)]
+
+
+def _single_critic(functional: Functional, critic: nn.Module | None) -> nn.Module | None:
+    """The critic itself: a sum has a list of them."""
+    if isinstance(functional, Sum) and isinstance(critic, nn.ModuleList):
+        return critic[0]
+    return critic
 
 
 def _advance(optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -126,20 +158,25 @@ def _refuses_on_device(
     missing = BACKENDS["cuda"].missing(next(map.parameters()).device)
     if missing is not None:
         return f"on CUDA it {missing}"
-    reason = refuses_on_device(functional)
-    if reason is not None:
-        return reason
+    terms = terms_of(functional)
+    form = form_of(terms[0][1])
+    if len(terms) > 1 or not isinstance(form, CriticForm):
+        return "on CUDA it takes functionals of one term, with a critic"
+    name = type(terms[0][1]).__name__
+    if form.log_q is not None or (form.density.kind != "none" and "cuda" not in form.density.devices):
+        return f"on CUDA the density of {name} must have a compiled form for it, as those of gwf_fast.potentials"
+    if callable(form.samples):
+        return f"on CUDA the target must be a tensor of samples; {name} draws its own"
     assert isinstance(map, MLP)
     assert isinstance(critic, MLP)
-    ((_, term),) = terms_of(functional)
-    penalty = isinstance(term, IPM)
+    penalty = form.penalty > 0
     if penalty and set(critic.spec.functions[:-1]) - {"leaky"}:
         return "on CUDA the critic of a gradient penalty must have leaky units: prelu, leaky_relu or relu"
     if any(training.dropouts):
         return "on CUDA it has no dropout"
     like, sizes = next(map.parameters()), (map.spec.sizes, critic.spec.sizes)
-    logistic = isinstance(term, KL) and isinstance(term.density, BayesianLogisticRegression)
-    reason = _kernels("cuda").refusal(like, training.batch_size, *sizes, penalty=penalty, logistic=logistic)
+    kind = form.density.kind
+    reason = _kernels("cuda").refusal(like, training.batch_size, *sizes, penalty=penalty, density=kind)
     return None if reason is None else f"on CUDA {reason}"
 
 
@@ -152,8 +189,8 @@ def compiled_problem(problem: StepProblem) -> Any:
             owner = "particles have" if pool is anchors else "noise has"
             raise ValueError(f"map: {verb} {problem.map.spec.sizes[width]} dimensions, the {owner} {pool.shape[1]}")
     seed, size, inputs = Draws.from_torch().seed, training.batch_size, problem.inputs.contiguous()
-    form = FusedForm(problem.functional, problem.reference, anchors, min(size, len(anchors)), seed)
-    critic = single_critic(problem.functional, problem.critic)
+    terms = _Terms(problem.functional, problem.reference, anchors, min(size, len(anchors)), seed)
+    critic = _single_critic(problem.functional, problem.critic)
     clip, average = training.gradient_clip or 0.0, training.ema or 0.0
     return kernels.Problem(
         inputs=inputs,
@@ -168,7 +205,7 @@ def compiled_problem(problem: StepProblem) -> Any:
         schedule=torch.tensor([training.rate(j) for j in range(training.iterations)], dtype=torch.float64),
         adam=(*training.betas, 1e-8, training.weight_decay, clip, average),
         seed=seed,
-        **form.fields(kernels.Density),
+        **terms.fields(),
     )
 
 
@@ -191,3 +228,114 @@ def _trained(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Any:
 def _rate(optimizer: torch.optim.Optimizer) -> float:
     group = optimizer.param_groups[0]
     return group.get("initial_lr", group["lr"])
+
+
+class _Terms:
+    """What the loop is told about a functional: at most one term with a critic, and the rest as a callback.
+
+    Args:
+        functional: One that is not refused.
+        reference: What it returned for the anchors.
+        anchors: Samples of P_k; their dtype is the loop's.
+        size: M.
+        seed: Of the draws.
+    """
+
+    def __init__(self, functional: Functional, reference: Any, anchors: Tensor, size: int, seed: int) -> None:
+        references = reference if isinstance(functional, Sum) else (reference,)
+        self._terms: list[tuple[float, Functional, FusedForm, Any]] = []
+        for (c, term), r in zip(terms_of(functional), references, strict=True):
+            form = form_of(term)
+            assert not isinstance(form, str)  # or it would have been refused
+            self._terms.append((c, term, form, r))
+        self._anchors, self._size, self._draws = anchors, size, Draws(seed)
+        self._rest = [(c, term, r) for c, term, form, r in self._terms if not isinstance(form, CriticForm)]
+        self._log_q = [(c, f.log_q) for c, _, f, _ in self._terms if isinstance(f, CriticForm) and f.log_q]
+        self._samples: list[Any] = [None] * len(self._rest)
+
+    def fields(self) -> dict[str, Any]:
+        """Fields of ``kernels.cpp.primal_dual.Problem`` by name."""
+        fields: dict[str, Any] = {"target_kind": "whole", "target": None, "target_batch": 0, "whitening": None}
+        fields |= {"coefficient": 1.0, "map_coefficient": 1.0, "penalty": 0.0, "density": CompiledDensity()}
+        fields |= {"of_model": ("identity", 0.0), "of_target": ("identity", 0.0), "log_mean": False}
+        stream = 1
+        for c, _, form, reference in self._terms:
+            if isinstance(form, CriticForm):
+                fields |= self._critic(c, form, reference) | {"target_stream": stream}
+            stream += form.draws or 0
+        draws = any(type(term).draw is not Functional.draw for _, term, _ in self._rest)
+        fields["begin"] = self._begin if draws or fields["target_kind"] == "callback" else None
+        fields["rest"] = self._evaluate if self._rest or self._log_q else None
+        return {"target_stream": 1, **fields, "penalty_stream": stream}
+
+    def _critic(self, c: float, form: CriticForm, reference: Any) -> dict[str, Any]:
+        objective, frame = form.objective, None if form.frame is None else form.frame(reference)
+        of_model, of_target = objective.compiled
+        c *= objective.scale
+        return {
+            "coefficient": c,
+            "map_coefficient": c if frame is None else c * frame.map_scale,
+            "of_model": of_model,
+            "of_target": of_target,
+            "log_mean": objective.log_mean,
+            "penalty": form.penalty,
+            "density": dataclasses.replace(form.density, arrays=tuple(self._like(*form.density.arrays))),
+            "whitening": None if frame is None else (*self._like(frame.mean, frame.matrix), frame.log_norm),
+            **self._target(form),
+        }
+
+    def _target(self, form: CriticForm) -> dict[str, Any]:
+        """Where the samples of Gamma come from."""
+        if not isinstance(form.samples, Tensor):
+            kind = "normal" if form.samples is None else "callback"
+            return {"target_kind": kind, "target_batch": self._size}
+        kind = "whole" if self._size >= len(form.samples) else "samples"
+        (samples,) = self._like(matched(form.samples, self._anchors))
+        return {"target_kind": kind, "target": samples, "target_batch": min(self._size, len(samples))}
+
+    def _like(self, *tensors: Tensor) -> list[Tensor]:
+        return [tensor.detach().to(self._anchors).contiguous() for tensor in tensors]
+
+    def _begin(self, iteration: int) -> Tensor | None:
+        """Draw what Python draws, in the order of the torch engine; returns z where the loop asks for it."""
+        self._draws.begin(iteration)
+        self._draws.skip()  # the particles
+        z, drawn = None, []
+        with torch.no_grad():
+            for _, term, form, reference in self._terms:
+                if not isinstance(form, CriticForm):
+                    drawn.append(term.draw(self._size, reference, self._draws))
+                    continue
+                for _ in range(form.draws):
+                    self._draws.skip()
+                if callable(form.samples):
+                    z = matched(form.samples(self._size, reference, self._draws), self._anchors)
+        self._samples = drawn
+        return z
+
+    def _evaluate(self, y: Tensor) -> tuple[float, Tensor]:
+        """R(y) and its gradient. Called once a descent: each operation here costs as much as one of the user's."""
+        with torch.enable_grad():
+            y.requires_grad_()
+            values = [
+                _times(c, term.map_objective(None, y, z, reference))
+                for (c, term, reference), z in zip(self._rest, self._samples, strict=True)
+            ]
+            log_q = None
+            for c, function in self._log_q:
+                log_q = function(y)
+                values.append(_times(-c, log_q.mean()))
+            total = functools.reduce(operator.add, values)
+            value = total.item()
+            if log_q is not None and not math.isfinite(value):
+                bad = ~log_q.isfinite()
+                if bad.any() and y.isfinite().all():
+                    raise NonFiniteError(f"log_density gave NaN or infinity at {int(bad.sum())} of {len(y)} points")
+            if not total.requires_grad:  # a constant
+                return value, torch.zeros_like(y)
+            (gradient,) = torch.autograd.grad(total, y, allow_unused=True, materialize_grads=True)
+        return value, gradient
+
+
+def _times(factor: float, value: Tensor) -> Tensor:
+    return value if factor == 1 else factor * value
