@@ -136,7 +136,7 @@ class SamplesLoss(nn.Module):
         own = []
         if self.debias:
             for points, weights in ((x, a), (y, b)):
-                itself = Entropic(points, points, weights, weights, self.p, strength)
+                itself = problem.of_itself(points, weights)
                 with torch.no_grad():
                     own.append((itself, anneal(itself.detached(), epsilons)[0]))
         if self.potentials:

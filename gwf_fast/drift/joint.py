@@ -53,9 +53,9 @@ class Joint(NamedTuple):
         """V at each temperature, [K, B, N, D], in the coordinates of x; temperatures [K, B], own [B]."""
         return self._implementation(backend).forces(*self, temperatures, own, floor, clip)
 
-    def total_distances(self, *, floor: float) -> Tensor:
+    def total_distances(self, *, floor: float, backend: str | None = None) -> Tensor:
         """sum_ij w_j r_ij [B] in float64."""
-        return self._implementation().total_distances(*self, floor)
+        return self._implementation(backend).total_distances(*self, floor)
 
     def _implementation(self, backend: str | None = None) -> ModuleType:
         if not is_concrete(*self[:3]):

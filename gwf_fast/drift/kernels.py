@@ -83,7 +83,7 @@ def energy(
         y: Targets [*B, M, D].
         exponent: e, 0 < e < 2; 1 is the energy distance. Coincident points exert no force.
         sliced: A number P of directions, drawn afresh: the forces are then estimated along them, without bias, in
-            O(P (N + M) D) (Hertrich et al. 2024); not with ``exclude_self`` or ``backend``.
+            O(P (N + M) D) (Hertrich et al. 2024); not with ``exclude_self``.
         exclude_self: Average the repulsion over the other N - 1 particles.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
@@ -96,10 +96,8 @@ def energy(
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
     """
     if sliced is not None:
-        if exclude_self or backend is not None:
-            raise ValueError(
-                f"sliced goes without exclude_self and backend, got exclude_self={exclude_self}, backend={backend!r}"
-            )
-        return sliced_energy(x, y, sliced, exponent, x_lengths, y_lengths)
+        if exclude_self:
+            raise ValueError("exclude_self must be False with sliced, got True")
+        return sliced_energy(x, y, sliced, exponent, x_lengths, y_lengths, backend)
     options = {"exclude_self": exclude_self, "x_lengths": x_lengths, "y_lengths": y_lengths, "backend": backend}
     return mmd(x, y, kernel=Riesz(exponent), **options)  # type: ignore[arg-type]

@@ -48,6 +48,7 @@ def gmd_multi(
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
     negatives_lengths: Tensor | None = None,
+    backend: str | None = None,
 ) -> MultiDrift:
     """The released variant of drifting (Deng et al. 2026).
 
@@ -73,6 +74,7 @@ def gmd_multi(
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to P.
         negatives_lengths: Sizes [*B], int64, of ragged negatives padded to Nn.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
         ``MultiDrift``; a constant to autograd.
@@ -107,13 +109,13 @@ def gmd_multi(
             rates_first = x.new_zeros(*each, len(rates)) if per_problem else x.new_zeros(len(rates))
             return MultiDrift(torch.zeros_like(x), x.new_zeros(each), rates_first)
         joint = join(kinds[0].points, kinds[0].lengths, kinds[:-1], kinds[-1])
-        totals, masses, rows = joint.total_distances(floor=_FLOOR), joint.masses(), joint.row_counts()
+        totals, masses, rows = joint.total_distances(floor=_FLOOR, backend=backend), joint.masses(), joint.row_counts()
         scale = totals / masses if per_problem else totals.sum() / masses.sum()  # [B] or []
         scale = scale.to(x.dtype)
         unit = scale.expand(len(joint.x)).clamp(min=1e-3)
         step = (scale.expand(len(joint.x)) / math.sqrt(dim)).clamp(min=1e-3)[:, None, None]
         at = torch.stack([rate * unit for rate in rates])  # [K, B]; a list of numbers would be copied from the host
-        force = joint.forces(at, _SELF * unit, floor=_FLOOR, clip=clip) / step  # [K, B, N, D]
+        force = joint.forces(at, _SELF * unit, floor=_FLOOR, clip=clip, backend=backend) / step  # [K, B, N, D]
         squares, count = force.square().sum((2, 3)), rows * dim
         raw = squares / count if per_problem else squares.sum(1, keepdim=True) / count.sum()  # [K, B] or [K, 1]
         velocity = ((force / raw.clamp(min=_FLOOR).sqrt()[..., None, None]).sum(0) * step).view(x.shape)

@@ -28,6 +28,7 @@ def sliced_wasserstein(
     y_weights: Tensor | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """The flow of SW_2^2 / 2: v = E_theta theta (Q_y(F_x(theta . x)) - theta . x) (Bonneel et al. 2015).
 
@@ -44,6 +45,7 @@ def sliced_wasserstein(
         y_weights: [*B, M], likewise.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
         [*B, N, D]; 0 where a weight is 0.
@@ -60,13 +62,20 @@ def sliced_wasserstein(
         "y_weights": y_weights,
         "x_lengths": x_lengths,
         "y_lengths": y_lengths,
+        "backend": backend,
     }
     return _velocity(sliced_wasserstein2, x, y, options)
 
 
 @entry(differentiates=True)
 def sliced_energy(
-    x: Tensor, y: Tensor, n_projections: int, exponent: float, x_lengths: Tensor | None, y_lengths: Tensor | None
+    x: Tensor,
+    y: Tensor,
+    n_projections: int,
+    exponent: float,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    backend: str | None,
 ) -> Tensor:
     """The flow of half the energy distance, by slices (Hertrich et al. 2024); [*B, N, D]."""
     options = {
@@ -74,6 +83,7 @@ def sliced_energy(
         "exponent": exponent,
         "x_lengths": x_lengths,
         "y_lengths": y_lengths,
+        "backend": backend,
     }
     return _velocity(sliced_energy_distance, x, y, options)
 

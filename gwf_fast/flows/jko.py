@@ -299,12 +299,14 @@ class JKOFlow:
             n_steps = planned if n_steps is None else n_steps
             return flow.run(source, n_steps, progress=progress, checkpoint=folder, state=state)
 
-    def explain(self) -> str:
-        """Which engine solves the steps of this flow, and why not the others; see ``gwf.explain(flow.run)``."""
+    def explain(self, like: Tensor | None = None) -> str:
+        """Which engine solves steps of particles ``like`` these, and why not the others; see ``gwf.explain``."""
         if self._split.implicit is None:
             return f"engine: none, scheme {self.scheme!r} has no inner problem"
         with seeded(self.seed, 0, torch.device("cpu")):
             modules = make_module(self.map, "map"), self._new_critic()
+        if like is not None:
+            modules = modules[0].to(like), modules[1] and modules[1].to(like)
         return explained(self.engine, self._split.implicit, *modules, self.training)
 
     def blank_modules(self, particles: Tensor) -> tuple[nn.Module, nn.Module | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -13,19 +12,13 @@ from torch import Tensor
 from gwf_fast.kernels.reference.sliced import sliced as sliced_by_torch
 from gwf_fast.measures.discrepancy import mmd2
 from gwf_fast.measures.exponentials import power_of_distance
-from gwf_fast.ops.dispatch import load
+from gwf_fast.ops.dispatch import load, resolve
 from gwf_fast.pairs.kernels import Riesz
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import exists, member_weights, members
 from gwf_fast.pairs.validation import check_counts
 
 _REFERENCE_TILE = 32  # directions at a time, where PyTorch does the work
-
-
-@functools.cache
-def _compiled() -> ModuleType:
-    """The compiled sort, loaded on first use."""
-    return load("cpp", "sliced")
 
 
 class Problem(NamedTuple):
@@ -35,13 +28,14 @@ class Problem(NamedTuple):
     power: float
     directions: Tensor
     lengths: tuple[Tensor | None, Tensor | None]
+    compiled: ModuleType
 
     def gradients(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, **options: Any) -> Any:
         """Values [B, P] and the gradients of their mean over directions."""
         if self.kind == "power":
             options["exponentials"] = power_of_distance(self.power)
         options |= {"scale": 1 / len(self.directions), "weights": (a, b), "lengths": self.lengths}
-        return _compiled().sliced(self.kind, x, y, self.directions, power=self.power, **options)
+        return self.compiled.sliced(self.kind, x, y, self.directions, power=self.power, **options)
 
 
 class _Mean(torch.autograd.Function):
@@ -102,18 +96,20 @@ def directional(
     y_weights: Tensor | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean over directions [*B], and the value of each [*B, P] in float64, without a graph."""
     batch = x.shape[:-2]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    backend = resolve(backend, x.device, wide, False, "sliced", x.shape[-1])
     centre = centre_of(y, y_lengths).to(wide)  # differences of projections do not mind where the origin is
     u, v = ((points.to(wide) - centre).reshape(math.prod(batch), *points.shape[-2:]).contiguous() for points in (x, y))
     lengths = _lengths("x_lengths", x_lengths, x), _lengths("y_lengths", y_lengths, y)
     a = _normalised("x_weights", x_weights, x, "x", lengths[0])
     b = _normalised("y_weights", y_weights, y, "y", lengths[1])
     theta = directions.to(wide).contiguous()
-    if u.is_cpu and not torch.compiler.is_compiling():  # traced, plain PyTorch is what a compiler can work on
-        mean, values = _Mean.apply(u, v, a, b, Problem(kind, power, theta, lengths))
+    if backend != "torch" and not torch.compiler.is_compiling():  # traced, plain PyTorch is what a compiler can work on
+        mean, values = _Mean.apply(u, v, a, b, Problem(kind, power, theta, lengths, load(backend, "sliced")))
     else:
         u, a = _padded(u, a, lengths[0])
         v, b = _padded(v, b, lengths[1])

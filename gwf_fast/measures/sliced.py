@@ -27,6 +27,7 @@ def sliced_wasserstein2(
     y_weights: Tensor | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """SW_2^2 = E_theta W_2^2(theta . x, theta . y), theta uniform on the sphere (Bonneel et al. 2015).
 
@@ -44,6 +45,7 @@ def sliced_wasserstein2(
         y_weights: [*B, M], likewise.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
         [*B], in units of |x|^2; differentiable twice in x and y, where no two projections coincide, and once in
@@ -53,7 +55,7 @@ def sliced_wasserstein2(
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
     """
     theta = choose_directions(x, y, n_projections, generator, sampling, directions)
-    return directional("wasserstein", x, y, theta, 2.0, x_weights, y_weights, x_lengths, y_lengths)[0]
+    return directional("wasserstein", x, y, theta, 2.0, x_weights, y_weights, x_lengths, y_lengths, backend)[0]
 
 
 @entry
@@ -70,6 +72,7 @@ def sliced_energy_distance(
     y_weights: Tensor | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """2 E|x - y|^e - E|x - x'|^e - E|y - y'|^e by slices: c times the mean of the projections' (Hertrich et al. 2024).
 
@@ -89,6 +92,7 @@ def sliced_energy_distance(
         y_weights: [*B, M], likewise.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
         [*B], in units of |x|^e; differentiable twice in x and y (for e = 1 the second derivative is 0 almost
@@ -101,7 +105,7 @@ def sliced_energy_distance(
         raise ValueError(f"exponent must lie between 0 and 2, got {exponent!r}")
     theta = choose_directions(x, y, n_projections, generator, sampling, directions)
     kind = "energy" if exponent == 1 else "power"
-    mean, _ = directional(kind, x, y, theta, float(exponent), x_weights, y_weights, x_lengths, y_lengths)
+    mean, _ = directional(kind, x, y, theta, float(exponent), x_weights, y_weights, x_lengths, y_lengths, backend)
     return slicing_constant(x.shape[-1], float(exponent)) * mean
 
 

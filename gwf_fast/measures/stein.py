@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ _FUSED_RADIUS = 8.0
 
 
 @entry
-def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True) -> Tensor:
+def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True, backend: str | None = None) -> Tensor:
     """Squared kernel Stein discrepancy of samples from a density with the given score (Liu et al. 2016).
 
     The mean over pairs of k s_i.s_j + s_i.grad_y k + s_j.grad_x k + tr grad_x grad_y k, in one pass that takes each
@@ -33,6 +32,7 @@ def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True) -> 
         kernel: A kernel with numbers as bandwidths. ``gwf.IMQ`` detects what escapes to infinity (Gorham & Mackey
             2017). The diagonal (``unbiased=False``) exists for kernels smooth at 0.
         unbiased: Leave out pairs i = j and divide by N (N - 1); else divide by N^2.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
         [*B], differentiable once in x and score.
@@ -49,9 +49,10 @@ def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True) -> 
         raise TypeError(f"kernel must be a kernel such as gwf_fast.IMQ(1.0), got {type(kernel).__name__}")
     if kernel.spec is None or kernel.has_formula:
         raise ValueError("kernel must have numbers as bandwidths and come from the table of profiles, for ksd2")
+    backend = ops.resolve(backend, x.device, x.dtype, False, "stein", x.shape[-1])
     fold = (-1, *x.shape[-2:])
     pairs = n * (n - 1) if unbiased else n * n
-    mean = _SteinMean.apply(x.reshape(fold), score.reshape(fold), kernel.spec, not unbiased, pairs)
+    mean = _SteinMean.apply(x.reshape(fold), score.reshape(fold), kernel.spec, not unbiased, pairs, backend)
     return mean.view(x.shape[:-2])
 
 
@@ -119,26 +120,25 @@ def _check(x: Tensor, score: Tensor) -> None:
         raise ValueError(f"score must have the shape of x, {list(x.shape)}, got {list(score.shape)}")
 
 
-def _implementation(x: Tensor) -> ModuleType:
-    return ops.dispatch.implementation("stein", x.device, x.dtype, x.shape[-1])
-
-
 class _SteinMean(torch.autograd.Function):
     """The sum over pairs by their number: divided in float64, since a sum leaves the range of a half soon."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool, pairs: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool, pairs: int, backend: str
+    ) -> Tensor:
         x, score = x.contiguous(), score.contiguous()
         ctx.save_for_backward(x, score)
         ctx.spec, ctx.diagonal, ctx.pairs = spec, diagonal, pairs
-        return (_implementation(x).stein_sum(x, score, spec, diagonal) / pairs).to(x.dtype)
+        ctx.module = ops.dispatch.load(backend.partition(":")[0], "stein")
+        return (ctx.module.stein_sum(x, score, spec, diagonal) / pairs).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
         x, score = ctx.saved_tensors
         wide = torch.promote_types(x.dtype, torch.float32)
-        gradients = _implementation(x).stein_sum_gradients(x.to(wide), score.to(wide), ctx.spec, ctx.diagonal)
+        gradients = ctx.module.stein_sum_gradients(x.to(wide), score.to(wide), ctx.spec, ctx.diagonal)
         factor = (u.to(wide) / ctx.pairs)[:, None, None]
         gx, gs = ((factor * gradient).to(x.dtype) for gradient in gradients)
-        return gx, gs, None, None, None
+        return gx, gs, None, None, None, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -16,6 +16,24 @@ from gwf_fast.checkpoint.portable import portable
 from gwf_fast.nn.functions import ACTIVATIONS, SETTINGS, output_activation
 from gwf_fast.ops.mlp import MLPSpec, is_served, mlp, value_and_gradient
 from gwf_fast.ops.modes import PLAIN, is_eager, is_strided, is_transformed
+from gwf_fast.ops.report import SUMMARIES, arguments, explained_by, first_tensor, header, others
+from gwf_fast.ops.table import BACKENDS, COMPILED
+
+
+def _explain(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    network: MLP = fn.__self__  # type: ignore[attr-defined]
+    x = first_tensor("MLP", arguments(fn, args, kwargs))
+    return explain_network(f"MLP.{fn.__name__}", x, "mlp", network.why_not_compiled(x), max(network.spec.sizes))
+
+
+def explain_network(name: str, x: Tensor, operation: str, reason: str | None, widest: int) -> list[str]:
+    """Who runs an operation on a network, where ``reason`` says why it has to be its own modules."""
+    kind = (x.device, x.dtype, False, operation, widest)
+    refusals = {other: backend.refusal(*kind) for other, backend in BACKENDS.items()}
+    if reason is None:
+        return [header(name, x, COMPILED[x.device.type], False), *others(COMPILED[x.device.type], refusals, SUMMARIES)]
+    able = {other: why or "does not serve this network" for other, why in refusals.items()}
+    return [header(name, x, "torch", False, reason), *others("torch", able, SUMMARIES)]
 
 
 @portable
@@ -95,6 +113,7 @@ class MLP(nn.Sequential):
             bool(residual),
         )
 
+    @explained_by(_explain)
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network to x [*B, sizes[0]]; returns [*B, sizes[-1]]."""
         parameters = self._compiled_parameters(x)
@@ -104,6 +123,7 @@ class MLP(nn.Sequential):
         y = super().forward(x)
         return torch.add(x, y) if self.spec.residual else y
 
+    @explained_by(_explain)
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The network as a function f of x [*B, D], and grad f, together; both differentiable once more.
 
@@ -206,6 +226,18 @@ class MLP(nn.Sequential):
             ):
                 return None
         return parameters
+
+    def why_not_compiled(self, x: Tensor) -> str | None:
+        """Why the modules have to run themselves at x, in plain PyTorch; None where compiled passes serve."""
+        if not self.matches_spec() or type(self).forward is not MLP.forward:
+            return "the network's own modules, which were replaced, changed or hooked into"
+        if not is_served(x.device.type, x.dtype, max(self.spec.sizes)):
+            return f"the only one for {x.dtype} on {x.device} and layers of up to {max(self.spec.sizes)}"
+        if torch.is_autocast_enabled(x.device.type):
+            return "the network's own modules, to which autocast means other precisions"
+        if self._compiled_parameters(x) is None:
+            return "the network's own modules: parameters have another shape, dtype or device, or x is transformed"
+        return None
 
     def _planned(self, x: Tensor) -> list[Tensor] | None:
         """What _compiled_parameters comes to for most calls, in a microsecond; None where it has to be asked.

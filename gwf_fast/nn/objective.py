@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gwf_fast.nn.divergences import Compiled, Objective, split_name
 from gwf_fast.nn.divergences import objective as row_of
-from gwf_fast.nn.mlp import MLP
+from gwf_fast.nn.mlp import MLP, explain_network
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.mlp import MLPSpec, Side, mlp, objective
 from gwf_fast.ops.modes import is_eager
+from gwf_fast.ops.report import arguments, explained_by, first_tensor
 from gwf_fast.pairs.validation import check_pair
 from gwf_fast.randomness.seeded import own_generator
 
 
+def _explain(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    given = arguments(fn, args, kwargs)
+    critic, x = given["critic"], first_tensor("critic_objective", given)
+    if not isinstance(critic, MLP):
+        reason: str | None = f"the critic's own modules: a {type(critic).__name__} is no gwf_fast.nn.MLP"
+    elif (reason := critic.why_not_compiled(x)) is None and critic.objective_parameters(x) is None:
+        reason = "forward and backward of the critic: one pass is for CPUs, and critics with one raw output"
+    widest = max(critic.spec.sizes) if isinstance(critic, MLP) else 1
+    return explain_network("critic_objective", x, "mlp_objective", reason, widest)
+
+
 @entry(differentiates=True)
+@explained_by(_explain)
 def critic_objective(
     critic: nn.Module,
     x: Tensor,

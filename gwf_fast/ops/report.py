@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,13 @@ CALLED_FOR: dict[str, tuple[str, ...]] = {
 }
 """The operations of the table that functions for people ask for, on plain tensors without derivatives."""
 
+SWITCHED: dict[str, tuple[str, tuple[str, ...]]] = {"drift.energy": ("sliced", ("sliced",))}
+"""Arguments with which functions ask for others."""
+
+SUMMARIES = {name: backend.summary for name, backend in BACKENDS.items()}
+
+ORDER = "first in the order of preference that can serve"
+
 
 def backends() -> dict[str, str]:
     """The backends of this installation.
@@ -67,44 +75,103 @@ def _state(backend: Backend) -> str:
     return "available"
 
 
+Explanation = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], list[str]]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def explained_by(explanation: Explanation) -> Callable[[F], F]:
+    """Decorator where a choice is not the table's alone: ``explanation(fn, args, kwargs)`` gives the lines."""
+
+    def mark(function: F) -> F:
+        function.explained_by = explanation  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
 def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-    """Which backend ``fn(*args, **kwargs)`` would run on, and why not the others. Computes nothing.
+    """What ``fn(*args, **kwargs)`` would run on, and why not on the others. Computes nothing.
 
     Args:
-        fn: A function of this package that works on pairs of points; or a method of a flow, as ``flow.run``: then
-            which engine solves its steps, whatever the arguments.
+        fn: A function with a choice of backend or method, such as ``gwf.kernel_sum``, a network of ``gwf.nn``, or a
+            method of a flow, as ``flow.run``, which has engines: arguments are then its particles, or none.
         *args: Its arguments.
-        **kwargs: Its keyword arguments; ``backend`` counts.
+        **kwargs: Its keyword arguments; ``backend`` and ``method`` count.
 
     Returns:
-        A few lines to print.
+        A few lines to print: what is chosen, then the others, each with the reason or what it could do.
 
     Raises:
-        TypeError: There is no tensor among the arguments, or ``fn`` is not a function that a backend serves.
-        ValueError: The backend that is asked for can't serve.
+        TypeError: There is no tensor among the arguments, or ``fn`` has no such choice, or no such argument.
+        ValueError: The backend, method or engine that is asked for can't serve.
     """
     owner = getattr(fn, "__self__", None)
     if str(type(owner).__module__).startswith("gwf_fast.flows.") and hasattr(owner, "explain"):
-        return str(owner.explain())
+        found = (getattr(value, "particles", value) for value in (*args, *kwargs.values()))
+        return str(owner.explain(next((value for value in found if isinstance(value, Tensor)), None)))
+    called = fn.forward if isinstance(fn, torch.nn.Module) else fn
+    if _is_ours(called) and hasattr(called, "explained_by"):
+        lines: list[str] = called.explained_by(called, args, kwargs)
+        return "\n".join(lines)
+    return "\n".join(by_table(fn, arguments(fn, args, kwargs)))
+
+
+def _is_ours(fn: Callable[..., Any]) -> bool:
+    return str(getattr(fn, "__module__", "")).startswith("gwf_fast.")
+
+
+def by_table(fn: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:
+    """Who serves the operations that a function asks for, a paragraph each."""
     name = public_name(fn)
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    if not tensors:
-        raise TypeError(f"explain: no tensor among the arguments of {name}")
-    x = tensors[0]
-    formula, dim = getattr(kwargs.get("kernel"), "has_formula", False), x.shape[-1] if x.ndim else None
-    requested = kwargs.get("backend")
-    asked = "asked for" if requested is not None else "first in the order of preference that can serve"
+    x = first_tensor(name, given)
+    formula, dim = getattr(given.get("kernel"), "has_formula", False), x.shape[-1] if x.ndim else None
+    requested = given.get("backend")
+    switch, instead = SWITCHED.get(name, ("", ()))
+    operations = instead if given.get(switch) is not None else CALLED_FOR[name]
     lines = []
-    for operation in CALLED_FOR[name]:
-        kind = (formula, operation, dim)
-        chosen = resolve(requested, x.device, x.dtype, *kind)
-        part = "" if len(CALLED_FOR[name]) == 1 else f", {operation}"
-        lines.append(f"{name}{part} on {x.device}, {x.dtype}: {chosen} ({asked})")
-        for other, backend in BACKENDS.items():
-            if other != chosen.partition(":")[0]:
-                reason = backend.refusal(x.device, x.dtype, *kind)
-                lines.append(f"  {other}: {reason or f'could serve, {backend.summary}'}")
-    return "\n".join(lines)
+    for operation in operations:
+        kind = (x.device, x.dtype, formula, operation, dim)
+        chosen = resolve(requested, *kind)
+        part = "" if len(operations) == 1 else f", {operation}"
+        lines += [header(name + part, x, chosen, requested is not None)]
+        lines += others(chosen, {other: backend.refusal(*kind) for other, backend in BACKENDS.items()}, SUMMARIES)
+    return lines
+
+
+def header(name: str, x: Tensor, chosen: str, asked: bool, why: str = ORDER) -> str:
+    """The line that says what is chosen."""
+    return f"{name} on {x.device}, {x.dtype}: {chosen} ({'asked for' if asked else why})"
+
+
+def others(chosen: str, refusals: Mapping[str, str | None], summaries: Mapping[str, str] | None = None) -> list[str]:
+    """A line for each of those that were not chosen, with why they can't serve; None where they could."""
+    left = {name: reason for name, reason in refusals.items() if name != chosen.partition(":")[0]}
+    able = {name: f"could serve, {summaries[name]}" if summaries else "could serve" for name in left}
+    return [f"  {name}: {reason or able[name]}" for name, reason in left.items()]
+
+
+def arguments(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name, as the call would have them.
+
+    Raises:
+        TypeError: There is no such function or no such argument.
+    """
+    if not hasattr(fn, "explained_by"):
+        public_name(fn)
+    return dict(inspect.signature(fn).bind_partial(*args, **kwargs).arguments)
+
+
+def first_tensor(name: str, given: Mapping[str, Any]) -> Tensor:
+    """The tensor whose kind decides.
+
+    Raises:
+        TypeError: There is none.
+    """
+    found = next((value for value in given.values() if isinstance(value, Tensor)), None)
+    if found is None:
+        raise TypeError(f"explain: no tensor among the arguments of {name}")
+    return found
 
 
 def public_name(fn: Callable[..., Any]) -> str:
@@ -113,12 +180,12 @@ def public_name(fn: Callable[..., Any]) -> str:
     Raises:
         TypeError: It has none.
     """
-    name, module = getattr(fn, "__name__", repr(fn)), str(getattr(fn, "__module__", ""))
-    name = f"drift.{name}" if module.startswith("gwf_fast.drift.") else name
-    if name not in CALLED_FOR or not module.startswith("gwf_fast."):
+    short, module = getattr(fn, "__name__", None) or type(fn).__name__, str(getattr(fn, "__module__", ""))
+    name = f"drift.{short}" if module.startswith("gwf_fast.drift.") else short
+    if name not in CALLED_FOR or not _is_ours(fn):
         raise TypeError(
-            f"explain: expected a function that a backend serves, such as gwf_fast.kernel_sum, got {module}.{name};"
-            f" known are {', '.join(CALLED_FOR)}"
+            f"explain: expected a function that a backend serves, such as gwf_fast.kernel_sum, got {module}.{short};"
+            f" known are {', '.join(CALLED_FOR)}; besides networks of gwf_fast.nn, and JKOFlow.run and .step"
         )
     return name
 

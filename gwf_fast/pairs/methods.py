@@ -12,9 +12,11 @@ from torch import Tensor
 
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.errors import called, former, warn_former
+from gwf_fast.ops.report import ORDER, arguments, by_table, explain, explained_by, first_tensor, header, others
 from gwf_fast.pairs.fast import Directions, FastOptions, choose, fast_reduction
 from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling, check_sampling, checked_directions
-from gwf_fast.pairs.kernels import Kernel
+from gwf_fast.pairs.fast.entry import refusal, sliced_refusal
+from gwf_fast.pairs.kernels import Gaussian, Kernel
 from gwf_fast.pairs.passes import scaled_passes
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import as_integer, as_number
@@ -200,6 +202,7 @@ def fast_sum(
 _WITH_ERROR = ("kernel_sum", "kernel_gradient", "interaction_velocity")
 
 
+@explained_by(lambda fn, args, kwargs: _explain_estimate(fn, args, kwargs))
 def with_error(
     fn: Callable[..., Tensor], *args: Any, method: Literal["sliced"] | Sliced = "sliced", **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
@@ -230,6 +233,44 @@ def with_error(
     return out, estimated.errors[0]
 
 
+def _explain(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """By which method the sums of a call would be done and, where they are exact, by whom."""
+    given = arguments(fn, args, kwargs)
+    method, name = as_method(given.get("method", "exact"), given.get("backend")), fn.__name__
+    if method is None:
+        return by_table(fn, given)
+    x = first_tensor(name, given)
+    y = given.get("y", given.get("sources"))
+    y = x if y is None else y
+    u, v = members(x, given.get("x_lengths")), members(y, given.get("y_lengths"))
+    kernel = given["kernel"] if "kernel" in given else Gaussian(given["bandwidth"])
+    weights = given.get("weights")
+    channels = weights.shape[-1] if weights is not None and weights.ndim == x.ndim else 1
+    options = FastOptions("sliced") if isinstance(method, (Sliced, _Estimated)) else method._options(x)
+    order = int("gradient" in name or "velocity" in name or "step" in name)
+    chosen = choose(options, u, v, kernel.terms, kernel.spec, order, channels)
+    transforms, slices = refusal(u, v, kernel.terms, kernel.spec), sliced_refusal(u, v, kernel.terms)
+    if chosen == "exact":
+        priced = "the cost model, which expects no transform to be faster" if x.is_cpu else "the cost model knows CPUs"
+        why = f"auto: {priced if transforms is None else f'nufft {transforms}'}"
+        return [header(name, x, chosen, False, why), *(line for line in by_table(fn, given))]
+    why = "auto: by the cost model" if isinstance(method, Auto) else ORDER
+    line = header(name, x, chosen, not isinstance(method, Auto), why)
+    return [line, *others(chosen, {"exact": None, "nufft": transforms, "sliced": slices}, _SUMMARIES)]
+
+
+_SUMMARIES = {
+    "exact": "sums over all pairs by a backend",
+    "nufft": "transforms that keep a tolerance",
+    "sliced": "estimates by random directions",
+}
+
+
+def _explain_estimate(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    estimated, *rest = args
+    return explain(estimated, *rest, **{"method": "sliced"} | kwargs).split("\n")
+
+
 _BELONGS = {"tolerance": "gwf.NUFFT or gwf.Auto"} | dict.fromkeys(
     ("n_projections", "sampling", "directions", "generator"), "gwf.Sliced"
 )
@@ -240,8 +281,8 @@ T = TypeVar("T", bound=type)
 
 
 def method_options(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Decorator of functions with ``method=``: options beside it go on working, or it says whose they are."""
-    return former(*_BELONGS, "return_error", call=_call_with_options)(function)
+    """Decorator of functions with ``method=``: options beside it go on working, and ``explain`` knows of methods."""
+    return explained_by(_explain)(former(*_BELONGS, "return_error", call=_call_with_options)(function))
 
 
 _STEPS = ("exact", "nufft", "auto")

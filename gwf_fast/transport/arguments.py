@@ -21,6 +21,7 @@ def make_problem(
     strength: float | None,
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
+    backend: str | None = None,
 ) -> Entropic:
     """A validated problem; its points are centred, so that float32 does not mind where the clouds are."""
     check_pair(x, y)
@@ -43,7 +44,7 @@ def make_problem(
             )
     origin = centre_of(y, y_lengths)
     u = members(x - origin, x_lengths)  # points beyond the lengths have no weight, and lie at the centre
-    return Entropic(u, u if same else members(y - origin, y_lengths), a, b, 2, strength)
+    return Entropic(u, u if same else members(y - origin, y_lengths), a, b, 2, strength, backend)
 
 
 def masses(name: str, points: Tensor, weights: Tensor | None, lengths: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ one linear system with the plan, solved by conjugate gradients whose products ar
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def moving_own_potential(problem: Entropic, epsilon: float, f: Tensor) -> Tensor
 
 
 def _rebuilt(problem: Entropic, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Entropic:
-    return Entropic(x, y, a, b, problem.p, problem.strength)
+    return replace(problem, x=x, y=y, a=a, b=b)
 
 
 def _point_gradient(problem: Entropic, f: Tensor, g: Tensor, epsilon: float) -> Tensor:
@@ -52,7 +53,8 @@ def _point_gradient(problem: Entropic, f: Tensor, g: Tensor, epsilon: float) -> 
     log_sum = -f / (epsilon * damping)
     scale = log_sum.detach().amax(-1, keepdim=True)
     weights = problem.b * torch.exp(g / epsilon - scale)
-    pull = kernel_gradient(problem.x, problem.y, weights, kernel=cost_kernel(epsilon, problem.p))
+    kernel = cost_kernel(epsilon, problem.p)
+    pull = kernel_gradient(problem.x, problem.y, weights, kernel=kernel, backend=problem.backend)
     return -epsilon * mass * pull / torch.exp(log_sum - scale)[..., None]
 
 

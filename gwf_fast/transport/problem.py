@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Entropic:
         p: The cost is r^p / p, p = 1 or 2.
         strength: rho, the weight of the Kullback-Leibler divergence between the marginals of the plan and a, b; None
             for marginals that hold exactly.
+        backend: Who sums; None picks.
     """
 
     x: Tensor
@@ -52,6 +53,7 @@ class Entropic:
     b: Tensor
     p: int = 2
     strength: float | None = None
+    backend: str | None = None
 
     def damping(self, epsilon: float) -> float:
         """rho / (rho + eps): what a finite marginal strength leaves of an update (Chizat et al. 2018)."""
@@ -74,12 +76,14 @@ class Entropic:
         """The best f [*B, N] for a given g [*B, M]; None is 0."""
         log_weights = self.log_b if g is None else self.log_b + over(g, epsilon)
         kernel = cost_kernel(epsilon, self.p)
-        return times(kernel_logsumexp(self.x, self.y, log_weights, kernel=kernel), -epsilon * self.damping(epsilon))
+        sums = kernel_logsumexp(self.x, self.y, log_weights, kernel=kernel, backend=self.backend)
+        return times(sums, -epsilon * self.damping(epsilon))
 
     def row_average(self, values: Tensor | None, g: Tensor, epsilon: float) -> Tensor:
         """sum_j pi_ij v_j / sum_j pi_ij [*B, N, C] of values [*B, M, C]; None averages y: the barycentric map."""
         log_weights = self.log_b + over(g, epsilon)
-        return kernel_average(self.x, self.y, values, log_weights, kernel=cost_kernel(epsilon, self.p))
+        kernel = cost_kernel(epsilon, self.p)
+        return kernel_average(self.x, self.y, values, log_weights, kernel=kernel, backend=self.backend)
 
     def row_mass(self, f: Tensor) -> Tensor:
         """sum_j pi_ij [*B, N] where f is the best for some g."""
@@ -87,14 +91,18 @@ class Entropic:
 
     def swapped(self) -> Entropic:
         """The same problem seen from y."""
-        return Entropic(self.y, self.x, self.b, self.a, self.p, self.strength)
+        return replace(self, x=self.y, y=self.x, a=self.b, b=self.a)
+
+    def of_itself(self, points: Tensor, weights: Tensor) -> Entropic:
+        """The problem of one of its samples with itself."""
+        return replace(self, x=points, y=points, a=weights, b=weights)
 
     def detached(self) -> Entropic:
         """The same problem without a graph; a sample with itself stays one."""
         x = self.x.detach()
         y = x if self.y is self.x else self.y.detach()
         a = self.a.detach()
-        return Entropic(x, y, a, a if self.b is self.a else self.b.detach(), self.p, self.strength)
+        return replace(self, x=x, y=y, a=a, b=a if self.b is self.a else self.b.detach())
 
     def marginal_error(self, f: Tensor, best: Tensor, epsilon: float) -> Tensor:
         """sum_i |sum_j pi_ij - the marginal wanted| / sum_i a_i [*B], where ``best`` is the row update for the g."""

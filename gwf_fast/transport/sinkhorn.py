@@ -77,6 +77,7 @@ def sinkhorn(
     start: Tensor | SinkhornResult | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    backend: str | None = None,
 ) -> SinkhornResult:
     """Potentials of min_pi <pi, r^2/2> + eps KL(pi | a x b) with marginals a, b (Cuturi 2013), in the log domain.
 
@@ -98,6 +99,7 @@ def sinkhorn(
         start: The result of an earlier, similar problem, or its g [*B, M].
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; potentials beyond are 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
         Potentials without a graph; the plan's rows hold exactly, ``error`` is that of its columns. Where y is x itself,
@@ -109,7 +111,7 @@ def sinkhorn(
     Warns:
         RuntimeWarning: If ``tolerance`` was not reached.
     """
-    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths)
+    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
     check_numbers(epsilon, max_iterations, tolerance, scaling)
     g = start.g if isinstance(start, SinkhornResult) else start
     if g is not None:
@@ -141,6 +143,7 @@ def sinkhorn_divergence(
     return_potentials: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor | tuple[Tensor, DivergencePotentials]:
     """OT_eps(a, b) - OT_eps(a, a) / 2 - OT_eps(b, b) / 2 (Genevay et al. 2018; Feydy et al. 2019).
 
@@ -162,6 +165,7 @@ def sinkhorn_divergence(
         return_potentials: Return ``DivergencePotentials`` as well, which carry the marginal errors reached.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
         [*B], differentiable twice in points and weights.
@@ -172,7 +176,7 @@ def sinkhorn_divergence(
     Warns:
         RuntimeWarning: If ``tolerance`` was not reached.
     """
-    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths)
+    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
     check_numbers(epsilon, max_iterations, tolerance, scaling)
     numbers = epsilon, max_iterations, tolerance
     cross = _solve_cross(problem, *numbers, scaling, start)
@@ -181,7 +185,7 @@ def sinkhorn_divergence(
     if debias:
         earlier = (None, None) if start is None else (start.x_own, start.y_own)
         for side, (points, weights) in enumerate(((problem.x, problem.a), (problem.y, problem.b))):
-            itself = Entropic(points, points, weights, weights, 2, marginal_strength)
+            itself = problem.of_itself(points, weights)
             own[side] = result = _solve_own(itself, *numbers, earlier[side])
             value = value - half_self_cost(itself, epsilon, result.f)
         if marginal_strength is not None:
@@ -199,6 +203,7 @@ def barycentric_map(
     epsilon: float,
     y_weights: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """T(x_i) = sum_j pi_ij y_j / sum_j pi_ij [*B, N, D]: where the entropic plan sends each point on average.
 
@@ -209,13 +214,14 @@ def barycentric_map(
         epsilon: The regularisation that g belongs to.
         y_weights: b [*B, M]; None means 1 / M.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
         [*B, N, D], differentiable in x, y and g.
     """
     check_pair(x, y)
     check_companion("g", g, y, channels=False)
-    problem = make_problem(x, y, None, y_weights, 1.0, None, y_lengths)  # any sum of the weights will do
+    problem = make_problem(x, y, None, y_weights, 1.0, None, y_lengths, backend)  # any sum of the weights will do
     check_numbers(epsilon, 1, 0.0, None)
     return problem.row_average(None, members(g, y_lengths), epsilon) + centre_of(y, y_lengths)
 
@@ -236,6 +242,7 @@ def drift(
     return_potentials: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor | tuple[Tensor, DivergencePotentials]:
     """Velocity T_ab(x_i) - T_aa(x_i) [*B, N, D] of the flow of the Sinkhorn divergence; ``gwf.drift.sinkhorn``.
 
@@ -263,6 +270,7 @@ def drift(
         return_potentials: Return ``DivergencePotentials`` as well, which carry the marginal errors reached.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
+        backend: None picks; a name asks for one (see ``backends()``).
 
     Raises:
         ValueError, TypeError: If an argument is out of range or does not fit the others.
@@ -270,9 +278,9 @@ def drift(
     Warns:
         RuntimeWarning: If ``tolerance`` was not reached.
     """
-    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths)
+    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
     check_numbers(epsilon, max_iterations, tolerance, scaling)
-    own = Entropic(problem.x, problem.x, problem.a, problem.a, 2, marginal_strength)
+    own = problem.of_itself(problem.x, problem.a)
     cross = _solve_cross(problem, epsilon, max_iterations, tolerance, scaling, start)
     itself = _solve_own(own, epsilon, max_iterations, tolerance, None if start is None else start.x_own)
     # The potentials move with the points and the weights: what is differentiated is the solution.
@@ -333,7 +341,8 @@ def _solve(
     """The potentials of a problem; ``own`` of a sample with itself."""
     if torch.compiler.is_compiling():
         tensors = problem.x, problem.y, problem.a, problem.b, start
-        return Solution(*_TRACED(*tensors, own, problem.strength, epsilon, max_iterations, tolerance, scaling))
+        numbers = problem.strength, epsilon, max_iterations, tolerance, scaling
+        return Solution(*_TRACED(*tensors, own, *numbers, problem.backend))
     if own:
         return average(problem, epsilon, start, max_iterations=max_iterations, tolerance=tolerance)
     if scaling is not None and start is None:
@@ -356,8 +365,9 @@ def _run_traced(
     max_iterations: int,
     tolerance: float,
     scaling: float | None,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    problem = Entropic(x, x if own else y, a, a if own else b, 2, strength)
+    problem = Entropic(x, x if own else y, a, a if own else b, 2, strength, backend)
     f, g, n, error = _solve(problem, own, epsilon, max_iterations, tolerance, scaling, start)
     return f, g.clone() if g is f else g, torch.as_tensor(n), error
 
@@ -369,7 +379,8 @@ def _shapes(x: Tensor, y: Tensor, a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor
 
 _TRACED = Opaque(
     "sinkhorn_potentials(Tensor x, Tensor y, Tensor a, Tensor b, Tensor? start, bool own, float? strength,"
-    " float epsilon, int max_iterations, float tolerance, float? scaling) -> (Tensor, Tensor, Tensor, Tensor)",
+    " float epsilon, int max_iterations, float tolerance, float? scaling, str? backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     run=_run_traced,
     fake=_shapes,
 )

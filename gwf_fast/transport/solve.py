@@ -119,7 +119,7 @@ def _in_one_launch(
     x, y, a, b = problem.x, problem.y, problem.a, problem.b
     if not is_concrete(x, y, a, b, start):
         return None
-    backend = dispatch.resolve(None, x.device, x.dtype, False, "transport", x.shape[-1])
+    backend = dispatch.resolve(problem.backend, x.device, x.dtype, False, "transport", x.shape[-1])
     module = dispatch.special(backend, "transport")
     if module is None or not module.fits(x.shape[-2], y.shape[-2], x.dtype):
         return None

@@ -386,7 +386,7 @@ def test_no_points():
     x, y = clouds(0, 5, 2)
     with pytest.raises(ValueError, match="x must have at least one sample"):
         gwf.sliced_energy_distance(x, y, n_projections=3)
-    with pytest.raises(ValueError, match="sliced goes without exclude_self"):
+    with pytest.raises(ValueError, match="exclude_self must be False with sliced"):
         gwf.drift.energy(y, y, sliced=3, exclude_self=True)
     for exponent in (0.0, 2.0, True):
         with pytest.raises(ValueError, match="exponent must lie between 0 and 2"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import gwf_fast as gwf
 from gwf_fast.ops import dispatch
 from gwf_fast.ops.report import CALLED_FOR
 from gwf_fast.ops.table import BACKENDS, OPERATIONS
+from gwf_fast.pairs import methods
 
 ENTRIES = [(operation, backend) for operation, row in OPERATIONS.items() for backend in row.served_by]
 
@@ -99,7 +101,6 @@ def test_calls_ask_for_what_explain_says(name, monkeypatch):
     for path in ("gwf_fast.drift.joint", "gwf_fast.measures.directional"):
         module = importlib.import_module(path)
         monkeypatch.setattr(module, "load", lambda name, of=None: asked.add(of) or loaded(name, of))
-    importlib.import_module("gwf_fast.measures.directional")._compiled.cache_clear()
     with torch.no_grad():
         CALLS[name]()
     assert asked - {None} <= set(CALLED_FOR[name])
@@ -110,15 +111,170 @@ def test_every_function_that_takes_a_backend_is_known():
     for space, prefix in ((gwf, ""), (gwf.drift, "drift.")):
         for name in space.__all__:
             function = getattr(space, name)
-            if inspect.isfunction(function) and "backend" in inspect.signature(function).parameters:
-                assert prefix + name in CALLED_FOR
+            if inspect.isfunction(function):  # a choice of backend wherever there is one, and nowhere else
+                has = "backend" in inspect.signature(function).parameters
+                assert has == (prefix + name in CALLED_FOR), name
 
 
-@pytest.mark.parametrize("function", [torch.sin, gwf.nn.MLP, gwf.median_bandwidth, gwf.drift.critic, len, "kernel_sum"])
+REFUSED = [torch.sin, gwf.nn.MLP, gwf.median_bandwidth, gwf.drift.critic, len, print, "kernel_sum", torch.nn.Tanh()]
+
+
+@pytest.mark.parametrize("function", REFUSED)
 def test_explain_refuses_what_it_does_not_know(function):
     with pytest.raises(TypeError, match="explain: expected a function that a backend serves, such as") as caught:
         gwf.explain(function, X, Y)
+    name = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
     assert "\n" not in str(caught.value)
+    assert f".{name};" in str(caught.value) or isinstance(function, str)
+
+
+def test_explain_wants_arguments_of_the_call():
+    with pytest.raises(TypeError, match="no tensor among the arguments of kernel_sum"):
+        gwf.explain(gwf.kernel_sum)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'kernels'"):
+        gwf.explain(gwf.mmd2, X, Y, kernels=K)
+
+
+SUMS = [gwf.kernel_sum, gwf.kernel_gradient, gwf.interaction_velocity]
+
+
+@pytest.mark.parametrize("function", SUMS)
+def test_explain_knows_methods(function):
+    def chosen(x, **options):
+        return gwf.explain(function, x, x, kernel=K, **options).split("\n")
+
+    head = f"{function.__name__} on cpu, torch.float32: "
+    assert chosen(X)[0] == f"{head}cpp (first in the order of preference that can serve)"
+    assert chosen(X, backend="torch")[0] == f"{head}torch (asked for)"
+    assert chosen(X, method="auto", backend="torch")[0] == f"{head}torch (asked for)"
+    assert chosen(X, method="nufft")[0] == f"{head}nufft (asked for)"
+    assert chosen(X, method=gwf.NUFFT(1e-3))[1:] == [
+        "  exact: could serve, sums over all pairs by a backend",
+        "  sliced: could serve, estimates by random directions",
+    ]
+    state = torch.get_rng_state()
+    lines = chosen(X.repeat(1, 5), method=gwf.Sliced(9))
+    assert lines[0] == f"{head}sliced (asked for)" and "  nufft: needs D <= 3" in lines[2]
+    assert torch.equal(torch.get_rng_state(), state)  # no direction is drawn
+    few, many, wide = (chosen(x, method=gwf.Auto(1e-3)) for x in (X, points(40_000)[0], points(5000, 5)[0]))
+    assert few[0].startswith(f"{head}exact (auto: the cost model") and "cpp" in few[1]
+    assert many[0] == f"{head}nufft (auto: by the cost model)"
+    assert wide[0].startswith(f"{head}exact (auto: nufft needs D <= 3") and "cpp" in wide[1]
+    for options in ({"method": "nufft"}, {"method": "sliced", "backend": "torch"}):
+        with pytest.raises(ValueError, match=r"needs D <= 3|backend must be None"):
+            chosen(X.repeat(1, 5), **options)
+
+
+def test_explain_is_what_runs(monkeypatch):
+    """The same decision, by the same function."""
+    decided = []
+    choose = methods.choose
+    monkeypatch.setattr(methods, "choose", lambda *given: decided.append(choose(*given)) or decided[-1])
+    for x in (X, points(40_000)[0], points(300, 5)[0]):
+        for method in ("auto", gwf.Auto(0.1)):
+            text = gwf.explain(gwf.forward_step, x, 0.1, kernel=K, method=method)
+            gwf.forward_step(x, 0.1, kernel=K, method=method)
+            explained, ran = decided
+            assert explained == ran and f": {ran} (auto: " in text
+            decided.clear()
+
+
+def test_explain_of_estimates_and_slices():
+    assert "kernel_sum on cpu, torch.float32: sliced" in gwf.explain(gwf.with_error, gwf.kernel_sum, X, Y, kernel=K)
+    text = gwf.explain(gwf.drift.energy, X, Y, sliced=4)
+    assert "drift.energy on cpu, torch.float32: cpp" in text and "keops: serves sum, gradient," in text
+    assert "keops: could serve" in gwf.explain(gwf.drift.energy, X, Y)
+
+
+def test_explain_of_networks():
+    net = gwf.nn.MLP([2, 8, 1], "silu")
+    assert gwf.explain(net, X).startswith("MLP.forward on cpu, torch.float32: cpp (first")
+    assert gwf.explain(net.value_and_grad, X).startswith("MLP.value_and_grad on cpu, torch.float32: cpp (first")
+    loss = gwf.explain(gwf.nn.critic_objective, net, X, Y, divergence="js")
+    assert loss.startswith("critic_objective on cpu, torch.float32: cpp (first")
+    wide = gwf.explain(gwf.nn.MLP([2, 600, 1]), X)
+    assert ": torch (the only one for torch.float32 on cpu and layers of up to 600)" in wide
+    assert "  cpp: serves at most 512 coordinates, not 600" in wide
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ": torch (the network's own modules, to which autocast" in gwf.explain(net, X)
+    net[1] = torch.nn.Tanh()
+    assert ": torch (the network's own modules, which were replaced" in gwf.explain(net, X)
+    plain = torch.nn.Linear(2, 1)
+    assert ": torch (the critic's own modules: a Linear is no" in gwf.explain(
+        gwf.nn.critic_objective, plain, X, Y, divergence="js"
+    )
+    two = gwf.nn.MLP([2, 8, 2])
+    assert ": torch (forward and backward" in gwf.explain(gwf.nn.critic_objective, two, X, Y, divergence="js")
+
+
+class Plugin(gwf.Functional):
+    """A functional of a user's own."""
+
+    needs_critic = True
+
+    def critic_objective(self, critic, x, z, reference):
+        return critic(x).mean()
+
+    def map_objective(self, critic, x, z, reference):
+        return x.square().sum(-1).mean()
+
+    value = map_objective
+
+
+def test_explain_of_engines():
+    known = gwf.KL(gwf.potentials.Gaussian(torch.zeros(2), torch.eye(2)))
+    flow = gwf.JKOFlow(known, 2, 0.1)
+    for text in (gwf.explain(flow.run, X, 3), gwf.explain(flow.step, flow.init(points(200)[0]))):
+        assert text.startswith("engine: fused (first")
+        assert "  torch: could serve" in text
+    asked = gwf.explain(gwf.JKOFlow(known, 2, 0.1, engine="torch").run, X, 3)
+    assert "torch (asked for)" in asked and "fused: could serve" in asked
+    own = gwf.explain(gwf.JKOFlow(Plugin(), 2, 0.1).run, X, 3).split("\n")
+    assert "torch (first" in own[0] and re.match(
+        r"  fused: the functional Plugin has a critic, and no compiled form", own[1]
+    )
+    net = torch.nn.Linear(2, 2)
+    assert "  fused: the map is a Linear" in gwf.explain(gwf.JKOFlow(known, 2, 0.1, map=net).run, X, 3)
+    mixed = gwf.JKOFlow(gwf.Interaction(K) + known, 2, 0.1, scheme="forward_backward")
+    assert "engine: fused (first" in gwf.explain(mixed.run, X.double(), 3)
+    assert "  fused: the map is torch.float16 on cpu" in gwf.explain(flow.run, X.half(), 3)
+    explicit = gwf.JKOFlow(gwf.Interaction(K), 2, 0.1, scheme="explicit")
+    assert gwf.explain(explicit.run, X, 3) == "engine: none, scheme 'explicit' has no inner problem"
+
+
+BACKENDS_OF = {
+    "ksd2": lambda **o: gwf.ksd2(X.double(), -X.double(), kernel=K, **o),
+    "sinkhorn": lambda **o: gwf.sinkhorn(X, Y, epsilon=1.0, **o).f,
+    "sinkhorn_divergence": lambda **o: gwf.sinkhorn_divergence(X, Y, epsilon=1.0, **o),
+    "barycentric_map": lambda **o: gwf.barycentric_map(X, Y, torch.zeros(len(Y)), epsilon=1.0, **o),
+    "sliced_wasserstein2": lambda **o: gwf.sliced_wasserstein2(X, Y, directions=torch.eye(2), **o),
+    "sliced_energy_distance": lambda **o: gwf.sliced_energy_distance(X, Y, directions=torch.eye(2), **o),
+    "drift.sinkhorn": lambda **o: gwf.drift.sinkhorn(X, Y, epsilon=1.0, **o),
+    "drift.sliced_wasserstein": lambda **o: gwf.drift.sliced_wasserstein(X, Y, directions=torch.eye(2), **o),
+    "drift.gmd_multi": lambda **o: gwf.drift.gmd_multi(X, Y, **o).velocity,
+    "blob_velocity": lambda **o: gwf.blob_velocity(X, 0.5, m=3.0, **o),
+}
+
+
+@pytest.mark.parametrize("name", BACKENDS_OF)
+def test_backends_are_asked_for(name, monkeypatch):
+    """The one that is asked for does all the work, and the result is the same."""
+    used = set()
+    want = BACKENDS_OF[name]()
+    torch.testing.assert_close(BACKENDS_OF[name](backend="cpp"), want, rtol=0, atol=0)
+    for operation, row in OPERATIONS.items():
+        if "cpp" in row.served_by:
+            module = importlib.import_module(f"gwf_fast.kernels.{row.served_by['cpp'].module}")
+            for function in row.functions:
+                monkeypatch.setattr(module, function, lambda *_, of=operation, **__: used.add(of))
+    monkeypatch.setattr(dispatch, "_FUNCTIONS", {})
+    got = BACKENDS_OF[name](backend="torch")
+    assert used == set()
+    torch.testing.assert_close(got, want, rtol=2e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="backend must be None or one of cpp"):
+        BACKENDS_OF[name](backend="numpy")
+    with pytest.raises(ValueError, match="backend='cuda' can't serve"):
+        BACKENDS_OF[name](backend="cuda")
 
 
 def test_explain_of_a_function_of_several_operations():

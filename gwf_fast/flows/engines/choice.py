@@ -9,6 +9,7 @@ from gwf_fast.flows.engines.fused import FusedEngine
 from gwf_fast.flows.engines.torch import TorchEngine
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional
+from gwf_fast.ops.report import ORDER, others
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (FusedEngine(), TorchEngine())}
 """Engines by name, the preferred one first."""
@@ -47,10 +48,6 @@ def explained(
         ValueError: As there.
     """
     chosen = resolve(name, functional, map, critic, training)
-    asked = "asked for" if name is not None else "first in the order of preference that can serve"
-    lines = [f"engine: {chosen.name} ({asked})"]
-    for other in ENGINES.values():
-        if other is not chosen:
-            reason = other.refuses(functional, map, critic, training)
-            lines.append(f"  {other.name}: {reason or 'could serve'}")
-    return "\n".join(lines)
+    refusals = {engine.name: engine.refuses(functional, map, critic, training) for engine in ENGINES.values()}
+    head = f"engine: {chosen.name} ({ORDER if name is None else 'asked for'})"
+    return "\n".join([head, *others(chosen.name, refusals)])

@@ -47,27 +47,32 @@ def choose(
     if method == "exact":
         return method
     if method == "sliced":
-        refusal = slicing.why_not(terms) or _unfit(x, y, ("cpu",))
-        if refusal:
-            raise ValueError(f'method="sliced" {refusal}')
+        reason = sliced_refusal(x, y, terms)
+        if reason:
+            raise ValueError(f'method="sliced" {reason}')
         return method
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
         raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
     finest = FINEST.get(x.dtype)
     if finest is not None and not finest <= tolerance <= 0.1:
         raise ValueError(f"tolerance must lie in {finest:g}..0.1 for {x.dtype}, got {tolerance!r}")
-    refusal = _refusal(x, y, terms, spec)
+    reason = refusal(x, y, terms, spec)
     if method == "auto" and not x.is_cpu:
         return "exact"  # the cost model knows CPUs
     if method == "auto":
-        return "exact" if refusal or _exact_is_faster(x, y, terms, spec, order, channels, tolerance) else "nufft"
-    if refusal:
-        raise ValueError(f'method="nufft" {refusal}')
+        return "exact" if reason or _exact_is_faster(x, y, terms, spec, order, channels, tolerance) else "nufft"
+    if reason:
+        raise ValueError(f'method="nufft" {reason}')
     return method
 
 
-def _refusal(x: Tensor, y: Tensor, terms: Sequence[Term], spec: Spec | None) -> str | None:
-    """Why no fast method serves these points; None if one does."""
+def sliced_refusal(x: Tensor, y: Tensor, terms: Sequence[Term]) -> str | None:
+    """Why no slicing serves these points and kernels; None if it does."""
+    return slicing.why_not(terms) or _unfit(x, y, ("cpu",))
+
+
+def refusal(x: Tensor, y: Tensor, terms: Sequence[Term], spec: Spec | None) -> str | None:
+    """Why no transform serves these points and kernels; None if one does."""
     from gwf_fast.kernels.table.profiles import PROFILES  # here: SymPy takes a while to import
 
     if any(term.profile not in PROFILES for term in terms):
