@@ -103,7 +103,7 @@ def blob_race(quick: bool) -> Race:
         return np.concatenate(out)
 
     def ours() -> Contender:
-        return lambda: (gwf.blob_velocity(x, h, masses=mass),)
+        return lambda: (gwf.blob_velocity(x, h, weights=mass),)
 
     def peer() -> Contender:
         points, weights = x.numpy(), mass.numpy()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
+__all__ = ["NonFiniteError", "called", "caller_level", "former", "renamed", "warn_former"]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
@@ -75,7 +77,12 @@ def renamed(**names: str) -> Callable[[C], C]:
                 raise TypeError(f"{name}() got {names[old]} twice: {old} is its former name")
         return function(*args, **{names.get(argument, argument): value for argument, value in kwargs.items()})
 
-    return former(*names, call=call)
+    def mark(function: C) -> C:
+        known = former(*names, call=call)(function)
+        known.renamed_from = names  # type: ignore[attr-defined]
+        return known
+
+    return mark
 
 
 def called(function: Callable[..., Any]) -> str:

@@ -24,6 +24,8 @@ from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import check_kind
 from gwf_fast.randomness.seeded import own_generator
 
+__all__ = ["BayesianLogisticRegression", "Density", "Gaussian", "GaussianMixture"]
+
 _LOG_2PI = math.log(2 * math.pi)
 _BOTH = ("cpu", "cuda")
 

@@ -24,6 +24,8 @@ from gwf_fast.functionals.base import FDivergence, Functional, JensenShannon, Sq
 from gwf_fast.functionals.samples import Target
 from gwf_fast.pairs.kernels import Gaussian, Kernel
 
+__all__ = ["f_gan", "gan", "gmmn", "wgan_gp", "wgan_sn"]
+
 BANDWIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Of the mixture of Gaussian kernels of Li et al. (2017)."""
 

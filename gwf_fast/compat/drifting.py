@@ -6,6 +6,8 @@ from torch import Tensor
 
 from gwf_fast.drift import gmd
 
+__all__ = ["compute_drift"]
+
 
 def compute_drift(x: Tensor, y: Tensor, T: float = 0.05) -> Tensor:
     """The drift of Algorithm 2 at generated samples x towards data y.

@@ -21,6 +21,8 @@ from gwf_fast.transport.cost import half_self_cost, transport_cost
 from gwf_fast.transport.problem import Entropic
 from gwf_fast.transport.solve import anneal, bounding_diameter, schedule
 
+__all__ = ["SamplesLoss"]
+
 _LOSSES = ("sinkhorn", "gaussian", "laplacian", "energy")
 
 

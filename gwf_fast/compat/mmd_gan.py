@@ -11,6 +11,8 @@ from torch import Tensor
 from gwf_fast.measures.discrepancy import mmd2
 from gwf_fast.pairs.kernels import Gaussian
 
+__all__ = ["mix_rbf_mmd2"]
+
 
 def mix_rbf_mmd2(X: Tensor, Y: Tensor, sigma_list: Sequence[float], biased: bool = True) -> Tensor:
     """Squared MMD under sum_s exp(-r^2 / (2 s^2)), in one pass over the pairs for all bandwidths.

@@ -13,6 +13,8 @@ from torch import Tensor
 from gwf_fast.measures.directional import directional
 from gwf_fast.measures.sliced import choose_directions
 
+__all__ = ["sliced_wasserstein_distance"]
+
 
 def sliced_wasserstein_distance(
     X_s: Any,

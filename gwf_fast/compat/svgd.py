@@ -13,6 +13,8 @@ from torch import Tensor
 from gwf_fast.measures.stein import svgd_direction
 from gwf_fast.pairs.kernels import Gaussian
 
+__all__ = ["SVGD", "median_rule", "order_statistics"]
+
 _FUDGE = 1e-6
 
 

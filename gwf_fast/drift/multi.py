@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gwf_fast.drift._checks import check_positive, check_sets
 from gwf_fast.drift.joint import Targets, join
+from gwf_fast.errors import renamed
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.ragged import member_weights
 from gwf_fast.pairs.validation import check_counts
@@ -34,6 +35,7 @@ class MultiDrift(NamedTuple):
 
 
 @entry
+@renamed(negative_weights="negatives_weights")
 def gmd_multi(
     x: Tensor,
     y: Tensor,
@@ -42,7 +44,7 @@ def gmd_multi(
     temperatures: Sequence[float] = (0.02, 0.05, 0.2),
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
-    negative_weights: Tensor | None = None,
+    negatives_weights: Tensor | None = None,
     clip: float = 1e-6,
     normalization: str = "batch",
     x_lengths: Tensor | None = None,
@@ -68,7 +70,7 @@ def gmd_multi(
         temperatures: R, relative to the mean distance.
         x_weights: w of the particles as targets [*B, N]; None means ones.
         y_weights: The same of the positives, [*B, P].
-        negative_weights: The same of the negatives, [*B, Nn].
+        negatives_weights: The same of the negatives, [*B, Nn].
         clip: Least product of the two softmaxes.
         normalization: "batch": means over all problems of the batch, as published; "problem": each on its own.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
@@ -92,15 +94,14 @@ def gmd_multi(
     sides = [("x", x, x_weights, x_lengths), ("y", y, y_weights, y_lengths)]
     if negatives is not None:
         check_sets(x, negatives, False, "negatives")
-        sides.insert(1, ("negatives", negatives, negative_weights, negatives_lengths))
-    elif negative_weights is not None or negatives_lengths is not None:
-        raise ValueError("negative_weights and negatives_lengths need negatives, got None")
+        sides.insert(1, ("negatives", negatives, negatives_weights, negatives_lengths))
+    elif negatives_weights is not None or negatives_lengths is not None:
+        raise ValueError("negatives_weights and negatives_lengths need negatives, got None")
     kinds = []
     for name, points, weights, lengths in sides:
         check_counts(f"{name}_lengths", lengths, points, 2 if name == "x" and negatives is None else 1)
         if weights is not None:
-            title = "negative_weights" if name == "negatives" else f"{name}_weights"
-            weights = member_weights(title, weights, points, name, lengths).reshape(-1, points.shape[-2])
+            weights = member_weights(f"{name}_weights", weights, points, name, lengths).reshape(-1, points.shape[-2])
         kinds.append(Targets(_fold(points), weights, None if lengths is None else lengths.flatten()))
     with torch.no_grad():
         dim, per_problem = x.shape[-1], normalization == "problem"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gwf_fast.errors import renamed
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.kernels import Gaussian
 from gwf_fast.pairs.methods import Method, method_options
@@ -24,13 +25,14 @@ FORMS = ("energy", "density")
 
 
 @entry
+@renamed(masses="weights")
 @method_options
 def blob_density(
     x: Tensor,
     bandwidth: float,
     *,
     sources: Tensor | None = None,
-    masses: Tensor | None = None,
+    weights: Tensor | None = None,
     method: Method = "exact",
     backend: str | None = None,
 ) -> Tensor:
@@ -40,7 +42,7 @@ def blob_density(
         x: Points [*B, N, D].
         bandwidth: Standard deviation of the mollifier, positive.
         sources: The particles [*B, M, D]; None means x.
-        masses: m [*B, M]; None for 1/M each.
+        weights: m [*B, M], the masses of the particles; None for 1/M each.
         method: Of the sums, as in ``kernel_sum``.
         backend: None picks; a name asks for one (see ``backends()``).
 
@@ -50,8 +52,8 @@ def blob_density(
     Raises:
         ValueError, TypeError: If an argument does not fit, or as ``kernel_sum``.
     """
-    sources, masses, scale = _particles(x, bandwidth, sources, masses)
-    return scale * kernel_sum(x, sources, masses, kernel=Gaussian(bandwidth), method=method, backend=backend)
+    sources, weights, scale = _particles(x, bandwidth, sources, weights)
+    return scale * kernel_sum(x, sources, weights, kernel=Gaussian(bandwidth), method=method, backend=backend)
 
 
 @entry
@@ -70,6 +72,7 @@ def blob_energy(
 
 
 @entry
+@renamed(masses="weights")
 @method_options
 def blob_velocity(
     x: Tensor,
@@ -77,7 +80,7 @@ def blob_velocity(
     *,
     m: float = 1.0,
     sources: Tensor | None = None,
-    masses: Tensor | None = None,
+    weights: Tensor | None = None,
     form: str = "energy",
     method: Method = "exact",
     backend: str | None = None,
@@ -93,7 +96,7 @@ def blob_velocity(
         bandwidth: Standard deviation of the mollifier, positive.
         m: The exponent, >= 1.
         sources: The particles [*B, M, D]; None means x.
-        masses: m_j [*B, M]; None for 1/M each.
+        weights: m_j [*B, M], the masses of the particles; None for 1/M each.
         form: "energy" or "density".
         method: Of the sums, as in ``kernel_sum``: with "auto" a step takes about O(N) in D <= 3.
         backend: None picks; a name asks for one (see ``backends()``).
@@ -107,18 +110,18 @@ def blob_velocity(
     _check_exponent(m)
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    particles, masses, scale = _particles(x, bandwidth, sources, masses)
+    particles, weights, scale = _particles(x, bandwidth, sources, weights)
     sums: dict[str, Any] = {"kernel": Gaussian(bandwidth), "method": method, "backend": backend}
-    plain = scale * kernel_gradient(x, particles, masses, **sums)
+    plain = scale * kernel_gradient(x, particles, weights, **sums)
     if m == 2:  # g = 1: both forms, and no density needed
         return -2 * plain
-    g = (scale * kernel_sum(x, particles, masses, **sums)) ** (m - 2)
+    g = (scale * kernel_sum(x, particles, weights, **sums)) ** (m - 2)
     if form == "density":
         return -m * g[..., None] * plain
     at_particles = g
     if sources is not None:
-        at_particles = (scale * kernel_sum(particles, particles, masses, **sums)) ** (m - 2)
-    carried = at_particles if masses is None else masses * at_particles
+        at_particles = (scale * kernel_sum(particles, particles, weights, **sums)) ** (m - 2)
+    carried = at_particles if weights is None else weights * at_particles
     weighted = scale * kernel_gradient(x, particles, carried, **sums)
     return -(weighted + g[..., None] * plain)
 
@@ -127,9 +130,9 @@ def blob_velocity(
 
 
 def _particles(
-    x: Tensor, bandwidth: float, sources: Tensor | None, masses: Tensor | None
+    x: Tensor, bandwidth: float, sources: Tensor | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor | None, float]:
-    """The particles, their masses, and the factor that makes the kernel a density (and equal masses 1/M)."""
+    """The particles, their weights, and the factor that makes the kernel a density (and equal weights 1/M)."""
     if isinstance(bandwidth, bool) or not isinstance(bandwidth, (int, float)):
         raise TypeError(f"bandwidth must be a number, got {type(bandwidth).__name__}")
     if not (math.isfinite(bandwidth) and bandwidth > 0):
@@ -148,10 +151,10 @@ def _particles(
             f"bandwidth must leave (2 pi bandwidth^2)^(-{dim}/2) in the range of {x.dtype}, got {bandwidth!r}"
         )
     scale = (math.sqrt(2 * math.pi) * bandwidth) ** -dim  # exp(exponent) would round as the exponent does
-    if masses is None:
+    if weights is None:
         return sources, None, scale / sources.shape[-2]
-    check_companion("masses", masses, sources, channels=False, y_name="sources")
-    return sources, masses, scale
+    check_companion("weights", weights, sources, channels=False, y_name="sources")
+    return sources, weights, scale
 
 
 def _check_exponent(m: float) -> None:

@@ -50,7 +50,7 @@ def test_gmd_multi_is_the_released_variant(dim, weighted, clip):
     w = draw(3, 29, seed=3).abs() if weighted else torch.ones(3, 29, dtype=F64)
     options = {"negatives": negatives, "clip": clip}
     if weighted:
-        options |= {"x_weights": w[:, :10], "negative_weights": w[:, 10:15], "y_weights": w[:, 15:]}
+        options |= {"x_weights": w[:, :10], "negatives_weights": w[:, 10:15], "y_weights": w[:, 15:]}
     got = gwf.drift.gmd_multi(x, y, **options)
     want = released(x, y, negatives, w, (0.02, 0.05, 0.2), clip)
     for g, h in zip(got, want, strict=True):
@@ -63,7 +63,7 @@ def test_gmd_multi_streams_large_problems(dim, clip):
     """More pairs than a core's cache holds, sizes that no tile divides."""
     x, y, negatives = draw(2, 333, dim, seed=0), draw(2, 301, dim, seed=1) + 0.4, draw(2, 107, dim, seed=2)
     w = draw(2, 741, seed=3).abs()
-    options = {"negatives": negatives, "clip": clip, "x_weights": w[:, :333], "negative_weights": w[:, 333:440]}
+    options = {"negatives": negatives, "clip": clip, "x_weights": w[:, :333], "negatives_weights": w[:, 333:440]}
     got = gwf.drift.gmd_multi(x, y, y_weights=w[:, 440:], **options)
     for g, h in zip(got, released(x, y, negatives, w, (0.02, 0.05, 0.2), clip), strict=True):
         torch.testing.assert_close(g, h, rtol=1e-9, atol=1e-11)
@@ -84,7 +84,7 @@ def test_gmd_multi_of_ragged_sets_is_that_of_their_members(sizes, normalization)
     lengths = [torch.tensor([size, 2 + size // 3, size - 1]) for size in sizes]
     w = draw(batch, n + m + k, seed=3).abs()
     pieces = [slice(0, n), slice(n, n + m), slice(n + m, n + m + k)]
-    named = {"x_weights": w[:, pieces[0]], "y_weights": w[:, pieces[1]], "negative_weights": w[:, pieces[2]]}
+    named = {"x_weights": w[:, pieces[0]], "y_weights": w[:, pieces[1]], "negatives_weights": w[:, pieces[2]]}
     for points, size in zip((x, y, negatives), lengths, strict=True):  # what is beyond the lengths is never read
         for b in range(batch):
             points[b, size[b] :] = float("nan")
@@ -223,8 +223,8 @@ PAIR = torch.zeros(2, 3)
         (lambda: gwf.drift.gmd_multi(PAIR, PAIR, x_weights=torch.zeros(2)), "positive sum"),
         (lambda: gwf.drift.gmd_multi(PAIR, PAIR, normalization="row"), "normalization must be"),
         (
-            lambda: gwf.drift.gmd_multi(PAIR, PAIR, negative_weights=torch.ones(2)),
-            "negative_weights and negatives_lengths need",
+            lambda: gwf.drift.gmd_multi(PAIR, PAIR, negatives_weights=torch.ones(2)),
+            "negatives_weights and negatives_lengths need",
         ),
         (lambda: gwf.drifting_loss(PAIR, PAIR[:1]), "velocity must have the shape of x"),
         (lambda: compute_drift(PAIR, PAIR, -1.0), "temperature must be positive"),

@@ -304,12 +304,12 @@ def test_blob_with_masses_sources_and_the_plain_form(m):
 
     p = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(rho(p).sum(), p)
-    plain = gwf.blob_velocity(x, h, m=m, sources=s, masses=mass, form="density")
+    plain = gwf.blob_velocity(x, h, m=m, sources=s, weights=mass, form="density")
     torch.testing.assert_close(plain, -m * rho(x)[:, None] ** (m - 2) * g)
     k = torch.exp(-(x[:, None] - s).square().sum(-1) / (2 * h**2)) / (2 * math.pi * h**2)
     pair = (rho(x)[:, None] ** (m - 2) + rho(s) ** (m - 2)) * k * mass
     want = (pair[..., None] * (x[:, None] - s)).sum(1) / h**2
-    torch.testing.assert_close(gwf.blob_velocity(x, h, m=m, sources=s, masses=mass), want)
+    torch.testing.assert_close(gwf.blob_velocity(x, h, m=m, sources=s, weights=mass), want)
 
 
 def test_the_blob_method_follows_the_heat_equation():
@@ -348,7 +348,7 @@ def test_blob_steps_of_many_particles_are_summed_fast(m):
         ({"bandwidth": "1"}, TypeError, "bandwidth must be a number"),
         ({"form": "sph"}, ValueError, "form must be one of energy, density, got 'sph'"),
         ({"sources": torch.zeros(4, 3)}, ValueError, "sources must have the dimension of x"),
-        ({"masses": torch.zeros(3)}, ValueError, "masses must have shape"),
+        ({"weights": torch.zeros(3)}, ValueError, "weights must have shape"),
     ],
 )
 def test_bad_blobs(options, kind, message):

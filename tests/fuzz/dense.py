@@ -170,14 +170,14 @@ def forward_step(R: Rounding, x, sources=None, *, step_size: float, kernel: Term
     return R(x + step_size * interaction_velocity(R, x, sources, kernel=kernel))
 
 
-def _normal(R: Rounding, x, y, masses, h: float) -> tuple[Tensor, float, Terms]:
-    m = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if masses is None else masses
+def _normal(R: Rounding, x, y, weights, h: float) -> tuple[Tensor, float, Terms]:
+    m = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if weights is None else weights
     return m, (2 * math.pi * h * h) ** (-x.shape[1] / 2), [["gaussian", 1.0, h]]
 
 
-def blob_density(R: Rounding, x, sources=None, masses=None, *, bandwidth: float) -> Tensor:
+def blob_density(R: Rounding, x, sources=None, weights=None, *, bandwidth: float) -> Tensor:
     y = x if sources is None else sources
-    m, scale, kernel = _normal(R, x, y, masses, bandwidth)
+    m, scale, kernel = _normal(R, x, y, weights, bandwidth)
     return R(scale * kernel_sum(R, x, y, m, kernel=kernel))
 
 
@@ -187,14 +187,14 @@ def blob_energy(R: Rounding, x, *, bandwidth: float, m: float = 1.0) -> Tensor:
 
 
 def blob_velocity(
-    R: Rounding, x, sources=None, masses=None, *, bandwidth: float, m: float = 1.0, form: str = "energy"
+    R: Rounding, x, sources=None, weights=None, *, bandwidth: float, m: float = 1.0, form: str = "energy"
 ) -> Tensor:
     y = x if sources is None else sources
-    mass, scale, kernel = _normal(R, x, y, masses, bandwidth)
-    own = blob_density(R, x, y, masses, bandwidth=bandwidth) ** (m - 2)
+    mass, scale, kernel = _normal(R, x, y, weights, bandwidth)
+    own = blob_density(R, x, y, weights, bandwidth=bandwidth) ** (m - 2)
     if form == "density":
         return -m * own[:, None] * scale * kernel_gradient(R, x, y, mass, kernel=kernel)
-    theirs = blob_density(R, y, y, masses, bandwidth=bandwidth) ** (m - 2)
+    theirs = blob_density(R, y, y, weights, bandwidth=bandwidth) ** (m - 2)
     both = kernel_gradient(R, x, y, mass * theirs, kernel=kernel)
     return -scale * (both + own[:, None] * kernel_gradient(R, x, y, mass, kernel=kernel))
 

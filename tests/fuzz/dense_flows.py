@@ -242,10 +242,19 @@ def drift_gmd(
 
 
 def drift_gmd_multi(
-    R: Rounding, x, y, negatives=None, x_weights=None, y_weights=None, negative_weights=None, *, temperatures, clip=1e-6
+    R: Rounding,
+    x,
+    y,
+    negatives=None,
+    x_weights=None,
+    y_weights=None,
+    negatives_weights=None,
+    *,
+    temperatures,
+    clip=1e-6,
 ) -> tuple[Tensor, Tensor, Tensor]:
     none = x[:0]
-    kinds = ((x, x_weights), (none if negatives is None else negatives, negative_weights), (y, y_weights))
+    kinds = ((x, x_weights), (none if negatives is None else negatives, negatives_weights), (y, y_weights))
     targets = torch.cat([points for points, _ in kinds])
     weights = torch.cat([torch.ones(len(p), dtype=x.dtype) if w is None else w for p, w in kinds])
     r = at_positive(pairs(R, x, targets)[1], torch.sqrt).clamp(min=1e-4)

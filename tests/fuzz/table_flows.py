@@ -144,7 +144,7 @@ def _gmd_multi(rng: Random, call: Call) -> None:
         call["tensors"]["negatives"] = "points_z"
         call["needs"] = {}
         if rng.random() < 0.4:
-            call["tensors"]["negative_weights"] = "positive_z"
+            call["tensors"]["negatives_weights"] = "positive_z"
     for side in "xy":
         if rng.random() < 0.3:
             call["tensors"][f"{side}_weights"] = f"positive_{side}"

@@ -160,7 +160,7 @@ def _blob(rng: Random, call: Call) -> None:
         call["tensors"]["sources"] = "y"
         call["needs"] = {"y": 1}
     if rng.random() < 0.3:
-        call["tensors"]["masses"] = "mass_y" if "sources" in call["tensors"] else "mass_x"
+        call["tensors"]["weights"] = "mass_y" if "sources" in call["tensors"] else "mass_x"
 
 
 def _blob_energy(rng: Random, call: Call) -> None:
@@ -361,7 +361,7 @@ FUNCTIONS = [
         "blob_density",
         dense.blob_density,
         _pair(_blob),
-        gradients=("x", "sources", "masses"),
+        gradients=("x", "sources", "weights"),
         refuses=_vanishing,
         weight=0.6,
     ),
@@ -378,7 +378,7 @@ FUNCTIONS = [
         "blob_velocity",
         dense.blob_velocity,
         _pair(_blob_velocity),
-        gradients=("x", "sources", "masses"),
+        gradients=("x", "sources", "weights"),
         refuses=_vanishing,
         weight=0.6,
     ),
