@@ -6,6 +6,7 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.drifting import DriftingModel
 from gwf_fast.flows.drifting_state import DriftingResult, DriftingState
 from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.load import load
 from gwf_fast.flows.state import FlowResult, FlowState
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.adversarial import IPM, DonskerVaradhan, MMDUnbalanced
@@ -91,6 +92,7 @@ __all__ = [
     "kernel_logsumexp",
     "kernel_sum",
     "ksd2",
+    "load",
     "median_bandwidth",
     "mmd2",
     "nn",

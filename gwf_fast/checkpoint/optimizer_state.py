@@ -40,5 +40,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     for key, tensor in tensors.items():
         index, slot = key.split(".", 1)
         slots.setdefault(int(index), {})[slot] = tensor
-    require_moments(slots, [parameter for group in optimizer.param_groups for parameter in group["params"]])
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):  # who knows what another one keeps
+        require_moments(slots, [parameter for group in optimizer.param_groups for parameter in group["params"]])
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -19,7 +19,6 @@ from torch import Tensor
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow, Say, Study
-from gwf_fast.flows import jko_checkpoint as checkpoint
 from gwf_fast.flows.jko import PARAMETRIZATIONS, JKOFlow
 from gwf_fast.flows.state import FlowResult
 from gwf_fast.flows.training import Training
@@ -74,8 +73,7 @@ class _Attempt(Flow):
         except NonFiniteError as error:
             say(f"diverged: {error}")
             flow = self.flow
-            _, state, _, source = checkpoint.load(folder, JKOFlow, functional=flow.functional, x0=self.source)
-            return FlowResult(state, source)
+            return JKOFlow.load(folder, functional=flow.functional, x0=self.source)
 
 
 def ring() -> GaussianMixture:

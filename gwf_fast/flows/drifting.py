@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from gwf_fast.checkpoint.optimizer_state import restore_optimizer
 from gwf_fast.checkpoint.run_folder import RunFolder
 from gwf_fast.drift.learned import LearnedCritic, is_stateful
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.flows.drifting_checkpoint import Keeper, load
-from gwf_fast.flows.drifting_loop import DriftingLoop, cosine
-from gwf_fast.flows.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState
+from gwf_fast.flows.drifting_checkpoint import Keeper, load, save
+from gwf_fast.flows.drifting_loop import DriftingLoop
+from gwf_fast.flows.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState, sampled
+from gwf_fast.flows.optimization import OptimizerChoice, Schedule, check_optimization, factor, new_optimizer
 from gwf_fast.flows.progress import progress as shown_progress
-from gwf_fast.flows.training import SCHEDULES
 from gwf_fast.functionals.samples import Target, check_target, draw_target
 from gwf_fast.nn import MLP
 from gwf_fast.ops.ambient import entry
@@ -52,7 +52,9 @@ class DriftingModel:
         batch_size: N, samples generated an update.
         n_targets: M, samples of the target an update; None for N.
         lr: Learning rate of Adam.
-        lr_schedule: "constant", or "cosine" down to zero at the end of the run.
+        lr_schedule: "constant", or "cosine" down to zero at the end of the run, or a function (update from 0, updates)
+            -> factor on the rate.
+        optimizer: None for Adam; the name of a class of ``torch.optim``, or a function (parameters, lr=) -> optimiser.
         betas: Adam's decay rates.
         ema: Decay of a moving average of the parameters, which becomes the generator of the result, with the buffers
             of the last update; None for none.
@@ -74,7 +76,8 @@ class DriftingModel:
         batch_size: int = 2048,
         n_targets: int | None = None,
         lr: float = 1e-3,
-        lr_schedule: str = "constant",
+        lr_schedule: Schedule = "constant",
+        optimizer: OptimizerChoice = None,
         betas: tuple[float, float] = (0.9, 0.999),
         ema: float | None = None,
         record_every: int = 50,
@@ -85,14 +88,7 @@ class DriftingModel:
         self.batch_size = as_integer("batch_size", batch_size)
         self.n_targets = self.batch_size if n_targets is None else as_integer("n_targets", n_targets)
         self.record_every = as_integer("record_every", record_every)
-        if not (math.isfinite(lr) and lr > 0):
-            raise ValueError(f"lr: expected a positive number, got {lr!r}")
-        if lr_schedule not in SCHEDULES:
-            raise ValueError(f"lr_schedule: expected one of {', '.join(SCHEDULES)}, got {lr_schedule!r}")
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
-        if ema is not None and not 0 < ema < 1:
-            raise ValueError(f"ema: expected a number in (0, 1), got {ema!r}")
+        check_optimization(lr=lr, lr_schedule=lr_schedule, betas=betas, ema=ema, optimizer=optimizer)
         if generator is not None and not isinstance(generator, nn.Module):
             raise TypeError(f"generator: expected a torch.nn.Module, got {type(generator).__name__}")
         self.drift = drift
@@ -100,6 +96,7 @@ class DriftingModel:
         self.generator = generator
         self.lr = float(lr)
         self.lr_schedule = lr_schedule
+        self.optimizer = optimizer
         self.betas = (float(betas[0]), float(betas[1]))
         self.ema = ema
         self.seed = int(seed)
@@ -116,10 +113,30 @@ class DriftingModel:
         with seeded(self.seed, 0, like.device):
             generator = asked(self._new_generator).to(like)
             drift = asked(self._new_drift)
-        parameters = [p for p in generator.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, fused=True)
         average = None if self.ema is None else copy.deepcopy(generator)
-        return DriftingState(0, generator, optimizer, drift, average)
+        return DriftingState(0, generator, self._new_optimizer(generator), drift, average)
+
+    def _new_optimizer(self, generator: nn.Module, carried: dict[str, Any] | None = None) -> torch.optim.Optimizer:
+        parameters = [p for p in generator.parameters() if p.requires_grad]
+        return new_optimizer(self.optimizer, parameters, lr=self.lr, betas=self.betas, carried=carried)
+
+    def _copied(self, state: DriftingState) -> DriftingState:
+        """The same state, of which nothing is shared."""
+        generator, average = copy.deepcopy((state.generator, state.average))
+        drift = state.drift
+        if is_stateful(drift):
+            with seeded(self.seed, 0, next(generator.parameters()).device):
+                drift = asked(self._new_drift)
+            drift.load_state_dict(copy.deepcopy(state.drift.state_dict()))  # type: ignore[attr-defined]
+        return replace(
+            state,
+            generator=generator,
+            optimizer=self._new_optimizer(generator, state.optimizer.state_dict()),
+            drift=drift,
+            average=average,
+            history=list(state.history),
+            pending=list(state.pending),
+        )
 
     def restore(self, state: DriftingState, values: Mapping[str, Any]) -> None:
         """Put what ``DriftingState.values`` gave into a new state.
@@ -139,17 +156,24 @@ class DriftingModel:
             state.drift.load_state_dict(parts["drift"])  # type: ignore[attr-defined]
 
     @entry(differentiates=True)
-    def step(self, state: DriftingState, target: Target, n_steps: int) -> None:
-        """One update of ``state``, in place.
+    def step(self, state: DriftingState, target: Target, n_steps: int) -> DriftingState:
+        """The state after one more update. ``state`` stays as it was, whatever happens.
+
+        Args:
+            state: Where to start.
+            target: Samples of the target, as in :meth:`run`.
+            n_steps: Updates of the run, by which the rate is scheduled.
 
         Raises:
-            NonFiniteError: If the drift or a gradient is NaN or infinite; the parameters are then as they were.
+            NonFiniteError: If the drift or a gradient is NaN or infinite.
         """
+        state = self._copied(state)
         DriftingLoop(self, state, target, n_steps).run(1)
+        return state
 
     def rate(self, update: int, n_steps: int) -> float:
         """The factor on the learning rate after some updates of a run."""
-        return cosine(update, n_steps) if self.lr_schedule == "cosine" else 1.0
+        return factor(self.lr_schedule, update, n_steps)
 
     @entry(differentiates=True)
     def run(
@@ -161,6 +185,7 @@ class DriftingModel:
         checkpoint: str | Path | RunFolder | None = None,
         evaluate: Callable[[Tensor], float] | None = None,
         state: DriftingState | None = None,
+        callbacks: Sequence[Callable[[DriftingState], object]] = (),
     ) -> DriftingResult:
         """Train for ``n_steps`` updates.
 
@@ -170,7 +195,8 @@ class DriftingModel:
             progress: Whether to show a progress bar.
             checkpoint: A folder that receives the state every ten seconds and when the run ends, however it ends.
             evaluate: Called at every record with ``batch_size`` fresh samples; its number goes into the record.
-            state: Go on from here; it is changed.
+            state: Go on from here; it stays as it was.
+            callbacks: Called with a copy of the state at every record, after it; the run ends where one returns True.
 
         Raises:
             NonFiniteError: If training diverges; the last good state is in the checkpoint.
@@ -179,7 +205,7 @@ class DriftingModel:
         """
         n_steps = as_integer("n_steps", n_steps, least=0)
         check_target(target)
-        state, is_new = self.init(_sample(target, self.dim)) if state is None else state, state is None
+        state, is_new = self.init(_sample(target, self.dim)) if state is None else self._copied(state), state is None
         with contextlib.ExitStack() as stack:
             folder = None if checkpoint is None else stack.enter_context(RunFolder.of(checkpoint))
             if folder is not None and is_new:
@@ -187,7 +213,8 @@ class DriftingModel:
             keeper = stack.enter_context(Keeper(folder, self, target, n_steps, _SECONDS))
             bar = stack.enter_context(shown_progress(n_steps, state.step, shown=progress, name="updates"))
             loop = DriftingLoop(self, state, target, n_steps)
-            while state.step < n_steps:
+            ends = False
+            while state.step < n_steps and not ends:
                 keeper.keep(state)
                 before = state.step
                 try:
@@ -204,8 +231,19 @@ class DriftingModel:
                     bar.set_postfix_str(
                         f"|V|^2 {record.drift:.3g}" + ("" if evaluate is None else f", {record.value:.3g}")
                     )
+                    ends = True in [callback(self._copied(state)) is True for callback in callbacks]
             keeper.keep(state)
-        return self._result(state)
+        return self._result(state, target)
+
+    def save(self, state: DriftingState, folder: str | Path, target: Target) -> None:
+        """Write a checkpoint of a state; FileExistsError if the folder holds another run."""
+        save(folder, self, state, state.step, target)
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, **given: Any) -> DriftingResult:
+        """The result that a checkpoint holds; what it could not hold is given as to :meth:`resume`."""
+        model, state, _, target = load(RunFolder.existing(checkpoint), given, cls)
+        return model._result(state, target)
 
     @classmethod
     def resume(
@@ -218,6 +256,9 @@ class DriftingModel:
         drift: Drift | None = None,
         generator: nn.Module | None = None,
         evaluate: Callable[[Tensor], float] | None = None,
+        lr_schedule: Schedule | None = None,
+        optimizer: OptimizerChoice = None,
+        callbacks: Sequence[Callable[[DriftingState], object]] = (),
     ) -> DriftingResult:
         """Go on from a checkpoint, bit for bit as if the run had not stopped, and keep writing to it.
 
@@ -229,31 +270,39 @@ class DriftingModel:
             drift: As the run had it, where it was a function.
             generator: As the run had it, where it was not a ``gwf_fast.nn.MLP``.
             evaluate: As the run had it.
+            lr_schedule: As the run had it, where it was a function.
+            optimizer: The same.
+            callbacks: As in :meth:`run`.
 
         Raises:
             ValueError: If something is missing, or the checkpoint can't be read.
         """
-        given = {"target": target, "drift": drift, "generator": generator}
+        given: dict[str, Any] = {"target": target, "drift": drift, "generator": generator}
+        given |= {"lr_schedule": lr_schedule, "optimizer": optimizer}
         with RunFolder.existing(checkpoint) as folder:
             model, state, planned, target = load(folder, given, cls)
             n_steps = planned if n_steps is None else n_steps
-            return model.run(target, n_steps, progress=progress, checkpoint=folder, evaluate=evaluate, state=state)
+            options: dict[str, Any] = {"progress": progress, "checkpoint": folder, "callbacks": callbacks}
+            return model.run(target, n_steps, evaluate=evaluate, state=state, **options)
 
     def _record(self, state: DriftingState, evaluate: Callable[[Tensor], float] | None) -> DriftingRecord:
         value = None
         if evaluate is not None:
             device = next(state.generator.parameters()).device
             with seeded(self.seed, f"{state.step}/evaluate", device):
-                samples = self._result(state).sample(self.batch_size)
+                samples = sampled(self._generator(state), self.latent_dim, self.batch_size)
                 value = float(asked(evaluate, samples))
         record = DriftingRecord(state.step, sum(state.pending) / len(state.pending), value, state.seconds)
         state.history.append(record)
         state.pending.clear()
         return record
 
-    def _result(self, state: DriftingState) -> DriftingResult:
-        generator = copy.deepcopy(state.generator if state.average is None else state.average).eval()
-        return DriftingResult(generator, tuple(state.history), self.latent_dim, state.step)
+    def _generator(self, state: DriftingState) -> nn.Module:
+        return copy.deepcopy(state.generator if state.average is None else state.average).eval()
+
+    def _result(self, state: DriftingState, target: Target) -> DriftingResult:
+        history = tuple(state.history)
+        return DriftingResult(self._generator(state), history, self.latent_dim, state.step, state, self, target)
 
     def _new_generator(self) -> nn.Module:
         if self.generator is not None:

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 from collections.abc import Mapping
-from types import TracebackType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from gwf_fast.checkpoint import keeper
 from gwf_fast.checkpoint.portable import NotPortableError, pack, unpack
 from gwf_fast.checkpoint.run_folder import RunFolder, read_manifest, read_values, told_in_one_line, verify
 from gwf_fast.flows.drifting_state import DriftingRecord, DriftingState
-from gwf_fast.flows.jko_checkpoint import given_or_stored, packed_or_named
 from gwf_fast.functionals.samples import Target
-from gwf_fast.version import __version__
 
 if TYPE_CHECKING:
     from gwf_fast.flows.drifting import DriftingModel
 
 KIND = "drifting"
 FORMAT = 1
-_PARTS = ("drift", "generator", "target")
+_PARTS = ("drift", "generator", "target", "lr_schedule", "optimizer")
 _NUMBERS = (
-    "dim", "latent_dim", "batch_size", "n_targets", "lr", "lr_schedule", "betas", "ema", "record_every", "seed",
+    "dim", "latent_dim", "batch_size", "n_targets", "lr", "betas", "ema", "record_every", "seed",
 )  # fmt: skip
 
 
-class Keeper:
-    """Keeps a copy of the last good state, and writes it from time to time and when it is left, however that is.
+class Keeper(keeper.Keeper[DriftingState]):
+    """Writes the states of a training from time to time.
 
     Args:
         folder: Where to; None to do nothing.
@@ -44,60 +41,28 @@ class Keeper:
     def __init__(
         self, folder: RunFolder | None, model: DriftingModel, target: Target, n_steps: int, seconds: float
     ) -> None:
-        self._folder = folder
-        self._seconds = seconds
-        self._written = -torch.inf  # when
-        self._kept: tuple[dict[str, Any], dict[str, Any]] | None = None
-        self._fixed: dict[str, Tensor] = {}
-        if folder is not None:
-            self._head = {
-                "format": FORMAT,
-                "kind": KIND,
-                "n_steps": n_steps,
-                "model": _configuration(model, target, self._fixed),
-                "torch": torch.__version__,
-                "gwf_fast": __version__,
-            }
+        fixed: dict[str, Tensor] = {}
+        config = {} if folder is None else _configuration(model, target, fixed)
+        head = {"format": FORMAT, "kind": KIND, "n_steps": n_steps, "model": config}
+        super().__init__(folder, head, fixed, _snapshot, seconds)
 
-    def keep(self, state: DriftingState) -> None:
-        """Remember a state that is good, and write it if it is time."""
-        if self._folder is None:
-            return
-        values = {
-            name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-            for name, value in state.values().items()
-        }
-        self._kept = (
-            values,
-            {
-                "step": state.step,
-                "seconds": state.seconds,
-                "pending": list(state.pending),
-                "history": list(state.history),
-            },
-        )
-        if time.monotonic() - self._written > self._seconds:
-            self._write()
 
-    def _write(self) -> None:
-        if self._folder is None or self._kept is None:
-            return
-        values, progress = self._kept
-        files = {
-            "fixed": self._folder.put("problem", lambda: self._fixed, owner=self),
-            "moving": self._folder.put(f"state-{progress['step']:07d}", lambda: values),
-        }
-        history = [dataclasses.asdict(record) for record in progress["history"]]
-        self._folder.commit({**self._head, **progress, "history": history, "files": files})
-        self._written = time.monotonic()
+def _snapshot(state: DriftingState) -> keeper.Snapshot:
+    """Of a state that changes in place: a copy."""
+    values = {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in state.values().items()
+    }
+    history = [dataclasses.asdict(record) for record in state.history]
+    progress = {"step": state.step, "seconds": state.seconds, "pending": list(state.pending), "history": history}
+    return keeper.Snapshot(f"state-{state.step:07d}", values, progress)
 
-    def __enter__(self) -> Keeper:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._write()
+def save(folder: str | Path, model: DriftingModel, state: DriftingState, n_steps: int, target: Target) -> None:
+    """Write the state of a training once; see :class:`Keeper`."""
+    with RunFolder(folder) as held:
+        held.refuse_occupied()
+        Keeper(held, model, target, n_steps, 0.0).keep(state)
 
 
 def load(
@@ -107,7 +72,8 @@ def load(
 
     Args:
         folder: Where a run wrote.
-        given: What the checkpoint could not hold, by name: drift, generator, target; None where it could.
+        given: What the checkpoint could not hold, by name: drift, generator, target, lr_schedule, optimizer; None where
+            it could.
         model_class: The class to make.
 
     Raises:
@@ -122,7 +88,8 @@ def load(
         config = dict(manifest["model"])
         config["options"] = {name: unpack(value, fixed) for name, value in config["options"].items()}
         for part in _PARTS:
-            config[part] = given_or_stored(part, given.get(part), config[part], fixed)
+            stored = config.get(part) if part == "optimizer" else config[part]  # it came after 0.1
+            config[part] = keeper.given_or_stored(part, given.get(part), stored, fixed)
         target = config.pop("target")
         leading = config.pop("drift"), config.pop("dim")
     model = model_class(*leading, **config)
@@ -152,6 +119,7 @@ def _configuration(model: DriftingModel, target: Target, fixed: dict[str, Tensor
         config["options"] = {name: pack(value, fixed, f"options.{name}") for name, value in model.options.items()}
     except NotPortableError as reason:
         raise ValueError(f"checkpoint: {reason}; give the drift as a function instead") from None
-    for name, value in (("drift", model.drift), ("generator", model.generator), ("target", target)):
-        config[name] = packed_or_named(value, fixed, name)
+    for name in _PARTS:
+        value = target if name == "target" else getattr(model, name)
+        config[name] = keeper.packed_or_named(value, fixed, name)
     return config

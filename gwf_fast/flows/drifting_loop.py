@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gwf_fast import drift as drifts
 from gwf_fast.drift.learned import is_stateful
@@ -16,7 +15,7 @@ from gwf_fast.drift.loss import drifting_loss
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.drifting_state import DriftingState
 from gwf_fast.flows.engines.graph import Recorder, Repeated, plain_attributes
-from gwf_fast.flows.rates import Rates
+from gwf_fast.flows.optimization import USERS_OPTIMIZER, Rates, average_into, follow
 from gwf_fast.functionals.samples import ASKED, Target, draw_target, is_asked
 from gwf_fast.randomness.seeded import Redirected, asked, own_generator, seed_step, seeded
 
@@ -48,7 +47,8 @@ class DriftingLoop:
         self._like = like = next(state.generator.parameters())
         self._device = device = like.device
         self._network = Redirected.where_needed(state.generator)
-        self._parameters = [p for p in state.generator.parameters() if p.requires_grad]
+        self._all_parameters = list(state.generator.parameters())
+        self._parameters = [p for p in self._all_parameters if p.requires_grad]
         self._report = torch.zeros((2, MOST), dtype=torch.float64, device=device)  # |V|^2; whether something failed
         self._position = torch.zeros(1, dtype=torch.int64, device=device)  # in the report
         self._update = torch.full((1,), state.step, dtype=torch.int64, device=device)  # updates done
@@ -106,6 +106,8 @@ class DriftingLoop:
             return ASKED
         if is_stateful(self._state.drift):
             return "the drift learns as it goes, with an optimiser of its own"
+        if self._model.optimizer is not None:
+            return USERS_OPTIMIZER
         if not self._rates.is_exact:
             return "PyTorch takes a rate that changes on the device in float32 only, and this generator is in float64"
         return None
@@ -137,11 +139,15 @@ class DriftingLoop:
         self._report.index_copy_(1, self._position, torch.stack((size, self._failed.double()))[:, None])
         self._position += 1
         self._rates.set(self._first + number)
-        state.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
-        state.optimizer.step()
-        del state.optimizer.found_inf  # type: ignore[attr-defined]
+        if model.optimizer is None:
+            state.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
+            state.optimizer.step()
+            del state.optimizer.found_inf  # type: ignore[attr-defined]
+        elif not self._failed:  # others know no such thing: a look
+            state.optimizer.step()
         if state.average is not None and model.ema is not None:
-            _average(state.average, state.generator, model.ema, self._failed)
+            average_into(list(state.average.parameters()), self._all_parameters, model.ema, self._failed)
+            follow(list(state.average.buffers()), list(state.generator.buffers()), self._failed)
         self._update += 1
 
 
@@ -158,20 +164,3 @@ def _normalized(velocity: Tensor) -> Tensor:
     """V / sqrt(mean V^2); 0 where V is. The square of a float32 may underflow, so it is taken in double."""
     rms = velocity.double().square().mean().sqrt()
     return (velocity / rms.masked_fill(rms == 0, 1.0)).to(velocity)
-
-
-@torch.no_grad()
-def _average(average: nn.Module, module: nn.Module, decay: float, failed: Tensor) -> None:
-    """One step of a moving average of parameters; buffers (statistics of batches, counters) are those of the module.
-
-    Nothing where ``failed`` is 1.
-    """
-    for mean, now in zip(average.parameters(), module.parameters(), strict=True):
-        mean.lerp_(now, (1 - decay) * (1 - failed.to(mean.dtype)))
-    for kept, current in zip(average.buffers(), module.buffers(), strict=True):
-        kept.copy_(torch.where(failed == 1, kept, current))
-
-
-def cosine(update: int, n_steps: int) -> float:
-    """The factor on a rate that falls to zero at the end of a run."""
-    return 0.5 * (1 + math.cos(math.pi * update / n_steps))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gwf_fast.checkpoint.optimizer_state import optimizer_tensors
 from gwf_fast.drift.learned import is_stateful
+from gwf_fast.functionals.samples import Target
 from gwf_fast.ops.ambient import entry
 from gwf_fast.randomness.seeded import own_generator
+
+if TYPE_CHECKING:
+    from gwf_fast.flows.drifting import DriftingModel
 
 Drift = Callable[[Tensor, Tensor], Any]
 """(x [N, D], y [M, D]) -> velocity [N, D], or a ``MultiDrift``."""
@@ -36,7 +41,7 @@ class DriftingRecord:
     seconds: float
 
 
-@dataclass
+@dataclass(repr=False)
 class DriftingState:
     """Everything that training changes.
 
@@ -60,6 +65,9 @@ class DriftingState:
     seconds: float = 0.0
     pending: list[float] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"DriftingState({self.step} updates, {type(self.generator).__name__})"
+
     def values(self) -> dict[str, Any]:
         """All of it that is tensors, or what modules have in its place, by name."""
         parts = {"generator": self.generator.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
@@ -70,7 +78,7 @@ class DriftingState:
         return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DriftingResult:
     """A trained generator.
 
@@ -79,18 +87,41 @@ class DriftingResult:
         history: One ``DriftingRecord`` every ``record_every`` updates.
         latent_dim: L.
         step: Updates done.
+        state: The last state; ``model.run(..., state=)`` may go on from it.
+        model: What was trained, and how.
+        target: What ``run`` was given.
     """
 
     generator: nn.Module
     history: tuple[DriftingRecord, ...]
     latent_dim: int
     step: int
+    state: DriftingState
+    model: DriftingModel
+    target: Target
+
+    def __repr__(self) -> str:
+        last = f", |V|^2 {self.history[-1].drift:.4g}" if self.history else ""
+        return f"DriftingResult({self.step} updates, {type(self.generator).__name__}{last})"
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint, which ``gwf.load`` reads, and ``DriftingModel.resume`` goes on from.
+
+        Args:
+            folder: Is made; one that holds another run is refused.
+        """
+        self.model.save(self.state, folder, self.target)
 
     @entry
     def sample(self, n: int) -> Tensor:
         """n new samples [n, D], their noise from torch's global generator."""
-        parameter = next(self.generator.parameters())
-        options: dict[str, Any] = {"dtype": parameter.dtype, "device": parameter.device}
-        z = torch.randn(n, self.latent_dim, generator=own_generator(parameter.device), **options)
-        with torch.no_grad():
-            return self.generator(z)
+        return sampled(self.generator, self.latent_dim, n)
+
+
+def sampled(generator: nn.Module, latent_dim: int, n: int) -> Tensor:
+    """n new samples [n, D] of a generator; their noise is that of the block, or torch's global one."""
+    parameter = next(generator.parameters())
+    options: dict[str, Any] = {"dtype": parameter.dtype, "device": parameter.device}
+    z = torch.randn(n, latent_dim, generator=own_generator(parameter.device), **options)
+    with torch.no_grad():
+        return generator(z)

@@ -14,7 +14,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gwf_fast.checkpoint.keeper import require_storable
 from gwf_fast.checkpoint.run_folder import RunFolder
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.engines.base import Engine, StepProblem
 from gwf_fast.flows.engines.choice import explained, require_known, resolve
 from gwf_fast.flows.engines.inner_loop import require_shape
-from gwf_fast.flows.jko_checkpoint import Keeper, load, require_storable
+from gwf_fast.flows.jko_checkpoint import Keeper, load, save
 from gwf_fast.flows.networks import default_critic, default_map, make_module
+from gwf_fast.flows.optimization import new_optimizer
 from gwf_fast.flows.progress import inner_progress
 from gwf_fast.flows.progress import progress as shown_progress
 from gwf_fast.flows.schemes import SCHEMES, ForwardStep, fit_critic, require_finite, split
-from gwf_fast.flows.state import FlowResult, FlowState, Source, StepRecord, push
+from gwf_fast.flows.state import FlowResult, FlowState, Source, StepRecord, check_source, push
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional
 from gwf_fast.functionals.samples import batch
 from gwf_fast.ops.ambient import entry
-from gwf_fast.pairs.validation import as_integer, check_kind
+from gwf_fast.pairs.validation import as_integer
 from gwf_fast.randomness.seeded import asked, seeded
 
 PARAMETRIZATIONS = ("composition", "generator")
@@ -228,6 +230,7 @@ class JKOFlow:
         progress: bool = True,
         checkpoint: str | Path | RunFolder | None = None,
         state: FlowState | None = None,
+        callbacks: Sequence[Callable[[FlowState], object]] = (),
     ) -> FlowResult:
         """Run the flow for ``n_steps`` JKO steps.
 
@@ -238,6 +241,7 @@ class JKOFlow:
             progress: Whether to show a progress bar.
             checkpoint: A folder that receives the state after every step; see ``gwf_fast.flows.jko_checkpoint``.
             state: Go on from here instead of from P_0.
+            callbacks: Called with the state after every step; the run ends where one returns True.
 
         Raises:
             NonFiniteError: If the loss or a particle becomes NaN or infinite; the last checkpoint is kept.
@@ -246,24 +250,33 @@ class JKOFlow:
         """
         n_steps = as_integer("n_steps", n_steps, least=0)
         with contextlib.ExitStack() as stack:
-            keeper = None
-            if checkpoint is not None:
-                folder = stack.enter_context(RunFolder.of(checkpoint))
-                if state is None:
-                    folder.refuse_occupied()
-                keeper = Keeper(folder, self, n_steps, x0)
+            folder = None if checkpoint is None else stack.enter_context(RunFolder.of(checkpoint))
+            if folder is not None and state is None:
+                folder.refuse_occupied()
+            keeper = Keeper(folder, self, n_steps, x0)
             state = self.init(x0) if state is None else state
-            if keeper is not None:
+            if folder is not None:
                 for name, module in zip(("map", "critic"), self.blank_modules(state.particles), strict=True):
                     require_storable(name, module)
-                keeper.keep(state)
+            keeper.keep(state)
             bar = stack.enter_context(shown_progress(n_steps, state.step, shown=progress, name="JKO steps"))
-            while state.step < n_steps:
+            ends = False
+            while state.step < n_steps and not ends:
                 state = self.step(state, x0=x0, on_iteration=inner_progress(bar, self.training.iterations))
-                if keeper is not None:
-                    keeper.keep(state)
+                keeper.keep(state)
                 bar.update()
-        return FlowResult(state, x0)
+                ends = True in [callback(state) is True for callback in callbacks]
+        return FlowResult(state, x0, self)
+
+    def save(self, state: FlowState, folder: str | Path, x0: Source) -> None:
+        """Write a checkpoint of a state; FileExistsError if the folder holds another run."""
+        save(folder, self, state, state.step, x0)
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, **given: Any) -> FlowResult:
+        """The result that a checkpoint holds; what it could not hold is given as to :meth:`resume`."""
+        flow, state, _, source = load(checkpoint, cls, **given)
+        return FlowResult(state, source, flow)
 
     @classmethod
     def resume(
@@ -276,6 +289,8 @@ class JKOFlow:
         map: nn.Module | Callable[[], nn.Module] | None = None,
         critic: nn.Module | Callable[[], nn.Module] | None = None,
         x0: Source | None = None,
+        training: Training | None = None,
+        callbacks: Sequence[Callable[[FlowState], object]] = (),
     ) -> FlowResult:
         """Go on from a checkpoint, bit for bit as if the run had not stopped, and keep writing to it.
 
@@ -290,14 +305,17 @@ class JKOFlow:
             map: As the run had it, where it was not a ``gwf_fast.nn`` network.
             critic: The same.
             x0: As the run had it, where it was a callable.
+            training: As the run had it, where its optimiser or schedule was a function.
+            callbacks: As in :meth:`run`.
 
         Raises:
             ValueError: If something is missing, or the checkpoint can't be read.
         """
         with RunFolder.existing(checkpoint) as folder:
-            flow, state, planned, source = load(folder, cls, functional=functional, map=map, critic=critic, x0=x0)
-            n_steps = planned if n_steps is None else n_steps
-            return flow.run(source, n_steps, progress=progress, checkpoint=folder, state=state)
+            given: dict[str, Any] = {"functional": functional, "map": map, "critic": critic, "x0": x0}
+            flow, state, planned, source = load(folder, cls, training=training, **given)
+            given = {"progress": progress, "checkpoint": folder, "callbacks": callbacks, "state": state}
+            return flow.run(source, planned if n_steps is None else n_steps, **given)
 
     def explain(self, like: Tensor | None = None) -> str:
         """Which engine solves steps of particles ``like`` these, and why not the others; see ``gwf.explain``."""
@@ -356,14 +374,9 @@ class JKOFlow:
 
     def _optimizer(self, module: nn.Module, lr: float, carried: dict[str, Any] | None) -> torch.optim.Optimizer:
         parameters = [p for p in module.parameters() if p.requires_grad]
-        # fused: one call for all parameters, CPUs included
-        decay = self.training.weight_decay
-        optimizer = torch.optim.AdamW(parameters, lr=lr, betas=self.training.betas, weight_decay=decay, fused=True)
-        if carried is not None:
-            optimizer.load_state_dict(copy.deepcopy(carried))
-        for group in optimizer.param_groups:  # what is carried on are the moments
-            group |= {"initial_lr": lr, "lr": lr, "betas": self.training.betas, "weight_decay": decay}
-        return optimizer
+        t = self.training
+        options: dict[str, Any] = {"lr": lr, "betas": t.betas, "weight_decay": t.weight_decay, "carried": carried}
+        return new_optimizer(t.optimizer, parameters, **options)
 
     def _record(
         self, k: int, critic: nn.Module | None, reference: Any, before: Tensor, moved: Tensor, start: float
@@ -383,15 +396,5 @@ class JKOFlow:
         return StepRecord(k, loss, value, w2, time.perf_counter() - start)
 
     def _check_source(self, particles: Tensor) -> None:
-        if isinstance(particles, Tensor):
-            check_kind("x0", particles)
-        if not isinstance(particles, Tensor) or particles.ndim != 2 or particles.shape[1] != self._source_dim:
-            got = list(particles.shape) if isinstance(particles, Tensor) else type(particles).__name__
-            raise ValueError(f"x0: expected samples [N, {self._source_dim}], got {got}")
-        if len(particles) == 0 or not particles.is_floating_point():
-            raise ValueError(f"x0: expected floating-point samples, N > 0; got {particles.dtype}, N = {len(particles)}")
-        if not particles.isfinite().all():
-            raise ValueError("x0: contains NaN or infinity")
-        draws_batches, size = self._split.implicit is not None or self.functional.needs_critic, self.training.batch_size
-        if draws_batches and size > len(particles):
-            raise ValueError(f"batch_size: {size} is larger than the pool of {len(particles)} particles")
+        draws_batches = self._split.implicit is not None or self.functional.needs_critic
+        check_source(particles, self._source_dim, self.training.batch_size if draws_batches else 0)

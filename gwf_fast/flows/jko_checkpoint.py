@@ -6,119 +6,92 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
+from gwf_fast.checkpoint import keeper
+from gwf_fast.checkpoint.keeper import load_into, nested, under
 from gwf_fast.checkpoint.optimizer_state import require_moments
-from gwf_fast.checkpoint.portable import NotPortableError, pack, unpack
+from gwf_fast.checkpoint.portable import pack
 from gwf_fast.checkpoint.run_folder import (
     MANIFEST,
     RunFolder,
     read_manifest,
     read_values,
-    serialize,
     told_in_one_line,
     verify,
 )
 from gwf_fast.flows.schemes import ForwardStep
 from gwf_fast.flows.state import FlowState, Source, StepRecord
+from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional
-from gwf_fast.version import __version__
 
 if TYPE_CHECKING:
     from gwf_fast.flows.jko import JKOFlow
 
 FORMAT = 1
-_PARTS = ("functional", "map", "critic")
+_NUMBERS = ("dim", "step_size", "scheme", "parametrization", "seed", "engine", "latent_dim")
+_PARTS = ("functional", "map", "critic", "training")
 _OPTIMIZERS = ("map_optimizer", "critic_optimizer")
 
 
-class Keeper:
-    """Writes the states of a run.
+class Keeper(keeper.Keeper[FlowState]):
+    """Writes the states of a flow.
 
     Args:
-        folder: Where to; held.
+        folder: Where to; held. None to do nothing.
         flow: Its configuration is stored as far as it is data: functions and modules of the user's own are named only.
         n_steps: Steps the run was started for.
         source: P_0; stored if it is a tensor.
     """
 
-    def __init__(self, folder: RunFolder, flow: JKOFlow, n_steps: int, source: Source) -> None:
-        self._folder = folder
-        self._fixed: dict[str, Tensor] = {}
-        config = {
-            "dim": flow.dim,
-            "step_size": flow.step_size,
-            "scheme": flow.scheme,
-            "parametrization": flow.parametrization,
-            "seed": flow.seed,
-            "engine": flow.engine,
-            "latent_dim": flow.latent_dim,
-            "training": pack(flow.training, self._fixed, "training"),
-        }
+    def __init__(self, folder: RunFolder | None, flow: JKOFlow, n_steps: int, source: Source) -> None:
+        fixed: dict[str, Tensor] = {}
+        config = {name: getattr(flow, name) for name in _NUMBERS}
         for part in _PARTS:
-            config[part] = packed_or_named(getattr(flow, part), self._fixed, part)
+            config[part] = keeper.packed_or_named(getattr(flow, part), fixed, part)
         if isinstance(source, Tensor):
-            config["x0"] = pack(source, self._fixed, "x0")
+            config["x0"] = pack(source, fixed, "x0")
         else:
             config["x0"] = {"missing": "x0 (a callable) can't be stored"}
-        self._head = {"format": FORMAT, "n_steps": n_steps, "flow": config}
-        self._head |= {"torch": torch.__version__, "gwf_fast": __version__}
-
-    def keep(self, state: FlowState) -> None:
-        """Write a state; maps that are in the folder already are not written again.
-
-        Raises:
-            OSError: If the folder can't be written; it then holds what it held before.
-        """
-        moving: dict[str, Any] = {"particles": state.particles}
-        if state.latents is not None:
-            moving["latents"] = state.latents
-        if state.critic is not None:
-            moving |= under("critic", state.critic.state_dict())
-        optimizers = {}
-        for name in _OPTIMIZERS:
-            optimizer = getattr(state, name)
-            if optimizer is not None:
-                groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer["param_groups"]]
-                optimizers[name] = {"param_groups": groups, "params": [g["params"] for g in optimizer["param_groups"]]}
-                for index, slots in optimizer["state"].items():
-                    moving |= under(f"{name}.{index}", slots)
-        first = state.step + 1 - len(state.maps)  # a generator keeps its last network only
-        files = {
-            "fixed": self._folder.put("problem", lambda: self._fixed, owner=self),
-            "maps": [
-                self._folder.put(f"map-{k:05d}", transport.state_dict, owner=transport)
-                for k, transport in enumerate(state.maps, first)
-            ],
-            "moving": self._folder.put(f"state-{state.step:05d}", lambda: moving),
-        }
-        history = [dataclasses.asdict(record) for record in state.history]
-        progress = {"step": state.step, "files": files, "optimizers": optimizers, "history": history}
-        self._folder.commit({**self._head, **progress})
+        super().__init__(folder, {"format": FORMAT, "n_steps": n_steps, "flow": config}, fixed, _snapshot)
 
 
-def packed_or_named(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """What :func:`gwf_fast.checkpoint.portable.pack` makes of a value; of one that is code, what is missing."""
-    try:
-        return pack(value, tensors, name)
-    except NotPortableError as reason:
-        return {"missing": str(reason)}
+def _snapshot(state: FlowState) -> keeper.Snapshot:
+    moving: dict[str, Any] = {"particles": state.particles}
+    if state.latents is not None:
+        moving["latents"] = state.latents
+    if state.critic is not None:
+        moving |= under("critic", state.critic.state_dict())
+    optimizers = {}
+    for name in _OPTIMIZERS:
+        optimizer = getattr(state, name)
+        if optimizer is not None:
+            groups = [{k: v for k, v in g.items() if _is_plain(v) and k != "params"} for g in optimizer["param_groups"]]
+            optimizers[name] = {"param_groups": groups, "params": [g["params"] for g in optimizer["param_groups"]]}
+            for index, slots in optimizer["state"].items():
+                moving |= under(f"{name}.{index}", slots)
+    first = state.step + 1 - len(state.maps)  # a generator keeps its last network only
+    maps = [(f"map-{k:05d}", transport) for k, transport in enumerate(state.maps, first)]
+    history = [dataclasses.asdict(record) for record in state.history]
+    progress = {"step": state.step, "optimizers": optimizers, "history": history}
+    return keeper.Snapshot(f"state-{state.step:05d}", moving, progress, {"maps": maps})
 
 
-def require_storable(name: str, module: nn.Module | None) -> None:
-    """Raise NotPortableError, before a run, where a checkpoint could not hold the state of such a module."""
-    if module is not None:
-        serialize(under(name, module.state_dict()))
+def _is_plain(value: Any) -> bool:
+    """Whether JSON has it: settings of a user's optimiser may be anything."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def save(folder: str | Path, flow: JKOFlow, state: FlowState, n_steps: int, source: Source) -> None:
     """Write the state of a flow once; see :class:`Keeper`."""
     with RunFolder(folder) as held:
+        held.refuse_occupied()
         Keeper(held, flow, n_steps, source).keep(state)
 
 
@@ -130,6 +103,7 @@ def load(
     map: nn.Module | Callable[[], nn.Module] | None = None,
     critic: nn.Module | Callable[[], nn.Module] | None = None,
     x0: Source | None = None,
+    training: Training | None = None,
 ) -> tuple[JKOFlow, FlowState, int, Source]:
     """Read a checkpoint: the flow, its state, the number of steps it was started for, and P_0.
 
@@ -140,6 +114,7 @@ def load(
         map: The same.
         critic: The same.
         x0: The same.
+        training: The same.
 
     Raises:
         ValueError: If there is no checkpoint, it can't be read, or something is missing.
@@ -149,13 +124,12 @@ def load(
     if manifest.get("format") != FORMAT:
         raise ValueError(f"checkpoint: {folder.path} has format {manifest.get('format')!r}, expected {FORMAT}")
     verify(manifest, folder.path)
-    given = {"functional": functional, "map": map, "critic": critic, "x0": x0}
+    given = {"functional": functional, "map": map, "critic": critic, "x0": x0, "training": training}
     with told_in_one_line(folder.path):
         config = dict(manifest["flow"])
         fixed = read_values(folder.path / manifest["files"]["fixed"])
         for part, value in given.items():
-            config[part] = given_or_stored(part, value, config[part], fixed)
-        config["training"] = unpack(config["training"], fixed)
+            config[part] = keeper.given_or_stored(part, value, config[part], fixed)
         source = config.pop("x0")
         leading = config.pop("functional"), config.pop("dim"), config.pop("step_size")
     flow = flow_class(*leading, **config)
@@ -212,7 +186,8 @@ def _state(folder: RunFolder, manifest: dict[str, Any], flow: JKOFlow) -> FlowSt
             index, slot = key.split(".", 1)
             slots.setdefault(int(index), {})[slot] = tensor
         trained = critic if name == "critic_optimizer" else _trained_part(maps[-1]) if maps else None
-        _check_moments(path, name, slots, trained)
+        if flow.training.optimizer is None:  # who knows what another one keeps
+            _check_moments(path, name, slots, trained)
         groups = [{**g, "params": p} for g, p in zip(stored["param_groups"], stored["params"], strict=True)]
         optimizers[name] = {"state": slots, "param_groups": groups}
     history = tuple(StepRecord(**record) for record in manifest["history"])
@@ -226,41 +201,3 @@ def _state(folder: RunFolder, manifest: dict[str, Any], flow: JKOFlow) -> FlowSt
         latents=latents,
         **optimizers,
     )
-
-
-def under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values under names of the form PREFIX.NAME."""
-    return {f"{prefix}.{name}": value for name, value in values.items()}
-
-
-def nested(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The values under PREFIX, by the rest of their names."""
-    return {k[len(prefix) + 1 :]: v for k, v in values.items() if k.startswith(prefix + ".")}
-
-
-def given_or_stored(part: str, value: Any, stored: Any, fixed: dict[str, Tensor]) -> Any:
-    """An argument of ``resume``, or where it is None what the checkpoint holds of it.
-
-    Raises:
-        ValueError: If that is nothing but a name.
-    """
-    if value is not None:
-        return value
-    if isinstance(stored, dict) and "missing" in stored:
-        raise ValueError(f"checkpoint: {stored['missing']}; give resume() the argument {part}=")
-    return unpack(stored, fixed)
-
-
-def load_into(module: nn.Module, values: dict[str, Any], path: Path) -> nn.Module:
-    """Fill a module with what was read from ``path``.
-
-    Raises:
-        ValueError: If the tensors do not fit it.
-    """
-    try:
-        module.load_state_dict(values)
-    except RuntimeError as error:
-        raise ValueError(
-            f"checkpoint: {path} does not fit the network ({str(error).splitlines()[-1].strip()})"
-        ) from None
-    return module

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gwf_fast.errors import NonFiniteError
+from gwf_fast.flows.optimization import descend
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional, Sum, terms_of
 from gwf_fast.functionals.energies import Interaction
@@ -151,11 +152,7 @@ def fit_critic(
         z = functional.draw(training.batch_size, reference)
         for _ in range(training.critic_steps):
             loss = -functional.critic_objective(network, x, z, reference)
-            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                parameter.grad = gradient
-            if training.gradient_clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
-            optimizer.step()
+            descend(optimizer, loss, parameters, training.gradient_clip)
     if not loss.isfinite():
         raise NonFiniteError(f"the loss of the critic of the explicit step is {loss.item()}")
 

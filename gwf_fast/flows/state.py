@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.validation import check_kind
+
+if TYPE_CHECKING:
+    from gwf_fast.flows.jko import JKOFlow
 
 Source = Tensor | Callable[[int], Tensor]
 """P_0: samples [N, D], or a callable n -> [n, D]; of a generator, its latent noise [N, L]."""
+
+
+def check_source(particles: Tensor, dim: int, batch_size: int) -> None:
+    """Samples of P_0: finite, [N, dim], with N at least 1 and the size of a minibatch."""
+    if isinstance(particles, Tensor):
+        check_kind("x0", particles)
+    if not isinstance(particles, Tensor) or particles.ndim != 2 or particles.shape[1] != dim:
+        got = list(particles.shape) if isinstance(particles, Tensor) else type(particles).__name__
+        raise ValueError(f"x0: expected samples [N, {dim}], got {got}")
+    if len(particles) == 0 or not particles.is_floating_point():
+        raise ValueError(f"x0: expected floating-point samples, N > 0; got {particles.dtype}, N = {len(particles)}")
+    if not particles.isfinite().all():
+        raise ValueError("x0: contains NaN or infinity")
+    if batch_size > len(particles):
+        raise ValueError(f"batch_size: {batch_size} is larger than the pool of {len(particles)} particles")
+
 
 _CHUNK = 1 << 16  # rows pushed at once: bounds the memory of the activations
 
@@ -36,7 +57,7 @@ class StepRecord:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowState:
     """Everything a flow needs to go on.
 
@@ -62,18 +83,41 @@ class FlowState:
     history: tuple[StepRecord, ...] = ()
     latents: Tensor | None = None
 
+    def __repr__(self) -> str:
+        n, dim = self.particles.shape
+        last = f", value {self.history[-1].value:.4g}" if self.history else ""
+        return f"FlowState({self.step} steps, {n} particles in {dim} dimensions{last})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class FlowResult:
     """The outcome of a run.
 
     Attributes:
         state: The last state; ``flow.run`` of a longer flow may go on from it.
         source: P_0 as it was given.
+        flow: What was run; None where that isn't known.
     """
 
     state: FlowState
-    source: Source = field(repr=False)
+    source: Source
+    flow: JKOFlow | None = None
+
+    def __repr__(self) -> str:
+        return f"FlowResult({repr(self.state).removeprefix('FlowState(')}"
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint, which ``gwf.load`` reads, and ``JKOFlow.resume`` goes on from.
+
+        Args:
+            folder: Is made; one that holds another run is refused.
+
+        Raises:
+            ValueError: If the result does not know its flow.
+        """
+        if self.flow is None:
+            raise ValueError("save: this result was made by hand, without flow=")
+        self.flow.save(self.state, folder, self.source)
 
     @property
     def particles(self) -> Tensor:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from gwf_fast.checkpoint.portable import portable
+from gwf_fast.flows.optimization import OptimizerChoice, Schedule, check_optimization, factor, is_number
 from gwf_fast.pairs.validation import as_integer
 
-SCHEDULES = ("constant", "cosine")
 CHECK_EVERY = 50
 """Iterations between two looks at the loss, which each wait for the device."""
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @portable
@@ -31,9 +26,13 @@ class Training:
         map_steps: J3, descents of the map an iteration, on the same batch.
         lr: Learning rate of Adam for the map.
         critic_lr: The same for the critic; None for ``lr``.
-        lr_schedule: Within a JKO step, "constant" or "cosine" (down to zero at its end).
+        lr_schedule: Within a JKO step, "constant" or "cosine" (down to zero at its end), or a function (iteration from
+            0, iterations) -> factor on both rates.
         milestones: JKO steps, the first is 1, from which on both learning rates are ``gamma`` times what they were.
         gamma: See ``milestones``.
+        optimizer: None for Adam; the name of a class of ``torch.optim``, or a function (parameters, lr=) -> optimiser,
+            for map and critic each. One that is not Adam has its own ``betas`` and ``weight_decay``, and goes to the
+            engine "torch".
         betas: Adam's decay rates, for both.
         gradient_clip: Largest norm of a gradient, for both; None for no clipping, as in the paper: a batch with a large
             e^v then spoils Adam's second moments, and flows to densities with steep tails explode.
@@ -56,7 +55,7 @@ class Training:
     map_steps: int = 1
     lr: float = 1e-3
     critic_lr: float | None = None
-    lr_schedule: str = "constant"
+    lr_schedule: Schedule = "constant"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
@@ -68,6 +67,7 @@ class Training:
     patience: int | None = None
     warm_start: bool = True
     pool_size: int = 4096
+    optimizer: OptimizerChoice = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "iterations", "critic_steps", "map_steps", "pool_size", "patience"):
@@ -75,27 +75,23 @@ class Training:
             if value is None and name == "patience":
                 continue
             object.__setattr__(self, name, as_integer(name, value))
-        for name in ("lr", "critic_lr", "gamma", "gradient_clip"):
+        check_optimization(
+            lr=self.lr, lr_schedule=self.lr_schedule, betas=self.betas, ema=self.ema, optimizer=self.optimizer
+        )
+        for name in ("critic_lr", "gamma", "gradient_clip"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
+            if value is not None and not (is_number(value) and value > 0):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
-        if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
+        if not (is_number(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
         for name in ("dropout", "critic_dropout"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 <= value < 1):
+            if value is not None and not (is_number(value) and 0 <= value < 1):
                 raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
-        for name in ("betas", "milestones"):
-            if not isinstance(getattr(self, name), (tuple, list)):
-                raise ValueError(f"{name}: expected a tuple, got {getattr(self, name)!r}")
+        if not isinstance(self.milestones, (tuple, list)):
+            raise ValueError(f"milestones: expected a tuple, got {self.milestones!r}")
         if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.milestones):
             raise ValueError(f"milestones: expected JKO steps, integers from 1, got {self.milestones!r}")
-        if self.ema is not None and not (_is_number(self.ema) and 0 < self.ema < 1):
-            raise ValueError(f"ema: expected a number in (0, 1), got {self.ema!r}")
-        if self.lr_schedule not in SCHEDULES:
-            raise ValueError(f"lr_schedule: expected one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}")
-        if len(self.betas) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas!r}")
         for name in ("betas", "milestones"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON knows lists only
 
@@ -111,6 +107,4 @@ class Training:
 
     def rate(self, iteration: int) -> float:
         """The factor on the learning rates at an iteration of a JKO step."""
-        if self.lr_schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
-        return 1.0
+        return factor(self.lr_schedule, iteration, self.iterations)

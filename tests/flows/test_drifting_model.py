@@ -257,7 +257,7 @@ def test_the_average_keeps_up_with_buffers(tmp_path):
     model = gwf.DriftingModel("energy", 2, generator=net, latent_dim=4, batch_size=32, ema=0.9, seed=2)
     state = model.init(TARGET)
     for _ in range(5):
-        model.step(state, TARGET, 5)
+        state = model.step(state, TARGET, 5)
     for mean, now, first in zip(state.average.buffers(), state.generator.buffers(), net.buffers(), strict=True):
         assert torch.equal(mean, now) and not torch.equal(now, first)
     for mean, now in zip(state.average.parameters(), state.generator.parameters(), strict=True):

@@ -73,5 +73,5 @@ EXCEPTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """What docs/torch_compile.md says is not traced."""
 
-NO_TENSORS = {"backends", "explain"}
+NO_TENSORS = {"backends", "explain", "load"}
 """Public functions that compute nothing."""

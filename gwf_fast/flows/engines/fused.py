@@ -23,6 +23,7 @@ from typing_extensions import override
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.engines.base import Engine, StepProblem, Watch
 from gwf_fast.flows.engines.threads import ThreadChoice
+from gwf_fast.flows.optimization import USERS_OPTIMIZER
 from gwf_fast.flows.training import CHECK_EVERY, Training
 from gwf_fast.functionals.base import Functional, Sum, terms_of
 from gwf_fast.functionals.forms import CriticForm, FusedForm, form_of
@@ -53,6 +54,8 @@ class FusedEngine(Engine):
     def refuses(
         self, functional: Functional, map: nn.Module, critic: nn.Module | None, training: Training
     ) -> str | None:
+        if training.optimizer is not None:
+            return USERS_OPTIMIZER
         reason = _refuses_functional(functional)
         if reason is not None:
             return reason

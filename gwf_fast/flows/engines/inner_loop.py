@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.flows.engines.graph import plain_attributes
-from gwf_fast.flows.rates import Rates
+from gwf_fast.flows.optimization import USERS_OPTIMIZER, Rates, average_into, descend
 from gwf_fast.functionals.base import terms_of
 from gwf_fast.functionals.samples import ASKED, is_asked
 from gwf_fast.nn.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
@@ -62,6 +62,8 @@ class InnerLoop:
             return "minibatches are drawn on the host"
         if any(is_asked(getattr(term, "target", None)) for _, term in terms_of(self._problem.functional)):
             return ASKED
+        if self._problem.training.optimizer is not None:
+            return USERS_OPTIMIZER
         if any(not rate.is_exact for rate in self._rates):
             return "PyTorch takes a rate that changes on the device in float32 only, and this flow is in float64"
         return None
@@ -118,7 +120,7 @@ class InnerLoop:
             loss = loss + functional.map_objective(self._critic, tx, z, reference)
             self._descend(problem.map_optimizer, loss, self._map_parameters)
             if training.ema is not None:
-                torch._foreach_lerp_(self._average, [p.detach() for p in self._map_parameters], 1 - training.ema)
+                average_into(self._average, self._map_parameters, training.ema)
         self._losses[0] += loss.detach()  # a sum on the device: adding to it waits for nothing
         self._losses[1] = loss.detach()
         if isinstance(draws, DeviceDraws):
@@ -146,13 +148,7 @@ class InnerLoop:
 
     def _descend(self, optimizer: torch.optim.Optimizer | None, loss: Tensor, parameters: Sequence[Tensor]) -> None:
         assert optimizer is not None  # a critic comes with its optimiser
-        # autograd.grad, not backward: the map's step must not pay for gradients of the critic's parameters
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
-        clip = self._problem.training.gradient_clip
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
-        optimizer.step()
+        descend(optimizer, loss, parameters, self._problem.training.gradient_clip)
 
 
 def require_shape(name: str, out: object, shape: tuple[int, ...]) -> None:
