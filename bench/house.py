@@ -5,16 +5,19 @@ those for type checkers alone do not.
 
 .venv/bin/python bench/house.py            # floors, arrows, circles
 .venv/bin/python bench/house.py --modules  # the same between modules
+.venv/bin/python bench/house.py --follow   # files to open to follow a call: those whose functions it enters
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
 Graph = dict[str, set[str]]
@@ -109,12 +112,58 @@ def floors(drawn: Graph) -> list[list[str]]:
     return levels
 
 
+def followed(call: Callable[[], object]) -> dict[str, set[str]]:
+    """Functions that a call enters, by file; what is imported, compiled or kept the first time is not counted."""
+    folders = {str(ROOT / "gwf_fast") + "/": "gwf_fast/", str(ROOT / "kernels") + "/": "kernels/"}
+    folders[str(ROOT / "gwf_fast" / "kernels") + "/"] = "kernels/"  # as the mapping of an editable install has it
+    entered: dict[str, set[str]] = defaultdict(set)
+
+    def see(frame: FrameType, event: str, argument: object) -> None:
+        name = frame.f_code.co_filename
+        folder = max((f for f in folders if name.startswith(f)), key=len, default=None)
+        if event == "call" and folder is not None:
+            entered[folders[folder] + name.removeprefix(folder)].add(frame.f_code.co_name)
+
+    call()
+    sys.setprofile(see)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return dict(entered)
+
+
+def walks() -> dict[str, Callable[[], object]]:
+    """The calls that a reader follows."""
+    import torch
+
+    import gwf_fast as gwf
+
+    x, y = torch.randn(300, 3, requires_grad=True), torch.randn(300, 3)
+    target = gwf.potentials.GaussianMixture(torch.tensor([[2.0, 0.0], [-2.0, 1.0]]))
+    training = gwf.Training(batch_size=32, iterations=2)
+    flow = gwf.JKOFlow(gwf.KL(target), 2, 0.5, engine="fused", training=training)
+    state = flow.step(flow.init(torch.randn(64, 2)))
+    return {
+        "kernel_sum, forward and backward": lambda: gwf.kernel_sum(x, y, kernel=gwf.Gaussian(1.0)).sum().backward(),
+        "a fused JKO step": lambda: flow.step(state),
+    }
+
+
 def main() -> None:
     """Prints the drawing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modules", action="store_true", help="draw modules, not rooms")
     parser.add_argument("--root", type=Path, default=ROOT, help="another tree of the same shape")
+    parser.add_argument("--follow", action="store_true", help="files that calls go through, and their functions")
     options = parser.parse_args()
+    if options.follow:
+        for name, call in walks().items():
+            files = followed(call)
+            print(f"{name}: {len(files)} files")
+            for file in sorted(files):
+                print(f"  {file:36} {' '.join(sorted(f for f in files[file] if not f.startswith('<')))}")
+        return
     drawn = graph(options.root)
     drawn = drawn if options.modules else rooms(drawn)
     levels = floors(drawn)

@@ -21,7 +21,7 @@ from gwf_fast.flows.jko import JKOFlow
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.adversarial import IPM
 from gwf_fast.functionals.base import FDivergence, Functional, JensenShannon, SquaredMMD
-from gwf_fast.functionals.samples import Target
+from gwf_fast.functionals.evaluation import Target
 from gwf_fast.pairs.kernels import Gaussian, Kernel
 
 __all__ = ["f_gan", "gan", "gmmn", "wgan_gp", "wgan_sn"]

@@ -252,3 +252,16 @@ def test_files_stay_short():
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
     assert lengths
     assert {name: n for name, n in lengths.items() if n > LONGEST} == {}
+
+
+FILES_TO_OPEN = {"kernel_sum, forward and backward": 16, "a fused JKO step": 20}
+"""The most whose functions a call enters: those that a reader opens to follow it."""
+
+
+def test_calls_are_followed_in_few_files():
+    walks = house.walks()
+    assert set(walks) == set(FILES_TO_OPEN)
+    for name, call in walks.items():
+        files = house.followed(call)
+        assert len(files) <= FILES_TO_OPEN[name], (name, sorted(files))
+        assert {"kernels/cpp/pairs.py", "kernels/cpp/primal_dual.py"} & set(files)  # it came to the compiled code

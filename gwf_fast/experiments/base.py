@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gwf_fast.experiments.computation import Computation
 from gwf_fast.functionals.base import Functional, JensenShannon, SquaredMMD
-from gwf_fast.functionals.samples import Target
+from gwf_fast.functionals.evaluation import Target
 
 FUNCTIONALS = ("js", "mmd", "js+mmd")
 ENGINES = ("auto", "fused", "torch")

@@ -24,7 +24,7 @@ from gwf_fast.experiments.two_sample import two_sample_checks
 from gwf_fast.flows.jko import PARAMETRIZATIONS, JKOFlow
 from gwf_fast.flows.state import FlowResult
 from gwf_fast.flows.training import Training
-from gwf_fast.functionals.samples import batch
+from gwf_fast.functionals.evaluation import batch
 from gwf_fast.nn import MLP
 
 _WIDTH = 384

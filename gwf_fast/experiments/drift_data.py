@@ -14,7 +14,7 @@ from gwf_fast.experiments import digits
 from gwf_fast.experiments.idx import read_digits
 from gwf_fast.experiments.images import Whitening
 from gwf_fast.experiments.toys import TOYS, toy
-from gwf_fast.functionals.samples import batch
+from gwf_fast.functionals.evaluation import batch
 from gwf_fast.measures.discrepancy import mmd2
 from gwf_fast.pairs.kernels import Gaussian
 from gwf_fast.randomness.seeded import reproducible

@@ -24,7 +24,7 @@ from gwf_fast.flows.state import FlowResult
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.adversarial import IPM, DonskerVaradhan
 from gwf_fast.functionals.base import FDivergence, Functional, JensenShannon, SquaredMMD
-from gwf_fast.functionals.samples import Target
+from gwf_fast.functionals.evaluation import Target
 from gwf_fast.measures.discrepancy import energy_distance
 from gwf_fast.nn import MLP
 from gwf_fast.pairs.kernels import Gaussian, Riesz

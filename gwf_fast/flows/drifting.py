@@ -22,9 +22,9 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.drifting_checkpoint import Keeper, load, save
 from gwf_fast.flows.drifting_loop import DriftingLoop
 from gwf_fast.flows.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState, sampled
-from gwf_fast.flows.optimization import OptimizerChoice, Schedule, check_optimization, factor, new_optimizer
 from gwf_fast.flows.progress import progress as shown_progress
-from gwf_fast.functionals.samples import Target, check_target, draw_target
+from gwf_fast.flows.training import OptimizerChoice, Schedule, check_optimization, factor, new_optimizer
+from gwf_fast.functionals.evaluation import Target, check_target, draw_target
 from gwf_fast.nn import MLP
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import as_integer

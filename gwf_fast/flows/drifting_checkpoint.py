@@ -14,7 +14,7 @@ from gwf_fast.checkpoint import keeper
 from gwf_fast.checkpoint.portable import NotPortableError, pack, unpack
 from gwf_fast.checkpoint.run_folder import RunFolder, read_manifest, read_values, told_in_one_line, verify
 from gwf_fast.flows.drifting_state import DriftingRecord, DriftingState
-from gwf_fast.functionals.samples import Target
+from gwf_fast.functionals.evaluation import Target
 
 if TYPE_CHECKING:
     from gwf_fast.flows.drifting import DriftingModel

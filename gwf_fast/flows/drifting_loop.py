@@ -15,8 +15,8 @@ from gwf_fast.drift.loss import drifting_loss
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.drifting_state import DriftingState
 from gwf_fast.flows.engines.graph import Recorder, Repeated, plain_attributes
-from gwf_fast.flows.optimization import USERS_OPTIMIZER, Rates, average_into, follow
-from gwf_fast.functionals.samples import ASKED, Target, draw_target, is_asked
+from gwf_fast.flows.training import USERS_OPTIMIZER, Rates, average_into, follow
+from gwf_fast.functionals.evaluation import ASKED, Target, draw_target, is_asked
 from gwf_fast.randomness.seeded import Redirected, asked, own_generator, seed_step, seeded
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gwf_fast.checkpoint.optimizer_state import optimizer_tensors
 from gwf_fast.drift.learned import is_stateful
-from gwf_fast.functionals.samples import Target
+from gwf_fast.functionals.evaluation import Target
 from gwf_fast.ops.ambient import entry
 from gwf_fast.randomness.seeded import own_generator
 

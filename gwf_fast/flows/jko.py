@@ -30,14 +30,13 @@ from gwf_fast.flows.engines.choice import explained, require_known, resolve
 from gwf_fast.flows.engines.inner_loop import require_shape
 from gwf_fast.flows.jko_checkpoint import Keeper, load, save
 from gwf_fast.flows.networks import default_critic, default_map, make_module
-from gwf_fast.flows.optimization import new_optimizer
 from gwf_fast.flows.progress import inner_progress
 from gwf_fast.flows.progress import progress as shown_progress
-from gwf_fast.flows.schemes import SCHEMES, ForwardStep, fit_critic, require_finite, split
-from gwf_fast.flows.state import FlowResult, FlowState, Source, StepRecord, check_source, push
-from gwf_fast.flows.training import Training
+from gwf_fast.flows.schemes import SCHEMES, ForwardStep, fit_critic, split
+from gwf_fast.flows.state import FlowResult, FlowState, Source, StepRecord, check_source, push, require_finite
+from gwf_fast.flows.training import Training, new_optimizer
 from gwf_fast.functionals.base import Functional
-from gwf_fast.functionals.samples import batch
+from gwf_fast.functionals.evaluation import batch
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import as_integer
 from gwf_fast.randomness.seeded import asked, seeded

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.flows.optimization import descend
-from gwf_fast.flows.training import Training
+from gwf_fast.flows.training import Training, descend
 from gwf_fast.functionals.base import Functional, Sum, terms_of
 from gwf_fast.functionals.energies import Interaction
-from gwf_fast.functionals.samples import batch
+from gwf_fast.functionals.evaluation import batch
 from gwf_fast.measures.interaction import forward_step
 from gwf_fast.randomness.seeded import Redirected
 
@@ -155,10 +154,3 @@ def fit_critic(
             descend(optimizer, loss, parameters, training.gradient_clip)
     if not loss.isfinite():
         raise NonFiniteError(f"the loss of the critic of the explicit step is {loss.item()}")
-
-
-def require_finite(particles: Tensor) -> None:
-    """Raise NonFiniteError if a particle is NaN or infinite, with their number."""
-    if not particles.isfinite().all():
-        count = int((~particles.isfinite()).any(-1).sum())
-        raise NonFiniteError(f"{count} of {len(particles)} particles are not finite")

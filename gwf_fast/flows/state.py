@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gwf_fast.errors import NonFiniteError
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import check_kind
 
@@ -207,3 +208,10 @@ def push(maps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
                 out = rows.new_empty((len(x), *rows.shape[1:]))
             out[start : start + len(rows)] = rows
     return out
+
+
+def require_finite(particles: Tensor) -> None:
+    """Raise NonFiniteError if a particle is NaN or infinite, with their number."""
+    if not particles.isfinite().all():
+        count = int((~particles.isfinite()).any(-1).sum())
+        raise NonFiniteError(f"{count} of {len(particles)} particles are not finite")

@@ -18,9 +18,8 @@ from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.functionals.base import Functional, SquaredMMD
+from gwf_fast.functionals.evaluation import Target, check_target, draw_target, matched, raw_output
 from gwf_fast.functionals.forms import CriticForm, FusedForm
-from gwf_fast.functionals.outputs import raw_output
-from gwf_fast.functionals.samples import Target, check_target, draw_target, matched
 from gwf_fast.nn.divergences import objective
 from gwf_fast.nn.objective import gradient_penalty
 from gwf_fast.randomness.draws import Draws

@@ -20,10 +20,17 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
-from gwf_fast.functionals.descent import descent_direction, require_descent
+from gwf_fast.functionals.evaluation import (
+    Target,
+    check_target,
+    descent_direction,
+    draw_target,
+    evaluated,
+    matched,
+    raw_output,
+    require_descent,
+)
 from gwf_fast.functionals.forms import CalledBack, CriticForm, FusedForm, compiled_of, whitening
-from gwf_fast.functionals.outputs import evaluated, raw_output
-from gwf_fast.functionals.samples import Target, check_target, draw_target, matched
 from gwf_fast.kernels.table.mlp import CompiledDensity
 from gwf_fast.nn.divergences import objective, tame_exp, variational
 from gwf_fast.potentials import Density, Gaussian

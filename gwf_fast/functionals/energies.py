@@ -17,8 +17,8 @@ from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.functionals.base import KL, Functional
+from gwf_fast.functionals.evaluation import raw_output
 from gwf_fast.functionals.forms import CalledBack, CriticForm, Frame, FusedForm, whitening
-from gwf_fast.functionals.outputs import raw_output
 from gwf_fast.measures.interaction import interaction_velocity
 from gwf_fast.nn.divergences import objective
 from gwf_fast.pairs.kernels import Kernel

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from gwf_fast.functionals.samples import Target, draw_target
+from gwf_fast.functionals.evaluation import Target, draw_target
 from gwf_fast.kernels.table.mlp import CompiledDensity
 from gwf_fast.nn.divergences import Objective
 from gwf_fast.potentials import Density, Gaussian

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from gwf_fast.ops.dispatch import BACKENDS
-from gwf_fast.randomness.seeded import own_generator
+from gwf_fast.randomness.seeded import own_seed
 
 
 @functools.cache
@@ -45,7 +45,7 @@ class Draws:
     @classmethod
     def from_torch(cls) -> Draws:
         """Seeded by the generator of the block, or torch's own."""
-        return cls(int(torch.randint(2**62, (), generator=own_generator(torch.device("cpu")))))
+        return cls(own_seed())
 
     def begin(self, iteration: int) -> None:
         """Start an iteration: the next draw is its first."""

@@ -69,6 +69,11 @@ def own_generator(device: torch.device) -> torch.Generator | None:
     return _CURRENT.get() if device.type == "cpu" else None
 
 
+def own_seed() -> int:
+    """A seed for counters, drawn from the block's generator, or torch's own."""
+    return int(torch.randint(2**62, (), generator=own_generator(torch.device("cpu"))))
+
+
 def redirected() -> contextlib.AbstractContextManager[Any]:
     """A block in which draws without a generator, by whomever, come from that of :func:`seeded`; no-op outside one."""
     generator = _CURRENT.get()

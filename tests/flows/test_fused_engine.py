@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.flows.engines.base import StepProblem
+from gwf_fast.flows.engines.base import StepProblem, ThreadChoice
 from gwf_fast.flows.engines.choice import ENGINES
 from gwf_fast.flows.engines.fused import compiled_problem
-from gwf_fast.flows.engines.threads import ThreadChoice
 from gwf_fast.flows.jko import JKOFlow
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.adversarial import IPM

@@ -226,7 +226,7 @@ def test_the_gradient_penalty_against_autograd(activation):
 
 @pytest.mark.parametrize("functional", ["ipm", "js + mmd"])
 def test_threads_do_not_matter(functional, monkeypatch):
-    from gwf_fast.flows.engines.threads import ThreadChoice
+    from gwf_fast.flows.engines.base import ThreadChoice
     from tests.flows.test_fused_engine import solved
 
     results = []

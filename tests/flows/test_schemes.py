@@ -9,6 +9,7 @@ import torch
 
 import gwf_fast as gwf
 from gwf_fast.flows import schemes
+from gwf_fast.flows.state import require_finite
 from gwf_fast.functionals.base import Sum
 from gwf_fast.functionals.energies import Ellipsoid
 from tests.flows.test_jko import ETA, Affine, Quadratic, standard_cloud
@@ -198,10 +199,10 @@ def test_particles_that_run_away_keep_the_last_checkpoint(tmp_path):
 
 def test_particles_that_are_not_finite_are_counted():
     particles = torch.zeros(3, 2)
-    schemes.require_finite(particles)
+    require_finite(particles)
     particles[1] = math.inf
     with pytest.raises(gwf.NonFiniteError, match="1 of 3 particles are not finite"):
-        schemes.require_finite(particles)
+        require_finite(particles)
 
 
 def test_bad_schemes():

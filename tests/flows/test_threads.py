@@ -1,6 +1,6 @@
 """The number of threads of a loop is measured, on a clock that the test winds."""
 
-from gwf_fast.flows.engines.threads import ThreadChoice
+from gwf_fast.flows.engines.base import ThreadChoice
 
 
 class FakeLoop:

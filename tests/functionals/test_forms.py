@@ -8,9 +8,8 @@ import torch
 
 import gwf_fast as gwf
 from gwf_fast.flows.engines.fused import compiled_problem
+from gwf_fast.functionals.evaluation import draw_target, matched, raw_output
 from gwf_fast.functionals.forms import CalledBack, CriticForm, form_of
-from gwf_fast.functionals.outputs import raw_output
-from gwf_fast.functionals.samples import draw_target, matched
 from gwf_fast.kernels.table.mlp import CompiledDensity
 from gwf_fast.nn.divergences import objective
 from gwf_fast.potentials import Density, Gaussian, GaussianMixture

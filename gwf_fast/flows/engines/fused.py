@@ -21,18 +21,17 @@ from torch.nn.utils import parametrize
 from typing_extensions import override
 
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.flows.engines.base import Engine, StepProblem, Watch
-from gwf_fast.flows.engines.threads import ThreadChoice
-from gwf_fast.flows.optimization import USERS_OPTIMIZER
-from gwf_fast.flows.training import CHECK_EVERY, Training
+from gwf_fast.flows.engines.base import Engine, StepProblem, ThreadChoice, Watch
+from gwf_fast.flows.training import CHECK_EVERY, USERS_OPTIMIZER, Training
 from gwf_fast.functionals.base import Functional, Sum, terms_of
+from gwf_fast.functionals.evaluation import matched
 from gwf_fast.functionals.forms import CriticForm, FusedForm, form_of
-from gwf_fast.functionals.samples import matched
 from gwf_fast.kernels.table.mlp import CompiledDensity
 from gwf_fast.nn import MLP
 from gwf_fast.ops.mlp import WIDEST_FUSED
 from gwf_fast.ops.table import BACKENDS
 from gwf_fast.randomness.draws import Draws
+from gwf_fast.randomness.seeded import own_seed
 
 _DTYPES = (torch.float32, torch.float64)
 _LOOPS = {"cpu": "cpp.primal_dual", "cuda": "cuda.primal_dual"}
@@ -191,7 +190,7 @@ def compiled_problem(problem: StepProblem) -> Any:
         if problem.map.spec.sizes[width] != pool.shape[1]:
             owner = "particles have" if pool is anchors else "noise has"
             raise ValueError(f"map: {verb} {problem.map.spec.sizes[width]} dimensions, the {owner} {pool.shape[1]}")
-    seed, size, inputs = Draws.from_torch().seed, training.batch_size, problem.inputs.contiguous()
+    seed, size, inputs = own_seed(), training.batch_size, problem.inputs.contiguous()
     terms = _Terms(problem.functional, problem.reference, anchors, min(size, len(anchors)), seed)
     critic = _single_critic(problem.functional, problem.critic)
     clip, average = training.gradient_clip or 0.0, training.ema or 0.0
@@ -251,7 +250,7 @@ class _Terms:
             form = form_of(term)
             assert not isinstance(form, str)  # or it would have been refused
             self._terms.append((c, term, form, r))
-        self._anchors, self._size, self._draws = anchors, size, Draws(seed)
+        self._anchors, self._size, self._seed = anchors, size, seed
         self._rest = [(c, term, r) for c, term, form, r in self._terms if not isinstance(form, CriticForm)]
         self._log_q = [(c, f.log_q) for c, _, f, _ in self._terms if isinstance(f, CriticForm) and f.log_q]
         self._samples: list[Any] = [None] * len(self._rest)
@@ -267,7 +266,10 @@ class _Terms:
                 fields |= self._critic(c, form, reference) | {"target_stream": stream}
             stream += form.draws or 0
         draws = any(type(term).draw is not Functional.draw for _, term, _ in self._rest)
-        fields["begin"] = self._begin if draws or fields["target_kind"] == "callback" else None
+        fields["begin"] = None
+        if draws or fields["target_kind"] == "callback":
+            self._draws = Draws(self._seed)
+            fields["begin"] = self._begin
         fields["rest"] = self._evaluate if self._rest or self._log_q else None
         return {"target_stream": 1, **fields, "penalty_stream": stream}
 
@@ -301,18 +303,19 @@ class _Terms:
 
     def _begin(self, iteration: int) -> Tensor | None:
         """Draw what Python draws, in the order of the torch engine; returns z where the loop asks for it."""
-        self._draws.begin(iteration)
-        self._draws.skip()  # the particles
+        draws = self._draws
+        draws.begin(iteration)
+        draws.skip()  # the particles
         z, drawn = None, []
         with torch.no_grad():
             for _, term, form, reference in self._terms:
                 if not isinstance(form, CriticForm):
-                    drawn.append(term.draw(self._size, reference, self._draws))
+                    drawn.append(term.draw(self._size, reference, draws))
                     continue
                 for _ in range(form.draws):
-                    self._draws.skip()
+                    draws.skip()
                 if callable(form.samples):
-                    z = matched(form.samples(self._size, reference, self._draws), self._anchors)
+                    z = matched(form.samples(self._size, reference, draws), self._anchors)
         self._samples = drawn
         return z
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gwf_fast.flows.engines.graph import plain_attributes
-from gwf_fast.flows.optimization import USERS_OPTIMIZER, Rates, average_into, descend
+from gwf_fast.flows.training import USERS_OPTIMIZER, Rates, average_into, descend
 from gwf_fast.functionals.base import terms_of
-from gwf_fast.functionals.samples import ASKED, is_asked
+from gwf_fast.functionals.evaluation import ASKED, is_asked
 from gwf_fast.nn.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
 from gwf_fast.randomness.draws import DeviceDraws, Draws
 from gwf_fast.randomness.seeded import Redirected
