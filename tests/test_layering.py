@@ -265,3 +265,33 @@ def test_calls_are_followed_in_few_files():
         files = house.followed(call)
         assert len(files) <= FILES_TO_OPEN[name], (name, sorted(files))
         assert {"kernels/cpp/pairs.py", "kernels/cpp/primal_dual.py"} & set(files)  # it came to the compiled code
+
+
+def included(path: Path) -> set[str]:
+    """What a file of csrc includes, however far, by its name in csrc."""
+    csrc, found, todo = ROOT / "csrc", set(), [path]
+    while todo:
+        for name in re.findall(r'#include "([^"]+)"', todo.pop().read_text()):
+            if name not in found and (csrc / name).exists():
+                found.add(name)
+                todo.append(csrc / name)
+    return found
+
+
+def test_a_change_in_one_kind_of_kernel_compiles_no_other():
+    """The folders of csrc that an object is made of, but for what all of them share."""
+    own = {name: {name} for name in ("drift", "mlp", "pairwise", "primal_dual", "sliced")}
+    own |= {"near_field": {"near"}, "sliced_sum": {"sliced"}}
+    for name, folder in (
+        ("pairwise", "stein"),
+        ("near_field", "pairwise"),
+        ("drift", "pairwise"),
+        ("primal_dual", "mlp"),
+    ):
+        own[name].add(folder)
+    shared = {"simd", "random"}
+    for path in sorted((ROOT / "csrc" / "isa").glob("*_baseline.cpp")):
+        names = included(path)
+        assert "simd/vector.h" in names
+        folders = {name.split("/")[0] for name in names if "/" in name}
+        assert folders - shared <= own[path.stem.removesuffix("_baseline")], (path.name, folders)

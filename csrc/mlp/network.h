@@ -1,8 +1,10 @@
 // A network ready to run: weights packed in both orientations with rows padded to whole vectors, and where the gradient
 // of each layer goes.
 #pragma once
+#include "memory.h"
+#include "mlp/gemm.h"
 #include "mlp/mlp.h"
-#include "pairwise/pack.h"
+#include "simd/vector.h"
 
 namespace gwf::GWF_ISA {
 
@@ -12,6 +14,16 @@ template <class T> GWF_INLINE int64_t padded_to_lanes(int64_t n) { return (n + l
 template <class T> GWF_INLINE int64_t row_stride(int64_t n) {
     const int64_t padded = padded_to_lanes<T>(n);
     return padded * int64_t(sizeof(T)) % 1024 == 0 ? padded + 64 / int64_t(sizeof(T)) : padded;
+}
+
+// [rows][stride] to [columns][to_stride]; what is read beyond the rows is zero.
+template <class T>
+void transpose(const T* from, int64_t rows, int64_t columns, int64_t stride, T* to, int64_t to_stride) {
+    constexpr int64_t block = 16;  // a block of cache lines on either side
+    for (int64_t i = 0; i < to_stride; i += block)
+        for (int64_t j = 0; j < columns; j++)
+            for (int64_t r = i; r < std::min(to_stride, i + block); r++)
+                to[j * to_stride + r] = r < rows ? from[r * stride + j] : T(0);
 }
 
 template <class T> struct PackedArrays {
@@ -59,6 +71,16 @@ template <class T> PackedLayer<T> packed_shape(const MlpLayer& shape, bool learn
     return layer;
 }
 
+// dW += d' a for the tile's rows, the layer's inputs a and the cotangents d of its products.
+template <class T>
+void add_weight_gradient(const PackedLayer<T>& layer, const T* a, const T* d, int64_t rows, T* sums) {
+    const int64_t P = layer.out_stride, Q = layer.in_stride;
+    if (layer.lanes_are_outputs)
+        multiply<true>(a, Q, d, P, rows, sums, P, layer.in, layer.out_padded, nullptr, true);
+    else
+        multiply<true>(d, P, a, Q, rows, sums, Q, layer.out, layer.in_padded, nullptr, true);
+}
+
 template <class T> class Network {
   public:
     explicit Network(const MlpCall<T>& call) : arena_(size_of(call)) {
@@ -91,7 +113,9 @@ template <class T> class Network {
     PackedArrays<T> pack(const PackedLayer<T>& layer, const MlpArrays<const T>& arrays, bool both) {
         PackedArrays<T> packed{};
         if (arrays.weight) {
-            packed.forward = transposed(arrays.weight, layer.out, layer.in, layer.out_stride);
+            T* to = arena_.take(layer.in * layer.out_stride);
+            transpose(arrays.weight, layer.out, layer.in, layer.in, to, layer.out_stride);
+            packed.forward = to;
             if (both) packed.backward = with_padding(arrays.weight, layer.out, layer.in, layer.in_stride);
         }
         if (arrays.bias) packed.bias = with_padding(arrays.bias, 1, layer.out, layer.out_padded);
@@ -105,16 +129,6 @@ template <class T> class Network {
             std::copy_n(from + i * columns, columns, to + i * stride);
             std::fill_n(to + i * stride + columns, stride - columns, T(0));
         }
-        return to;
-    }
-
-    const T* transposed(const T* from, int64_t rows, int64_t columns, int64_t stride) {
-        T* to = arena_.take(columns * stride);
-        constexpr int64_t block = 16;  // a block of cache lines on either side
-        for (int64_t i = 0; i < stride; i += block)
-            for (int64_t j = 0; j < columns; j++)
-                for (int64_t r = i; r < std::min(stride, i + block); r++)
-                    to[j * stride + r] = r < rows ? from[r * columns + j] : T(0);
         return to;
     }
 

@@ -6,7 +6,6 @@
 // (cx, ct), so its gradient in g is the tangent of f, and its gradient in (x, theta) the tangent of the backward pass.
 #pragma once
 #include "mlp/functions.h"
-#include "mlp/gemm.h"
 #include "mlp/network.h"
 
 namespace gwf::GWF_ISA {
@@ -174,10 +173,10 @@ template <class T> class Tile {
             else
                 with_function(function(l), [&](auto f) { differentiate<f()>(l, u, sums); });
             if (sums_ && second()) {
-                add_weight_gradient(layer, memory_.dot_a[l], u, sums.weight);
-                add_weight_gradient(layer, memory_.a[l], dot_u, sums.weight);
+                add_weight_gradient(layer, memory_.dot_a[l], u, rows_, sums.weight);
+                add_weight_gradient(layer, memory_.a[l], dot_u, rows_, sums.weight);
             } else if (sums_) {
-                add_weight_gradient(layer, memory_.a[l], u, sums.weight);
+                add_weight_gradient(layer, memory_.a[l], u, rows_, sums.weight);
             }
             if (l == 0 && !batch_.dx) return;
             const int64_t P = layer.out_stride, Q = layer.in_stride;
@@ -259,14 +258,6 @@ template <class T> class Tile {
             store(sums.bias + c, vec<T>(load(sums.bias + c) + bias_sum));
             if (slope) store(sums.slope, vec<T>(load(sums.slope) + slope_sum));
         }
-    }
-
-    void add_weight_gradient(const PackedLayer<T>& layer, const T* a, const T* d, T* sums) const {
-        const int64_t P = layer.out_stride, Q = layer.in_stride;
-        if (layer.lanes_are_outputs)
-            multiply<true>(a, Q, d, P, rows_, sums, P, layer.in, layer.out_padded, nullptr, true);
-        else
-            multiply<true>(d, P, a, Q, rows_, sums, Q, layer.out, layer.in_padded, nullptr, true);
     }
 
     MlpPass pass_;

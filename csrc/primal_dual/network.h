@@ -2,7 +2,6 @@
 // gradients in it too, so that an update is one sweep over flat arrays.
 #pragma once
 #include "mlp/functions.h"
-#include "mlp/gemm.h"
 #include "mlp/network.h"
 #include "primal_dual/adam.h"
 #include "primal_dual/primal_dual.h"
@@ -62,23 +61,6 @@ template <class T, bool gradients> struct LeakyBackward {
             }
         }
     }
-};
-
-// Zeros on a cache line's border.
-template <class T> class AlignedArray {
-  public:
-    explicit AlignedArray(int64_t count = 0)
-        : memory_(static_cast<T*>(std::aligned_alloc(64, size_t(count * int64_t(sizeof(T)) / 64 + 1) * 64))) {
-        if (!memory_) throw std::bad_alloc();
-        std::fill_n(memory_.get(), count, T(0));
-    }
-    T* data() const { return memory_.get(); }
-
-  private:
-    struct Free {
-        void operator()(T* memory) const { std::free(memory); }
-    };
-    std::unique_ptr<T, Free> memory_;
 };
 
 template <class T> class TrainedNetwork {
@@ -202,11 +184,7 @@ template <class T> class TrainedNetwork {
             const int64_t columns = layer.lanes_are_outputs ? layer.out : layer.in;
             const int64_t stride = layer.lanes_are_outputs ? layer.out_stride : layer.in_stride;
             const int64_t other = layer.lanes_are_outputs ? layer.in_stride : layer.out_stride;
-            constexpr int64_t block = 16;
-            for (int64_t r = 0; r < rows; r += block)
-                for (int64_t c = 0; c < columns; c++)
-                    for (int64_t k = r; k < std::min(rows, r + block); k++)
-                        copy[c * other + k] = at.weight[k * stride + c];
+            transpose(at.weight, rows, columns, stride, copy, other);
             layer.parameters.forward = layer.lanes_are_outputs ? at.weight : copy;
             layer.parameters.backward = layer.lanes_are_outputs ? copy : at.weight;
             layer.parameters.bias = at.bias;

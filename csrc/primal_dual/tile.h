@@ -99,15 +99,6 @@ const T* forward_hidden(const TrainedNetwork<T>& net, const T* x, int64_t rows, 
     return x;
 }
 
-template <class T>
-void add_weight_gradient(const PackedLayer<T>& layer, const T* a, const T* d, int64_t rows, T* sums) {
-    const int64_t P = layer.out_stride, Q = layer.in_stride;
-    if (layer.lanes_are_outputs)
-        multiply<true>(a, Q, d, P, rows, sums, P, layer.in, layer.out_padded, nullptr, true);
-    else
-        multiply<true>(d, P, a, Q, rows, sums, Q, layer.out, layer.in_padded, nullptr, true);
-}
-
 // z becomes u f'(z), the cotangent of the product; u(r, c) gives that of its function's value. Where z is that value
 // itself, of leaky units, `of_value` is true.
 template <Function f, bool gradients, class T, class Cotangent>
