@@ -21,7 +21,7 @@ from gwf_fast.checkpoint.portable import portable
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.kernels.table.mlp import CompiledDensity
 from gwf_fast.ops.ambient import entry
-from gwf_fast.pairs.validation import check_kind
+from gwf_fast.pairs.validation import as_positive, check_kind
 from gwf_fast.randomness.seeded import own_generator
 
 __all__ = ["BayesianLogisticRegression", "Density", "Gaussian", "GaussianMixture"]
@@ -245,8 +245,7 @@ class BayesianLogisticRegression(Density):
                 f"labels: expected [{len(self.features)}] values -1 or +1, got {list(labels.shape)} with values in "
                 f"{labels.unique()[:5].tolist()}"
             )
-        if not (math.isfinite(self.rate) and self.rate > 0):
-            raise ValueError(f"rate: expected a positive number, got {self.rate}")
+        object.__setattr__(self, "rate", as_positive("rate", self.rate))
         object.__setattr__(self, "_signed", self.features * labels.unsqueeze(-1))
 
     @property

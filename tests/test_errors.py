@@ -106,7 +106,7 @@ def test_discrepancies():
         gwf.mmd2(X, Y, kernel=K, x_weights=torch.ones(3))
     with pytest.raises(TypeError, match="kernel must be a kernel"):
         gwf.mmd2(X, Y, kernel=None)
-    with pytest.raises(ValueError, match="bandwidth must be positive"):
+    with pytest.raises(ValueError, match="bandwidth must be a positive number"):
         gwf.parzen_score(X, Y, 0.0)
     with pytest.raises(ValueError, match="a sample other than"):
         gwf.parzen_log_density(X[:1], X[:1], 1.0, exclude_self=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from gwf_fast.measures.directional import directional
 from gwf_fast.measures.sliced import choose_directions
+from gwf_fast.pairs.validation import as_integer, as_number
 
 __all__ = ["sliced_wasserstein_distance"]
 
@@ -49,16 +49,16 @@ def sliced_wasserstein_distance(
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
     """
-    if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 1 <= p < float("inf"):
-        raise ValueError(f"p must be a finite number of at least 1, got {p!r}")
+    p = as_number("p", p, "a number >= 1", least=1)
     if scaler is not None:
         scale = scaler.transform if hasattr(scaler, "transform") else scaler
         X_s, X_t = scale(X_s), scale(X_t)
     arrays = not isinstance(X_s, Tensor)
-    x, y, u, v, matrix = (
+    tensors: list[Any] = [
         value if value is None or isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
         for value in (X_s, X_t, a, b, projections)
-    )
+    ]
+    x, y, u, v, matrix = tensors
     if x.ndim != 2 or y.ndim != 2:
         raise ValueError(f"X_s and X_t must have shapes [N, D] and [M, D], got {list(x.shape)} and {list(y.shape)}")
     if matrix is None:
@@ -68,17 +68,19 @@ def sliced_wasserstein_distance(
     else:
         theta = matrix.mT
     theta = choose_directions(x, y, directions=theta)
-    mean, values = directional("wasserstein", x, y, theta, float(p), u, v)
+    mean, values = directional("wasserstein", x, y, theta, p, u, v)
     result: Any = mean if p == 1 else mean ** (1 / p)
     if arrays:
-        result, values, theta = result.numpy()[()], values.to(x.dtype).numpy(), theta.numpy()
-    return (result, {"projections": theta.T, "projected_emds": values}) if log else result
+        result = result.numpy()[()]
+    if not log:
+        return result
+    details = {"projections": theta.T, "projected_emds": values.to(x.dtype) if arrays else values}
+    return result, {name: value.numpy() for name, value in details.items()} if arrays else details
 
 
 def _draw(n: int, x: Tensor, seed: Any, arrays: bool) -> Tensor:
     """Directions [P, D] as POT draws them."""
-    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
-        raise ValueError(f"n_projections must be an integer of at least 1, got {n!r}")
+    n = as_integer("n_projections", n)
     if arrays:
         if seed is None:
             normals = torch.as_tensor(np.random.randn(x.shape[1], n)).to(x.dtype)

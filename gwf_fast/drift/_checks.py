@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-
 import torch
 from torch import Tensor
 
 from gwf_fast.pairs.validation import check_pair
-
-
-def check_positive(name: str, value: float) -> float:
-    """A positive, finite number."""
-    if isinstance(value, Tensor) and value.ndim == 0:
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    value = float(value)
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-    return value
 
 
 def check_sets(x: Tensor, y: Tensor, exclude_self: bool, name: str = "y") -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from gwf_fast.nn.divergences import PARAMETRIC, SMOOTH, divergence
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.passes import moved
-from gwf_fast.pairs.validation import check_points
+from gwf_fast.pairs.validation import as_number, check_points
 
 # What multiplies grad d: h'(d) of MonoFlow, h increasing.
 _TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -70,8 +70,12 @@ def critic_step(
     Returns:
         [*B, N, D].
     """
-    if bounds is not None and not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds must be (low, high) with low < high, got {bounds}")
+    step_size = as_number("step_size", step_size)
+    if bounds is not None:
+        low, high = bounds
+        bounds = as_number("bounds", low, "two numbers"), as_number("bounds", high, "two numbers")
+        if not bounds[0] < bounds[1]:
+            raise ValueError(f"bounds must be (low, high) with low < high, got {bounds}")
     weight, gradient = _weight_and_gradient(x, critic, transform, shift)
     with torch.no_grad():
         if weight is None:
@@ -88,6 +92,7 @@ def _weight_and_gradient(
     if transform not in TRANSFORMS:
         raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
     check_points("x", x)
+    shift = as_number("shift", shift)
     with torch.enable_grad():
         at = x.detach().requires_grad_()
         d = critic(at)

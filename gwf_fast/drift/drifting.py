@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast import ops
-from gwf_fast.drift._checks import check_positive, check_sets, require_grad
+from gwf_fast.drift._checks import check_sets, require_grad
 from gwf_fast.drift.joint import Targets, join
 from gwf_fast.kernels.cpp import drift as drift_cpp
 from gwf_fast.ops.ambient import entry
@@ -16,7 +16,7 @@ from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.kernels import Laplace
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import members
-from gwf_fast.pairs.validation import check_counts
+from gwf_fast.pairs.validation import as_positive, check_counts
 
 _EXCLUDED = 1e30  # a distance that no pair has
 
@@ -70,7 +70,7 @@ def gmd(
         negatives_lengths = x_lengths
     check_sets(x, y, exclude_self)
     check_sets(x, negatives, exclude_self, "negatives")
-    kernel = Laplace(check_positive("temperature", temperature))
+    kernel = Laplace(as_positive("temperature", temperature))
     check_counts("x_lengths", x_lengths, x, 1 + exclude_self)
     check_counts("y_lengths", y_lengths, y, 1)
     check_counts("negatives_lengths", negatives_lengths, negatives, 1 + exclude_self)
@@ -80,7 +80,7 @@ def gmd(
             f" {list(negatives.shape)}"
         )
     if clip is not None:
-        check_positive("clip", clip)
+        clip = as_positive("clip", clip)
         if (backend or "").partition(":")[0] not in ("", "cpp", "triton", "torch"):
             raise ValueError(f'clip is served by backend "cpp", "triton" or "torch", got {backend!r}')
     backend = ops.resolve(backend, x.device, x.dtype)

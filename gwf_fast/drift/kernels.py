@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from gwf_fast.drift.sliced import sliced_energy
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.kernels import Kernel, Riesz
 from gwf_fast.pairs.reductions import kernel_gradient
-from gwf_fast.pairs.validation import check_counts
+from gwf_fast.pairs.validation import as_number, check_counts
 from gwf_fast.randomness.seeded import own_generator
 
 
@@ -52,13 +52,12 @@ def mmd(
     check_sets(x, y, exclude_self)
     check_counts("x_lengths", x_lengths, x, 1 + exclude_self)
     check_counts("y_lengths", y_lengths, y, 1)
-    if isinstance(noise, bool) or not isinstance(noise, numbers.Real) or not 0 <= noise < float("inf"):
-        raise ValueError(f"noise must be a finite number of at least 0, got {noise!r}")
+    noise = as_number("noise", noise, "a number >= 0", least=0)
     at = x
     if noise:
         generator = own_generator(x.device) if generator is None else generator
         at = x + noise * torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    options = {"kernel": kernel, "x_lengths": x_lengths, "backend": backend}
+    options: dict[str, Any] = {"kernel": kernel, "x_lengths": x_lengths, "backend": backend}
     attraction = kernel_gradient(at, y, y_lengths=y_lengths, **options)
     repulsion = kernel_gradient(at, x, y_lengths=x_lengths, exclude_self=exclude_self, **options)
     return attraction * inverse_counts(y, y_lengths) - repulsion * inverse_counts(x, x_lengths, int(exclude_self))

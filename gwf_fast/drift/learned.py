@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from gwf_fast.checkpoint.optimizer_state import optimizer_tensors, restore_optimizer
-from gwf_fast.drift._checks import check_positive, check_sets
+from gwf_fast.drift._checks import check_sets
 from gwf_fast.drift.critics import TRANSFORMS, critic
 from gwf_fast.nn import MLP
 from gwf_fast.ops.ambient import entry
+from gwf_fast.pairs.validation import as_integer, as_number, as_positive
 from gwf_fast.randomness.seeded import own_generator
 
 _WIDTH = 128
@@ -54,14 +55,12 @@ class LearnedCritic:
     ) -> None:
         if transform not in TRANSFORMS:
             raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be a positive integer, got {steps!r}")
         self.transform = transform
         self.network = MLP([dim, *[_WIDTH] * 3, 1], "silu") if network is None else network
-        self.steps = steps
-        self.penalty = check_positive("penalty", penalty)
-        self.shift = float(shift)
-        rate = check_positive("lr", lr)
+        self.steps = as_integer("steps", steps)
+        self.penalty = as_positive("penalty", penalty)
+        self.shift = as_number("shift", shift)
+        rate = as_positive("lr", lr)
         self._optimizer = torch.optim.Adam(
             self.network.parameters(), lr=rate, betas=(float(betas[0]), float(betas[1])), fused=True
         )

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gwf_fast.drift._checks import check_positive, check_sets
+from gwf_fast.drift._checks import check_sets
 from gwf_fast.drift.joint import Targets, join
 from gwf_fast.errors import renamed
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.ragged import member_weights
-from gwf_fast.pairs.validation import check_counts
+from gwf_fast.pairs.validation import as_positive, check_counts
 
 _FLOOR = 1e-8  # of squared distances and of mean squared forces
 _SELF = 100.0  # added to the normalised distance of a particle to itself
@@ -85,10 +85,10 @@ def gmd_multi(
         ValueError, TypeError: If the arguments do not fit each other, or a temperature or the clip is not positive.
     """
     check_sets(x, y, exclude_self=negatives is None)
-    rates = [check_positive("temperatures", t) for t in temperatures]
+    rates = [as_positive("temperatures", t) for t in temperatures]
     if not rates:
         raise ValueError("temperatures must have at least one entry, got none")
-    check_positive("clip", clip)
+    clip = as_positive("clip", clip)
     if normalization not in ("batch", "problem"):
         raise ValueError(f'normalization must be "batch" or "problem", got {normalization!r}')
     sides = [("x", x, x_weights, x_lengths), ("y", y, y_weights, y_lengths)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gwf_fast.drift._checks import check_positive, check_sets, inverse_counts
+from gwf_fast.drift._checks import check_sets, inverse_counts
 from gwf_fast.nn.divergences import SMOOTH, split_name
 from gwf_fast.nn.divergences import divergence as row_of
 from gwf_fast.ops.ambient import entry
@@ -16,7 +16,7 @@ from gwf_fast.pairs.kernels import Gaussian
 from gwf_fast.pairs.passes import centre_of, over
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
-from gwf_fast.pairs.validation import check_counts
+from gwf_fast.pairs.validation import as_positive, check_counts
 
 
 @entry
@@ -53,7 +53,7 @@ def parzen_kl(
     check_sets(x, y, exclude_self)
     check_counts("x_lengths", x_lengths, x, 1 + exclude_self)
     check_counts("y_lengths", y_lengths, y, 1)
-    h = check_positive("bandwidth", bandwidth)
+    h = as_positive("bandwidth", bandwidth)
     kernel = Gaussian(h)
     # Both means are near x; what is left of their difference does not mind where the origin is.
     centre = centre_of(y, y_lengths)
@@ -109,7 +109,7 @@ def f_divergence(
     velocity = parzen_kl(x, y, bandwidth, exclude_self=exclude_self, y_lengths=y_lengths, **options)
     if name == "kl":
         return velocity
-    kernel = Gaussian(check_positive("bandwidth", bandwidth))
+    kernel = Gaussian(as_positive("bandwidth", bandwidth))
     log_q = kernel_logsumexp(x, x, kernel=kernel, exclude_self=exclude_self, y_lengths=x_lengths, **options)
     log_p = kernel_logsumexp(x, y, kernel=kernel, y_lengths=y_lengths, **options)
     # The estimates' other constants are the same.

@@ -23,7 +23,7 @@ from gwf_fast.flows.drifting_checkpoint import Keeper, load, save
 from gwf_fast.flows.drifting_loop import DriftingLoop
 from gwf_fast.flows.drifting_state import Drift, DriftingRecord, DriftingResult, DriftingState, sampled
 from gwf_fast.flows.progress import progress as shown_progress
-from gwf_fast.flows.training import OptimizerChoice, Schedule, check_optimization, factor, new_optimizer
+from gwf_fast.flows.training import OptimizerChoice, Schedule, checked_optimization, factor, new_optimizer
 from gwf_fast.functionals.evaluation import Target, check_target, draw_target
 from gwf_fast.nn import MLP
 from gwf_fast.ops.ambient import entry
@@ -88,16 +88,16 @@ class DriftingModel:
         self.batch_size = as_integer("batch_size", batch_size)
         self.n_targets = self.batch_size if n_targets is None else as_integer("n_targets", n_targets)
         self.record_every = as_integer("record_every", record_every)
-        check_optimization(lr=lr, lr_schedule=lr_schedule, betas=betas, ema=ema, optimizer=optimizer)
+        lr, betas, ema = checked_optimization(lr, lr_schedule, betas, ema, optimizer)
         if generator is not None and not isinstance(generator, nn.Module):
             raise TypeError(f"generator: expected a torch.nn.Module, got {type(generator).__name__}")
         self.drift = drift
         self.options = dict(options or {})
         self.generator = generator
-        self.lr = float(lr)
+        self.lr = lr
         self.lr_schedule = lr_schedule
         self.optimizer = optimizer
-        self.betas = (float(betas[0]), float(betas[1]))
+        self.betas = betas
         self.ema = ema
         self.seed = int(seed)
         with seeded(self.seed, 0, torch.device("cpu")), redirected():

@@ -38,7 +38,7 @@ from gwf_fast.flows.training import Training, new_optimizer
 from gwf_fast.functionals.base import Functional
 from gwf_fast.functionals.evaluation import batch
 from gwf_fast.ops.ambient import entry
-from gwf_fast.pairs.validation import as_integer
+from gwf_fast.pairs.validation import as_integer, as_number
 from gwf_fast.randomness.seeded import asked, seeded
 
 PARAMETRIZATIONS = ("composition", "generator")
@@ -95,8 +95,8 @@ class JKOFlow:
         latent = dim if latent_dim is None else latent_dim
         if training is not None and not isinstance(training, Training):
             raise TypeError(f"training: expected a gwf_fast.Training, got {type(training).__name__}")
-        if isinstance(step_size, (str, bool)) or not step_size > 0:
-            raise ValueError(f"step_size: expected a positive number or math.inf, got {step_size!r}")
+        if step_size != math.inf:
+            step_size = as_number("step_size", step_size, "a positive number or math.inf", above=0)
         choices = (("scheme", scheme, SCHEMES), ("parametrization", parametrization, PARAMETRIZATIONS))
         for name, value, known in choices:
             if value not in known:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.checkpoint.portable import portable
-from gwf_fast.pairs.validation import as_integer
+from gwf_fast.pairs.validation import as_integer, as_number, as_positive
 
 OptimizerChoice = str | Callable[..., torch.optim.Optimizer] | None
 """None: Adam, as compiled loops have it; the name of a class of ``torch.optim``; or (parameters, lr=) -> optimiser."""
@@ -28,29 +28,30 @@ USERS_OPTIMIZER = "the optimiser is not this package's Adam"
 """Why a loop that is compiled, or recorded, can't take it."""
 
 
-def is_number(value: object) -> bool:
-    """Whether it is a finite number of Python's."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def checked_optimization(
+    lr: Any, lr_schedule: Any, betas: Any, ema: Any, optimizer: Any
+) -> tuple[float, tuple[float, float], float | None]:
+    """The rate, betas and decay of an optimisation's settings, as Python's numbers.
 
-
-def check_optimization(*, lr: object, lr_schedule: object, betas: Any, ema: object, optimizer: object) -> None:
-    """Raise ValueError, or TypeError, for what is no setting of an optimisation; the messages name the arguments."""
-    if not (is_number(lr) and lr > 0):  # type: ignore[operator]
-        raise ValueError(f"lr: expected a positive number, got {lr!r}")
+    Raises:
+        ValueError, TypeError: One of them is no such setting; the messages name the arguments.
+    """
+    rate = as_positive("lr", lr)
     if not callable(lr_schedule) and lr_schedule not in SCHEDULES:
-        raise ValueError(f"lr_schedule: expected one of {', '.join(SCHEDULES)}, got {lr_schedule!r}")
+        raise ValueError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, or callable, got {lr_schedule!r}")
     if not isinstance(betas, (tuple, list)):
-        raise ValueError(f"betas: expected a tuple, got {betas!r}")
-    if len(betas) != 2 or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
-    if ema is not None and not (is_number(ema) and 0 < ema < 1):  # type: ignore[operator]
-        raise ValueError(f"ema: expected a number in (0, 1), got {ema!r}")
+        raise TypeError(f"betas must be a tuple, got {betas!r}")
+    if len(betas) != 2:
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+    first, second = (as_number("betas", beta, "two numbers in [0, 1)", least=0, below=1) for beta in betas)
+    decay = None if ema is None else as_number("ema", ema, "a number in (0, 1)", above=0, below=1)
     known = isinstance(optimizer, str) and getattr(torch.optim, optimizer, None)
     if isinstance(optimizer, str) and not (isinstance(known, type) and issubclass(known, torch.optim.Optimizer)):
         raise ValueError(f"optimizer must be None, the name of a class of torch.optim, or callable, got {optimizer!r}")
     if not (optimizer is None or isinstance(optimizer, str) or callable(optimizer)):
         kind = type(optimizer).__name__
         raise TypeError(f"optimizer must be None, the name of a class of torch.optim, or callable, got {kind}")
+    return rate, (first, second), decay
 
 
 def factor(schedule: Schedule, iteration: int, iterations: int) -> float:
@@ -263,25 +264,22 @@ class Training:
             if value is None and name == "patience":
                 continue
             object.__setattr__(self, name, as_integer(name, value))
-        check_optimization(
-            lr=self.lr, lr_schedule=self.lr_schedule, betas=self.betas, ema=self.ema, optimizer=self.optimizer
-        )
+        checked = checked_optimization(self.lr, self.lr_schedule, self.betas, self.ema, self.optimizer)
+        for name, value in zip(("lr", "betas", "ema"), checked, strict=True):
+            object.__setattr__(self, name, value)
         for name in ("critic_lr", "gamma", "gradient_clip"):
             value = getattr(self, name)
-            if value is not None and not (is_number(value) and value > 0):
-                raise ValueError(f"{name}: expected a positive number, got {value!r}")
-        if not (is_number(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
+            if value is not None:
+                object.__setattr__(self, name, as_positive(name, value))
+        decay = as_number("weight_decay", self.weight_decay, "a number >= 0", least=0)
+        object.__setattr__(self, "weight_decay", decay)
         for name in ("dropout", "critic_dropout"):
             value = getattr(self, name)
-            if value is not None and not (is_number(value) and 0 <= value < 1):
-                raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+            if value is not None:
+                object.__setattr__(self, name, as_number(name, value, "a number in [0, 1)", least=0, below=1))
         if not isinstance(self.milestones, (tuple, list)):
-            raise ValueError(f"milestones: expected a tuple, got {self.milestones!r}")
-        if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.milestones):
-            raise ValueError(f"milestones: expected JKO steps, integers from 1, got {self.milestones!r}")
-        for name in ("betas", "milestones"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON knows lists only
+            raise TypeError(f"milestones must be a tuple, got {self.milestones!r}")
+        object.__setattr__(self, "milestones", tuple(as_integer("milestones", k) for k in self.milestones))
 
     @property
     def dropouts(self) -> tuple[float, float]:

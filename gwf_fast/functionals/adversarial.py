@@ -22,6 +22,7 @@ from gwf_fast.functionals.evaluation import Target, check_target, draw_target, m
 from gwf_fast.functionals.forms import CriticForm, FusedForm
 from gwf_fast.nn.divergences import objective
 from gwf_fast.nn.objective import gradient_penalty
+from gwf_fast.pairs.validation import as_positive
 from gwf_fast.randomness.draws import Draws
 
 CONSTRAINTS = ("gradient_penalty", "spectral_norm")
@@ -59,8 +60,7 @@ class IPM(Functional):
         check_target(self.target)
         if self.constraint not in CONSTRAINTS:
             raise ValueError(f"constraint: expected one of {', '.join(CONSTRAINTS)}, got {self.constraint!r}")
-        if not (math.isfinite(self.penalty) and self.penalty > 0):
-            raise ValueError(f"penalty: expected a positive number, got {self.penalty!r}")
+        object.__setattr__(self, "penalty", as_positive("penalty", self.penalty))
 
     @override
     def build_critic(self, make: Callable[[], nn.Module]) -> nn.Module | None:
@@ -162,8 +162,7 @@ class MMDUnbalanced(SquaredMMD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.strength) and self.strength > 0):
-            raise ValueError(f"strength: expected a positive number, got {self.strength!r}")
+        object.__setattr__(self, "strength", as_positive("strength", self.strength))
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:

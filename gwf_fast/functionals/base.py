@@ -33,6 +33,7 @@ from gwf_fast.functionals.evaluation import (
 from gwf_fast.functionals.forms import CalledBack, CriticForm, FusedForm, compiled_of, whitening
 from gwf_fast.kernels.table.mlp import CompiledDensity
 from gwf_fast.nn.divergences import objective, tame_exp, variational
+from gwf_fast.pairs.validation import as_number
 from gwf_fast.potentials import Density, Gaussian
 from gwf_fast.randomness.draws import Draws
 
@@ -104,9 +105,11 @@ class Functional:
         return Sum(terms_of(self) + terms_of(other))
 
     def __mul__(self, factor: float) -> Sum:
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+        try:
+            number = as_number("coefficient", factor)
+        except TypeError:
             return NotImplemented
-        return Sum(tuple((factor * c, term) for c, term in terms_of(self)))
+        return Sum(tuple((number * c, term) for c, term in terms_of(self)))
 
     __rmul__ = __mul__
 

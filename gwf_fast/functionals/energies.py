@@ -24,6 +24,7 @@ from gwf_fast.nn.divergences import objective
 from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.methods import Auto, check_steps_method, steps_tolerance
 from gwf_fast.pairs.reductions import kernel_sum
+from gwf_fast.pairs.validation import as_number, as_positive
 from gwf_fast.potentials import Gaussian
 from gwf_fast.randomness.draws import Draws
 from gwf_fast.randomness.seeded import own_generator
@@ -141,12 +142,9 @@ class GeneralizedEntropy(Functional):
     _kl: Any = field(init=False, repr=False, metadata={"derived": True})
 
     def __post_init__(self) -> None:
-        if isinstance(self.m, bool) or not isinstance(self.m, (int, float)) or not (math.isfinite(self.m)):
-            raise ValueError(f"m: expected a finite number >= 1, got {self.m!r}")
-        if self.m < 1:
-            raise ValueError(f"m: expected a finite number >= 1, got {self.m!r}")
-        if self.bandwidth is not None and not (math.isfinite(self.bandwidth) and self.bandwidth > 0):
-            raise ValueError(f"bandwidth: expected None or a positive number, got {self.bandwidth!r}")
+        object.__setattr__(self, "m", as_number("m", self.m, "a number >= 1", least=1))
+        if self.bandwidth is not None:
+            object.__setattr__(self, "bandwidth", as_positive("bandwidth", self.bandwidth))
         check_steps_method(self.method)
         object.__setattr__(self, "_kl", KL(_zero) if self.m == 1 else None)
 

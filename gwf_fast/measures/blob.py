@@ -19,7 +19,7 @@ from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.kernels import Gaussian
 from gwf_fast.pairs.methods import Method, method_options
 from gwf_fast.pairs.reductions import kernel_gradient, kernel_sum
-from gwf_fast.pairs.validation import check_companion, check_pair, check_points
+from gwf_fast.pairs.validation import as_number, as_positive, check_companion, check_pair, check_points
 
 FORMS = ("energy", "density")
 
@@ -52,6 +52,7 @@ def blob_density(
     Raises:
         ValueError, TypeError: If an argument does not fit, or as ``kernel_sum``.
     """
+    bandwidth = as_positive("bandwidth", bandwidth)
     sources, weights, scale = _particles(x, bandwidth, sources, weights)
     return scale * kernel_sum(x, sources, weights, kernel=Gaussian(bandwidth), method=method, backend=backend)
 
@@ -66,7 +67,7 @@ def blob_energy(
     Raises:
         ValueError, TypeError: As :func:`blob_density`.
     """
-    _check_exponent(m)
+    m = as_number("m", m, "a number >= 1", least=1)
     rho = blob_density(x, bandwidth, method=method, backend=backend)
     return (rho.log() if m == 1 else rho ** (m - 1) / (m - 1)).mean(-1)
 
@@ -107,9 +108,10 @@ def blob_velocity(
     Raises:
         ValueError, TypeError: If an argument does not fit, or as ``kernel_gradient``.
     """
-    _check_exponent(m)
+    m = as_number("m", m, "a number >= 1", least=1)
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    bandwidth = as_positive("bandwidth", bandwidth)
     particles, weights, scale = _particles(x, bandwidth, sources, weights)
     sums: dict[str, Any] = {"kernel": Gaussian(bandwidth), "method": method, "backend": backend}
     plain = scale * kernel_gradient(x, particles, weights, **sums)
@@ -133,10 +135,6 @@ def _particles(
     x: Tensor, bandwidth: float, sources: Tensor | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor | None, float]:
     """The particles, their weights, and the factor that makes the kernel a density (and equal weights 1/M)."""
-    if isinstance(bandwidth, bool) or not isinstance(bandwidth, (int, float)):
-        raise TypeError(f"bandwidth must be a number, got {type(bandwidth).__name__}")
-    if not (math.isfinite(bandwidth) and bandwidth > 0):
-        raise ValueError(f"bandwidth must be positive and finite, got {bandwidth!r}")
     if sources is None:
         check_points("x", x)
         sources = x
@@ -155,10 +153,3 @@ def _particles(
         return sources, None, scale / sources.shape[-2]
     check_companion("weights", weights, sources, channels=False, y_name="sources")
     return sources, weights, scale
-
-
-def _check_exponent(m: float) -> None:
-    if isinstance(m, bool) or not isinstance(m, (int, float)):
-        raise TypeError(f"m must be a number, got {type(m).__name__}")
-    if not (math.isfinite(m) and m >= 1):
-        raise ValueError(f"m must be finite and at least 1, got {m!r}")

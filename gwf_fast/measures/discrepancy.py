@@ -102,11 +102,13 @@ def parzen_log_density(
     Returns:
         [*B, N], normalised: exp of it integrates to 1.
     """
-    total = kernel_logsumexp(x, y, kernel=Gaussian(bandwidth), exclude_self=exclude_self, backend=backend)
+    kernel = Gaussian(bandwidth)
+    total = kernel_logsumexp(x, y, kernel=kernel, exclude_self=exclude_self, backend=backend)
     count = y.shape[-2] - bool(exclude_self)
     if count <= 0 and x.shape[-2] > 0:
         raise ValueError(f"y must have a sample other than x_i itself to estimate a density, got {list(y.shape)}")
-    log_h = bandwidth.log() if isinstance(bandwidth, Tensor) else math.log(bandwidth)
+    h = kernel.bandwidth
+    log_h = h.log() if isinstance(h, Tensor) else math.log(h)
     return total - (math.log(max(count, 1)) + 0.5 * x.shape[-1] * math.log(2 * math.pi) + x.shape[-1] * log_h)
 
 
@@ -133,7 +135,7 @@ def parzen_score(
     u = x - centre
     v = u if x is y else y - centre
     shifted = kernel_average(u, v, kernel=kernel, exclude_self=exclude_self, backend=backend)
-    return over(shifted - u, bandwidth**2)
+    return over(shifted - u, kernel.bandwidth**2)
 
 
 MEDIAN_SAMPLE = 2048

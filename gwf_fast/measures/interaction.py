@@ -7,8 +7,6 @@ included, exerts no force, and adds W(0) to the energy, or nothing where W(0) is
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
 
 import torch
@@ -22,7 +20,7 @@ from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.methods import Auto, Method, as_method, method_options
 from gwf_fast.pairs.passes import moved
 from gwf_fast.pairs.reductions import kernel_gradient, kernel_sum
-from gwf_fast.pairs.validation import check_kind, check_pair, check_points
+from gwf_fast.pairs.validation import as_number, check_kind, check_pair, check_points
 
 
 @entry
@@ -109,7 +107,7 @@ def forward_step(
             with x, or as ``kernel_gradient``.
     """
     how = as_method(method)
-    step = _check_step(step_size)
+    step = as_number("step_size", step_size, "a number >= 0", least=0)
     sources = _check_sources(x, sources)
     scale = -step / sources.shape[-2]
     backend = _backend(backend, x, kernel, how)
@@ -182,14 +180,6 @@ def _check_sources(x: Tensor, sources: Tensor | None) -> Tensor:
     check_pair(x, sources, "sources")
     _check_particles("sources", sources)
     return sources
-
-
-def _check_step(step_size: float) -> float:
-    if isinstance(step_size, bool) or not isinstance(step_size, numbers.Real):
-        raise TypeError(f"step_size must be a number, got {type(step_size).__name__}")
-    if not math.isfinite(step_size) or step_size < 0:
-        raise ValueError(f"step_size must be finite and not negative, got {step_size!r}")
-    return float(step_size)
 
 
 def _check_out(out: Tensor, x: Tensor, sources: Tensor) -> None:

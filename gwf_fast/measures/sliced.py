@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from gwf_fast.measures.directional import directional
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling, checked_directions
-from gwf_fast.pairs.validation import check_pair
+from gwf_fast.pairs.validation import as_number, check_pair
 
 
 @entry
@@ -101,12 +100,11 @@ def sliced_energy_distance(
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
     """
-    if isinstance(exponent, bool) or not isinstance(exponent, numbers.Real) or not 0 < exponent < 2:
-        raise ValueError(f"exponent must lie between 0 and 2, got {exponent!r}")
+    exponent = as_number("exponent", exponent, "a number between 0 and 2", above=0, below=2)
     theta = choose_directions(x, y, n_projections, generator, sampling, directions)
     kind = "energy" if exponent == 1 else "power"
-    mean, _ = directional(kind, x, y, theta, float(exponent), x_weights, y_weights, x_lengths, y_lengths, backend)
-    return slicing_constant(x.shape[-1], float(exponent)) * mean
+    mean, _ = directional(kind, x, y, theta, exponent, x_weights, y_weights, x_lengths, y_lengths, backend)
+    return slicing_constant(x.shape[-1], exponent) * mean
 
 
 def slicing_constant(dim: int, exponent: float = 1.0) -> float:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from gwf_fast.pairs.validation import as_number
+
 _LOG2 = math.log(2.0)
 _Elementwise = Callable[[Tensor], Tensor]
 
@@ -369,6 +371,6 @@ def split_name(value: str | Sequence, argument: str) -> tuple[str, float | None]
     """("alpha", 0.5) from itself or the list that JSON makes of it; a bare name has no parameter."""
     if isinstance(value, str):
         return value, None
-    if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float)):
-        return value[0], float(value[1])
-    raise ValueError(f"{argument}: expected a name or a pair (name, number), got {value!r}")
+    if len(value) == 2 and isinstance(value[0], str):
+        return value[0], as_number(argument, value[1], "a name or a pair (name, number)")
+    raise ValueError(f"{argument} must be a name or a pair (name, number), got {value!r}")

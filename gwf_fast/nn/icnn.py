@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.ops.ambient import entry
-from gwf_fast.pairs.validation import check_kind
+from gwf_fast.pairs.validation import as_integer, as_number, check_kind
 
 _CHUNK = 1 << 13  # rows of a Hessian or an inverse at once: bounds the memory
 _HALVINGS = 50
@@ -45,11 +45,10 @@ class ICNNGradient(nn.Module):
         super().__init__()
         hidden = tuple(hidden)
         for name, value in (("dim", dim), *(("hidden", width) for width in hidden)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected positive integers, got {value!r}")
-        if not 0 < convexity < 1:
-            raise ValueError(f"convexity: expected a number in (0, 1), got {convexity!r}")
-        self.config: dict[str, Any] = {"dim": dim, "hidden": list(hidden), "convexity": float(convexity)}
+            as_integer(name, value)
+        dim, hidden = int(dim), tuple(map(int, hidden))
+        convexity = as_number("convexity", convexity, "a number between 0 and 1", above=0, below=1)
+        self.config: dict[str, Any] = {"dim": dim, "hidden": list(hidden), "convexity": convexity}
         self.scale = nn.Parameter(math.sqrt(1 - convexity) * torch.eye(dim))  # L
         self.shift = nn.Parameter(torch.zeros(dim))  # b
         self.inputs = nn.ModuleList(nn.Linear(dim, width) for width in hidden)  # A_k, b_k

@@ -16,7 +16,7 @@ from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.mlp import MLPSpec, Side, mlp, objective
 from gwf_fast.ops.modes import is_eager
 from gwf_fast.ops.report import arguments, explained_by, first_tensor
-from gwf_fast.pairs.validation import check_pair
+from gwf_fast.pairs.validation import as_number, check_pair
 from gwf_fast.randomness.seeded import own_generator
 
 
@@ -80,8 +80,7 @@ def critic_objective(
     for label, points in (("x", x), ("z", z)):
         if points.ndim != 2 or len(points) == 0:
             raise ValueError(f"{label} must have shape [N, D] with N >= 1, got {list(points.shape)}")
-    if not (math.isfinite(penalty) and penalty >= 0):
-        raise ValueError(f"penalty must be a number >= 0, got {penalty!r}")
+    penalty = as_number("penalty", penalty, "a number >= 0", least=0)
     parameters = critic.objective_parameters(x) if isinstance(critic, MLP) and is_eager() else None
     if isinstance(critic, MLP) and parameters is not None:
         value = _compiled_objective(row, critic.spec, parameters, x, z)

@@ -7,8 +7,6 @@ tuple of floats, ``kernel.spec``, and evaluate all of them in one pass over the 
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from torch import Tensor
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.kernels.table.profile_numbers import is_formula, is_positive, profile_id
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.pairs.validation import as_number, as_positive
 
 
 class Term(NamedTuple):
@@ -91,17 +90,20 @@ class Kernel:
         return self + (-other) if isinstance(other, Kernel) else NotImplemented
 
     def __mul__(self, factor: object) -> Kernel:
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+        try:
+            number = as_number("coefficient", factor)
+        except TypeError:
             return NotImplemented
-        if not math.isfinite(factor):
-            raise ValueError(f"a kernel's coefficient must be finite, got {factor}")
-        components = tuple((float(factor) * c, k) for c, k in self._components())
+        components = tuple((number * c, k) for c, k in self._components())
         return components[0][1] if len(components) == 1 and components[0][0] == 1.0 else Mixture(components)
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: object) -> Kernel:
-        return self * (1.0 / divisor) if isinstance(divisor, (int, float)) else NotImplemented
+        try:
+            return self * (1.0 / as_number("divisor", divisor))
+        except TypeError:
+            return NotImplemented
 
     def __neg__(self) -> Kernel:
         return self * -1.0
@@ -163,28 +165,15 @@ def _passes(terms: tuple[Term, ...]) -> tuple[Pass, ...]:
     return tuple(Pass(tensor, tuple(spec)) for tensor, spec in groups.values())
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise (ValueError if isinstance(value, float) else TypeError)(f"{name} must be a finite number, got {value!r}")
-    return float(value)
-
-
-def _positive(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if number <= 0:
-        raise ValueError(f"{name} must be positive, got {value!r}")
-    return number
-
-
 def _bandwidth(value: Any) -> float | Tensor:
     if not isinstance(value, Tensor):
-        return _positive("bandwidth", value)
+        return as_positive("bandwidth", value)
     if value.ndim != 0 or not value.is_floating_point():
         raise ValueError(
             f"bandwidth must be a float or a 0-d floating tensor, got shape {list(value.shape)}, {value.dtype}"
         )
     if is_concrete(value) and value.device.type == "cpu":  # on other devices a look would wait for the queue
-        _positive("bandwidth", value.item())
+        as_positive("bandwidth", value.item())
     return value
 
 
@@ -314,7 +303,7 @@ class RationalQuadratic(_Elementary):
     alpha: float
 
     def __post_init__(self) -> None:
-        self._set(bandwidth=_bandwidth(self.bandwidth), alpha=_positive("alpha", self.alpha))
+        self._set(bandwidth=_bandwidth(self.bandwidth), alpha=as_positive("alpha", self.alpha))
         self._derive((Term("rational_quadratic", 1.0, self.bandwidth, self.alpha),))
 
 
@@ -330,7 +319,7 @@ class Riesz(_Elementary):
     exponent: float = 1.0
 
     def __post_init__(self) -> None:
-        self._set(exponent=_number("exponent", self.exponent))
+        self._set(exponent=as_number("exponent", self.exponent))
         if not 0 < self.exponent < 2:
             raise ValueError(f"exponent must lie strictly between 0 and 2, got {self.exponent!r}")
         self._derive((_power(-1.0, self.exponent),))
@@ -352,7 +341,7 @@ class PowerLaw(_Elementary):
     repulsion: float
 
     def __post_init__(self) -> None:
-        self._set(attraction=_number("attraction", self.attraction), repulsion=_number("repulsion", self.repulsion))
+        self._set(attraction=as_number("attraction", self.attraction), repulsion=as_number("repulsion", self.repulsion))
         p, q = self.attraction, self.repulsion
         self._derive((_power(1.0 / p if p else 1.0, p), _power(-1.0 / q if q else -1.0, q)))
 
@@ -376,12 +365,12 @@ class Morse(_Elementary):
 
     def __post_init__(self) -> None:
         for name in ("repulsion_strength", "attraction_strength"):
-            value = _number(name, getattr(self, name))
+            value = as_number(name, getattr(self, name))
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value!r}")
             self._set(**{name: value})
         for name in ("repulsion_range", "attraction_range"):
-            self._set(**{name: _positive(name, getattr(self, name))})
+            self._set(**{name: as_positive(name, getattr(self, name))})
         self._derive(
             (
                 Term("laplace", self.repulsion_strength, self.repulsion_range),

@@ -123,9 +123,7 @@ class _Estimated:
 
 
 def _check_tolerance(method: NUFFT | Auto) -> None:
-    tolerance = as_number("tolerance", method.tolerance)
-    if not 0 < tolerance <= 0.1:
-        raise ValueError(f"tolerance must lie in 0..0.1, got {method.tolerance!r}")
+    tolerance = as_number("tolerance", method.tolerance, "a number in 0..0.1", above=0, most=0.1)
     object.__setattr__(method, "tolerance", tolerance)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from typing import Any
@@ -35,18 +36,45 @@ def _integers(least: int) -> str:
     return "a positive integer" if least == 1 else f"an integer >= {least}"
 
 
-def as_number(name: str, value: Any, expected: str = "a number") -> float:
+def as_number(
+    name: str,
+    value: Any,
+    expected: str = "a finite number",
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
+) -> float:
     """A real number of any kind, of Python, NumPy, or a tensor without dimensions, as Python's float.
+
+    Args:
+        name: Of the argument.
+        value: What came.
+        expected: What the message says.
+        above: What it must exceed.
+        least: What it must not fall below.
+        below: What it must not reach.
+        most: What it must not exceed; infinity admits every finite number.
 
     Raises:
         TypeError: If it is something else.
+        ValueError: If it is out of this range.
     """
-    if type(value) is float:  # the usual case
-        return value
-    number = value.item() if _is_single(value) else value
-    if isinstance(number, numbers.Real) and not isinstance(number, bool):
-        return float(number)
-    raise TypeError(f"{name} must be {expected}, got {_shown(value)}")
+    number = value
+    if type(value) is not float:  # the usual case
+        number = value.item() if _is_single(value) else value
+        if not isinstance(number, numbers.Real) or isinstance(number, bool):
+            raise TypeError(f"{name} must be {expected}, got {_shown(value)}")
+        number = float(number)
+    if not (above < number < below and least <= number <= most and math.isfinite(number)):
+        raise ValueError(f"{name} must be {expected}, got {number!r}")
+    return number
+
+
+def as_positive(name: str, value: Any) -> float:
+    """A positive number, as :func:`as_number`."""
+    return as_number(name, value, "a positive number", above=0)
 
 
 def _is_single(value: Any) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from gwf_fast.ops.modes import is_readable
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import exists, member_weights, members
-from gwf_fast.pairs.validation import check_counts, check_pair
+from gwf_fast.pairs.validation import as_integer, as_number, as_positive, check_counts, check_pair
 from gwf_fast.transport.problem import Entropic
 
 
@@ -28,8 +28,7 @@ def make_problem(
     for name, points in (("x", x), ("y", y)):
         if points.shape[-2] == 0:
             raise ValueError(f"{name} must have at least one point to transport, got shape {list(points.shape)}")
-    if strength is not None and not (math.isfinite(strength) and strength > 0):
-        raise ValueError(f"marginal_strength must be a positive number or None, got {strength!r}")
+    strength = None if strength is None else as_positive("marginal_strength", strength)
     sides = ("x", x, x_weights, x_lengths), ("y", y, y_weights, y_lengths)
     same = x is y and x_weights is y_weights and x_lengths is y_lengths
     a = masses(*sides[0])
@@ -57,15 +56,24 @@ def masses(name: str, points: Tensor, weights: Tensor | None, lengths: Tensor | 
     return member_weights(f"{name}_weights", weights, points, name, lengths)
 
 
-def check_numbers(epsilon: float, max_iterations: int, tolerance: float, scaling: float | None) -> None:
-    """The numbers that all solvers take."""
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)):
-        raise TypeError(f"epsilon must be a number, got {type(epsilon).__name__}")
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon must be positive and finite, got {epsilon!r}")
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-        raise ValueError(f"max_iterations must be a positive integer, got {max_iterations!r}")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance!r}")
-    if scaling is not None and not 0 < scaling < 1:
-        raise ValueError(f"scaling must lie between 0 and 1, got {scaling!r}")
+class Numbers(NamedTuple):
+    """What all solvers take, as Python's numbers."""
+
+    epsilon: float
+    max_iterations: int = 1
+    tolerance: float = 0.0
+    scaling: float | None = None
+
+    @classmethod
+    def of(cls, epsilon: Any, max_iterations: Any = 1, tolerance: Any = 0.0, scaling: Any = None) -> Numbers:
+        """From arguments.
+
+        Raises:
+            ValueError, TypeError: If one is out of range.
+        """
+        return cls(
+            as_positive("epsilon", epsilon),
+            as_integer("max_iterations", max_iterations),
+            as_number("tolerance", tolerance, "a number >= 0", least=0),
+            None if scaling is None else as_number("scaling", scaling, "a number between 0 and 1", above=0, below=1),
+        )

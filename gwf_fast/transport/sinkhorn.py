@@ -17,7 +17,7 @@ from gwf_fast.ops.modes import is_readable
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import check_companion, check_pair
-from gwf_fast.transport.arguments import check_numbers, make_problem
+from gwf_fast.transport.arguments import Numbers, make_problem
 from gwf_fast.transport.cost import half_self_cost, moving_own_potential, moving_potential, transport_cost
 from gwf_fast.transport.problem import Entropic
 from gwf_fast.transport.solve import Solution, alternate, anneal, average, bounding_diameter, schedule
@@ -112,7 +112,7 @@ def sinkhorn(
         RuntimeWarning: If ``tolerance`` was not reached.
     """
     problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
-    check_numbers(epsilon, max_iterations, tolerance, scaling)
+    epsilon, max_iterations, tolerance, scaling = Numbers.of(epsilon, max_iterations, tolerance, scaling)
     g = start.g if isinstance(start, SinkhornResult) else start
     if g is not None:
         check_companion("start", g, y, channels=False)
@@ -177,7 +177,7 @@ def sinkhorn_divergence(
         RuntimeWarning: If ``tolerance`` was not reached.
     """
     problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
-    check_numbers(epsilon, max_iterations, tolerance, scaling)
+    epsilon, max_iterations, tolerance, scaling = Numbers.of(epsilon, max_iterations, tolerance, scaling)
     numbers = epsilon, max_iterations, tolerance
     cross = _solve_cross(problem, *numbers, scaling, start)
     value = transport_cost(problem, epsilon, cross.f, cross.g)
@@ -222,7 +222,7 @@ def barycentric_map(
     check_pair(x, y)
     check_companion("g", g, y, channels=False)
     problem = make_problem(x, y, None, y_weights, 1.0, None, y_lengths, backend)  # any sum of the weights will do
-    check_numbers(epsilon, 1, 0.0, None)
+    epsilon = Numbers.of(epsilon).epsilon
     return problem.row_average(None, members(g, y_lengths), epsilon) + centre_of(y, y_lengths)
 
 
@@ -279,16 +279,16 @@ def drift(
         RuntimeWarning: If ``tolerance`` was not reached.
     """
     problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
-    check_numbers(epsilon, max_iterations, tolerance, scaling)
+    epsilon, max_iterations, tolerance, scaling = Numbers.of(epsilon, max_iterations, tolerance, scaling)
     own = problem.of_itself(problem.x, problem.a)
     cross = _solve_cross(problem, epsilon, max_iterations, tolerance, scaling, start)
     itself = _solve_own(own, epsilon, max_iterations, tolerance, None if start is None else start.x_own)
     # The potentials move with the points and the weights: what is differentiated is the solution.
     solved = (problem, moving_potential(problem, epsilon, cross.g)), (own, moving_own_potential(own, epsilon, itself.g))
     towards, away = (part.row_average(None, g, epsilon) for part, g in solved)
-    if marginal_strength is not None:
+    if problem.strength is not None:
         for_cross, for_itself = (
-            torch.exp(-part.row_update(g, epsilon) / marginal_strength)[..., None] for part, g in solved
+            torch.exp(-part.row_update(g, epsilon) / problem.strength)[..., None] for part, g in solved
         )
         towards, away = for_cross * (towards - problem.x), for_itself * (away - problem.x)
     velocity = members(towards - away, x_lengths)

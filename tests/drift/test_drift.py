@@ -251,14 +251,14 @@ G = gwf.Gaussian(1.0)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gwf.drift.gmd(TWO, TWO, temperature=0.0), "temperature must be positive"),
-        (lambda: gwf.drift.gmd(TWO, TWO, temperature=float("nan")), "temperature must be positive"),
-        (lambda: gwf.drift.gmd(TWO, TWO, temperature=1.0, clip=0.0), "clip must be positive"),
+        (lambda: gwf.drift.gmd(TWO, TWO, temperature=0.0), "temperature must be a positive number"),
+        (lambda: gwf.drift.gmd(TWO, TWO, temperature=float("nan")), "temperature must be a positive number"),
+        (lambda: gwf.drift.gmd(TWO, TWO, temperature=1.0, clip=0.0), "clip must be a positive number"),
         (lambda: gwf.drift.gmd(ONE, TWO, temperature=1.0), "at least two particles"),
         (lambda: gwf.drift.gmd(TWO, TWO, temperature=1.0, negatives=TWO[:0]), "negatives must have at least one"),
         (lambda: gwf.drift.gmd(TWO, TWO[:0], temperature=1.0), "y must have at least one sample"),
         (lambda: gwf.drift.gmd(TWO, TWO, temperature=1.0, negatives=ONE, exclude_self=True), "as many negatives"),
-        (lambda: gwf.drift.parzen_kl(TWO, TWO, -1.0), "bandwidth must be positive"),
+        (lambda: gwf.drift.parzen_kl(TWO, TWO, -1.0), "bandwidth must be a positive number"),
         (lambda: gwf.drift.parzen_kl(ONE, TWO, 1.0, exclude_self=True), "at least two particles"),
         (lambda: gwf.drift.f_divergence(TWO, TWO, 1.0, divergence="tv"), "divergence must be one of"),
         (lambda: gwf.drift.mmd(TWO, TWO, kernel=G, noise=-1.0), "noise must be"),

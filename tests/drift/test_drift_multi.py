@@ -213,8 +213,8 @@ PAIR = torch.zeros(2, 3)
     ("call", "message"),
     [
         (lambda: gwf.drift.gmd_multi(PAIR, PAIR, temperatures=()), "temperatures must have at least one"),
-        (lambda: gwf.drift.gmd_multi(PAIR, PAIR, temperatures=(0.1, 0.0)), "temperatures must be positive"),
-        (lambda: gwf.drift.gmd_multi(PAIR, PAIR, clip=0.0), "clip must be positive"),
+        (lambda: gwf.drift.gmd_multi(PAIR, PAIR, temperatures=(0.1, 0.0)), "temperatures must be a positive number"),
+        (lambda: gwf.drift.gmd_multi(PAIR, PAIR, clip=0.0), "clip must be a positive number"),
         (lambda: gwf.drift.gmd_multi(PAIR[:1], PAIR), "at least two particles"),
         (
             lambda: gwf.drift.gmd_multi(PAIR, PAIR, y_weights=torch.tensor([1.0, -1.0])),
@@ -227,7 +227,7 @@ PAIR = torch.zeros(2, 3)
             "negatives_weights and negatives_lengths need",
         ),
         (lambda: gwf.drifting_loss(PAIR, PAIR[:1]), "velocity must have the shape of x"),
-        (lambda: compute_drift(PAIR, PAIR, -1.0), "temperature must be positive"),
+        (lambda: compute_drift(PAIR, PAIR, -1.0), "temperature must be a positive number"),
     ],
 )
 def test_bad_input_is_named(call, message):

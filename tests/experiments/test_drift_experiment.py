@@ -190,7 +190,7 @@ def assert_one_line(result, *parts):
         (["--transform", "kl"], ["transform: the drift 'gmd' has no such option; it has --bandwidth"]),
         (["--compare", "--kind", "gmd"], ["kind: does not go with --compare"]),
         (["--kind", "critic", "--transform", "gan"], ["transform: expected one of wgan, "]),
-        (["--bandwidth", "-1"], ["temperature must be positive and finite, got -1.0"]),
+        (["--bandwidth", "-1"], ["temperature must be a positive number, got -1.0"]),
         (["--kind", "mmd", "--bandwidth", "nan"], ["bandwidth"]),
         (["--kind", "energy", "--exponent", "2"], ["exponent"]),
         (["--steps", "0"], ["steps: expected a positive integer, got 0"]),

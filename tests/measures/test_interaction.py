@@ -105,10 +105,10 @@ def test_the_ring_is_where_particles_go():
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        ({"step_size": math.nan}, ValueError, "step_size must be finite and not negative, got nan"),
+        ({"step_size": math.nan}, ValueError, "step_size must be a number >= 0, got nan"),
         ({"step_size": math.inf}, ValueError, "step_size"),
-        ({"step_size": -0.1}, ValueError, "step_size must be finite and not negative, got -0.1"),
-        ({"step_size": "0.1"}, TypeError, "step_size must be a number, got str"),
+        ({"step_size": -0.1}, ValueError, "step_size must be a number >= 0, got -0.1"),
+        ({"step_size": "0.1"}, TypeError, "step_size must be a number >= 0, got str '0.1'"),
         ({"step_size": True}, TypeError, "step_size"),
         ({"sources": torch.zeros(4, 3)}, ValueError, "sources must have the dimension of x, D = 2"),
         ({"sources": torch.zeros(4, 2, dtype=torch.float64)}, TypeError, "sources must have the dtype of x"),

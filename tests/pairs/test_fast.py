@@ -357,12 +357,12 @@ def test_bad_input(arguments, kind, message):
 @pytest.mark.parametrize(
     ("tolerance", "kind", "message"),
     [
-        (1.0, ValueError, r"tolerance must lie in 0..0.1, got 1.0"),
-        (0, ValueError, r"tolerance must lie in 0..0.1, got 0"),
-        (math.nan, ValueError, r"tolerance must lie in 0..0.1, got nan"),
-        ("1e-5", TypeError, "tolerance must be a number, got str '1e-5'"),
-        (True, TypeError, "tolerance must be a number, got bool True"),
-        (torch.ones(2), TypeError, r"tolerance must be a number, got a tensor of shape \[2\]"),
+        (1.0, ValueError, r"tolerance must be a number in 0..0.1, got 1.0"),
+        (0, ValueError, r"tolerance must be a number in 0..0.1, got 0"),
+        (math.nan, ValueError, r"tolerance must be a number in 0..0.1, got nan"),
+        ("1e-5", TypeError, "tolerance must be a number in 0..0.1, got str '1e-5'"),
+        (True, TypeError, "tolerance must be a number in 0..0.1, got bool True"),
+        (torch.ones(2), TypeError, r"tolerance must be a number in 0..0.1, got a tensor of shape \[2\]"),
     ],
 )
 def test_bad_tolerances(method, tolerance, kind, message):

@@ -266,8 +266,8 @@ def test_barycentric_map_of_the_samples() -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"epsilon": 0.0}, "epsilon must be positive"),
-        ({"epsilon": float("nan")}, "epsilon must be positive"),
+        ({"epsilon": 0.0}, "epsilon must be a positive number"),
+        ({"epsilon": float("nan")}, "epsilon must be a positive number"),
         ({"x_weights": -torch.ones(6).double()}, "x_weights must be finite and not negative"),
         ({"y_weights": torch.zeros(5).double()}, "y_weights must be finite and not negative, with a positive sum"),
         ({"y_weights": torch.ones(5).double()}, "the same sum"),

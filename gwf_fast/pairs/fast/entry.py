@@ -51,8 +51,6 @@ def choose(
         if reason:
             raise ValueError(f'method="sliced" {reason}')
         return method
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
-        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
     finest = FINEST.get(x.dtype)
     if finest is not None and not finest <= tolerance <= 0.1:
         raise ValueError(f"tolerance must lie in {finest:g}..0.1 for {x.dtype}, got {tolerance!r}")
