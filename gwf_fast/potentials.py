@@ -72,10 +72,10 @@ class Gaussian(Density):
         _floating("covariance", self.covariance, 2)
         d = len(self.mean)
         if self.covariance.shape != (d, d):
-            raise ValueError(f"covariance: expected [{d}, {d}] for a mean [{d}], got {list(self.covariance.shape)}")
+            raise ValueError(f"covariance must be [{d}, {d}] for a mean [{d}], got {list(self.covariance.shape)}")
         scale, info = torch.linalg.cholesky_ex(self.covariance)
         if info.item() or not scale.isfinite().all():
-            raise ValueError("covariance: expected a positive definite matrix")
+            raise ValueError("covariance must be a positive definite matrix")
         inverse = torch.linalg.solve_triangular(scale, torch.eye(d).to(scale), upper=False)
         object.__setattr__(self, "_scale", scale)
         object.__setattr__(self, "_inverse", inverse)
@@ -175,7 +175,7 @@ class GaussianMixture(Density):
         w = (torch.ones(k) if self.weights is None else torch.as_tensor(self.weights)).to(self.means)
         for name, value in (("scales", s.expand(k) if s.ndim == 0 else s), ("weights", w)):
             if value.shape != (k,) or not (value > 0).all() or not value.isfinite().all():
-                raise ValueError(f"{name}: expected {k} positive numbers for means [{k}, {d}], got {value.tolist()}")
+                raise ValueError(f"{name} must be {k} positive numbers for means [{k}, {d}], got {value.tolist()}")
         s = s.expand(k)
         object.__setattr__(self, "_s", s)
         object.__setattr__(self, "_log_w", w.log() - w.sum().log() - d * (s.log() + _LOG_2PI / 2))
@@ -242,7 +242,7 @@ class BayesianLogisticRegression(Density):
         labels = self.labels.to(self.features)
         if labels.shape != self.features.shape[:1] or not (labels.abs() == 1).all():
             raise ValueError(
-                f"labels: expected [{len(self.features)}] values -1 or +1, got {list(labels.shape)} with values in "
+                f"labels must be [{len(self.features)}] values -1 or +1, got {list(labels.shape)} with values in "
                 f"{labels.unique()[:5].tolist()}"
             )
         object.__setattr__(self, "rate", as_positive("rate", self.rate))
@@ -283,11 +283,9 @@ class BayesianLogisticRegression(Density):
 
 def _floating(name: str, value: Tensor, ndim: int) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     check_kind(name, value)
     if value.ndim != ndim or not value.is_floating_point():
-        raise ValueError(
-            f"{name}: expected {ndim} dimension(s) of floating point, got {value.dtype} {list(value.shape)}"
-        )
+        raise ValueError(f"{name} must be {ndim} dimension(s) of floating point, got {value.dtype} {list(value.shape)}")
     if not value.isfinite().all():
         raise ValueError(f"{name}: contains NaN or infinity")

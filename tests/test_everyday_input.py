@@ -38,7 +38,7 @@ def test_numpy_integers(tmp_path):
 
 def test_x0_as_an_array_is_told():
     flow = gwf.JKOFlow(gwf.KL(lambda x: -x.square().sum(-1)), 2, 0.5, training=gwf.Training(batch_size=4, iterations=1))
-    with pytest.raises(TypeError, match=r"x0: expected a tensor \[N, D\] or a callable n -> samples, got ndarray"):
+    with pytest.raises(TypeError, match=r"x0 must be a tensor \[N, D\] or a callable n -> samples, got ndarray"):
         flow.run(X.numpy(), 1, progress=False)
 
 

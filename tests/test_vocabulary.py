@@ -189,3 +189,17 @@ def test_public_modules_say_what_they_export(module: ModuleType) -> None:
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__ and callable(value)
     }
     assert own - set(module.__all__) == set()
+
+
+def test_messages_have_one_form() -> None:
+    """ "{argument} must be {expected}, got {value}", where it says what is expected."""
+    package = Path(gwf.__file__).parent
+    other = re.compile(r"""["'][^"']*(: expected|: unknown|, expected one of|is not available, )""")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        if path.parent.name not in ("selftest",)
+        for line in path.read_text().splitlines()
+        if other.search(line) and "experiment" not in line
+    ]
+    assert found == []

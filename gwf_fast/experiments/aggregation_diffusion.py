@@ -66,7 +66,7 @@ def distance(particles: Tensor, density: Tensor) -> float:
 def build(settings: _Settings) -> base.Problem:
     """Both schemes from the same particles."""
     if not (math.isfinite(settings.mass) and settings.mass > 0):
-        raise ValueError(f"mass: expected a positive number, got {settings.mass:g}")
+        raise ValueError(f"mass must be a positive number, got {settings.mass:g}")
     interaction = Interaction(Gaussian(math.sqrt(0.5)) * (-1 / math.pi))
     functional = settings.mass * interaction + _DIFFUSION * settings.mass ** (_EXPONENT - 1) * GeneralizedEntropy(
         _EXPONENT

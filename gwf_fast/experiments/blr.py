@@ -58,7 +58,7 @@ def build(settings: _Settings) -> base.Problem:
     n_train = len(train)
     if n_train < 2 or len(test) == 0:
         raise ValueError(
-            f"input: expected at least 3 labelled rows, to train on 4 of 5 and test on the others, got {len(labels)}"
+            f"input must have at least 3 labelled rows, to train on 4 of 5 and test on the others, got {len(labels)}"
         )
     posterior = BayesianLogisticRegression(features[train], labels[train])
     dim = posterior.dim

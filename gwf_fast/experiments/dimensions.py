@@ -39,7 +39,7 @@ def parse(text: str) -> tuple[int, ...]:
     except ValueError:
         dims = [0]
     if dims[0] < 1:
-        raise ValueError(f"dim: expected positive integers such as 8 or 2,8,32, got {text!r}")
+        raise ValueError(f"dim must be positive integers such as 8 or 2,8,32, got {text!r}")
     return tuple(dims)
 
 

@@ -66,11 +66,11 @@ def build(settings: _Settings) -> base.Problem:
     if not settings.input:
         raise ValueError("input: the experiment 'mnist' needs --input, a folder with MNIST's IDX files")
     if settings.side % 2:
-        raise ValueError(f"side: expected an even number of pixels, got {settings.side}")
+        raise ValueError(f"side must be an even number of pixels, got {settings.side}")
     images, labels = read_digits(settings.input)
     if len(images) < _COLUMNS or len(labels.unique()) < 2:
         raise ValueError(
-            f"input: expected at least {_COLUMNS} images of at least two classes, got {len(images)} of "
+            f"input must have at least {_COLUMNS} images of at least two classes, got {len(images)} of "
             f"{len(labels.unique())}"
         )
     if settings.side > min(images.shape[1:]):

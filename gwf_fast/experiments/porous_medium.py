@@ -245,7 +245,7 @@ def _case(settings: _Settings, dim: int) -> dimensions.Case:
 def build(settings: _Settings) -> base.Problem:
     """A flow a dimension."""
     if not (math.isfinite(settings.exponent) and settings.exponent > 1):
-        raise ValueError(f"exponent: expected a number above 1, got {settings.exponent:g}")
+        raise ValueError(f"exponent must be a number above 1, got {settings.exponent:g}")
     dims = dimensions.parse(settings.dim)
     return dimensions.problem({dim: _case(settings, dim) for dim in dims}, _draw)
 

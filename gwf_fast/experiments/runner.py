@@ -127,11 +127,11 @@ def _checked(experiment: Experiment, given: dict[str, Any]) -> Settings:
         least = field.metadata["least"]
         if types[name] in (int, int | None) and name != "seed" and value < least:
             expected = "a positive integer" if least == 1 else f"an integer >= {least}"
-            raise ValueError(f"{name}: expected {expected}, got {value}")
+            raise ValueError(f"{name} must be {expected}, got {value}")
         if choices and value not in choices:
             close = difflib.get_close_matches(value, choices, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{hint}")
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
     return settings
 
 

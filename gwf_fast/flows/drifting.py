@@ -90,7 +90,7 @@ class DriftingModel:
         self.record_every = as_integer("record_every", record_every)
         lr, betas, ema = checked_optimization(lr, lr_schedule, betas, ema, optimizer)
         if generator is not None and not isinstance(generator, nn.Module):
-            raise TypeError(f"generator: expected a torch.nn.Module, got {type(generator).__name__}")
+            raise TypeError(f"generator must be a torch.nn.Module, got {type(generator).__name__}")
         self.drift = drift
         self.options = dict(options or {})
         self.generator = generator
@@ -313,12 +313,12 @@ class DriftingModel:
         """The drift as a function of x and y; one that learns is new."""
         if not isinstance(self.drift, str):
             if not callable(self.drift):
-                raise TypeError(f"drift: expected a name or a callable, got {type(self.drift).__name__}")
+                raise TypeError(f"drift must be a name or a callable, got {type(self.drift).__name__}")
             if self.options:
                 raise ValueError("options: go with a drift given by name; a callable has its own")
             return copy.deepcopy(self.drift) if is_stateful(self.drift) else self.drift
         if self.drift not in KINDS:
-            raise ValueError(f"drift: expected a callable or one of {', '.join(KINDS)}, got {self.drift!r}")
+            raise ValueError(f"drift must be a callable or one of {', '.join(KINDS)}, got {self.drift!r}")
         options = copy.deepcopy(self.options)
         if self.drift == "critic":
             _check_options(LearnedCritic, self.drift, options, self.dim)
@@ -341,7 +341,7 @@ def _sample(target: Target, dim: int) -> Tensor:
     with seeded(0, 0, device):
         y = draw_target(target, 1)
     if y.ndim != 2 or y.shape[1] != dim:
-        raise ValueError(f"target: expected samples [M, {dim}], got {list(y.shape)}")
+        raise ValueError(f"target must be samples [M, {dim}], got {list(y.shape)}")
     if not y.is_floating_point():
-        raise TypeError(f"target: expected floating-point samples, got {y.dtype}")
+        raise TypeError(f"target must be floating-point samples, got {y.dtype}")
     return y

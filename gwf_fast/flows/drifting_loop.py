@@ -126,7 +126,7 @@ class DriftingLoop:
         z = torch.randn(model.batch_size, model.latent_dim, generator=own_generator(like.device), **options)
         x = self._network(z)
         if x.shape != (model.batch_size, model.dim):
-            raise ValueError(f"generator: expected samples {[model.batch_size, model.dim]}, got {list(x.shape)}")
+            raise ValueError(f"generator must give samples {[model.batch_size, model.dim]}, got {list(x.shape)}")
         y = draw_target(self._target, model.n_targets).to(like)
         velocity, size = _velocity(asked(state.drift, x.detach(), y))
         loss = drifting_loss(x, _normalized(velocity))
@@ -156,7 +156,7 @@ def _velocity(drift: Any) -> tuple[Tensor, Tensor]:
     if isinstance(drift, drifts.MultiDrift):
         return drift.velocity, drift.raw.mean().double()
     if not isinstance(drift, Tensor):
-        raise TypeError(f"drift: expected a tensor [N, D], got {type(drift).__name__}")
+        raise TypeError(f"drift must give a tensor [N, D], got {type(drift).__name__}")
     return drift, drift.double().square().sum(-1).mean()
 
 

@@ -89,18 +89,18 @@ class JKOFlow:
         latent_dim: int | None = None,
     ) -> None:
         if not isinstance(functional, Functional):
-            raise TypeError(f"functional: expected a functional of gwf_fast, got {type(functional).__name__}")
+            raise TypeError(f"functional must be a functional of gwf_fast, got {type(functional).__name__}")
         dim = as_integer("dim", dim)
         latent_dim = None if latent_dim is None else as_integer("latent_dim", latent_dim)
         latent = dim if latent_dim is None else latent_dim
         if training is not None and not isinstance(training, Training):
-            raise TypeError(f"training: expected a gwf_fast.Training, got {type(training).__name__}")
+            raise TypeError(f"training must be a gwf_fast.Training, got {type(training).__name__}")
         if step_size != math.inf:
             step_size = as_number("step_size", step_size, "a positive number or math.inf", above=0)
         choices = (("scheme", scheme, SCHEMES), ("parametrization", parametrization, PARAMETRIZATIONS))
         for name, value, known in choices:
             if value not in known:
-                raise ValueError(f"{name}: {value!r} is not available, expected one of: {', '.join(known)}")
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         is_generator = parametrization == "generator"
         if latent_dim is not None and not is_generator:
             raise ValueError(f"latent_dim: got {latent_dim}, but only parametrization='generator' takes noise")
@@ -139,7 +139,7 @@ class JKOFlow:
         """
         with seeded(self.seed, 0, x0.device if isinstance(x0, Tensor) else torch.device("cpu")):
             if not isinstance(x0, Tensor) and not callable(x0):
-                raise TypeError(f"x0: expected a tensor [N, D] or a callable n -> samples, got {type(x0).__name__}")
+                raise TypeError(f"x0 must be a tensor [N, D] or a callable n -> samples, got {type(x0).__name__}")
             source = x0 if isinstance(x0, Tensor) else asked(x0, self.training.pool_size)
             self._check_source(source)
             source = source.detach()

@@ -39,5 +39,5 @@ def make_module(template: nn.Module | Callable[[], nn.Module], name: str) -> nn.
         return asked(lambda: MLP(**template.config))  # new weights for each, drawn from the flow's own generator
     module = copy.deepcopy(template) if isinstance(template, nn.Module) else asked(template)
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{name}: expected a torch.nn.Module or a callable that makes one, got {type(module).__name__}")
+        raise TypeError(f"{name} must be a torch.nn.Module or a callable that makes one, got {type(module).__name__}")
     return module

@@ -55,7 +55,7 @@ def split(scheme: str, functional: Functional) -> Split:
         ValueError: If there is no such scheme, or the functional does not suit it.
     """
     if scheme not in SCHEMES:
-        raise ValueError(f"scheme: {scheme!r} is not available, expected one of: {', '.join(SCHEMES)}")
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
     if scheme == "jko":
         return Split(None, functional)
     if scheme == "forward_backward":

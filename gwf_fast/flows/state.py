@@ -27,9 +27,9 @@ def check_source(particles: Tensor, dim: int, batch_size: int) -> None:
         check_kind("x0", particles)
     if not isinstance(particles, Tensor) or particles.ndim != 2 or particles.shape[1] != dim:
         got = list(particles.shape) if isinstance(particles, Tensor) else type(particles).__name__
-        raise ValueError(f"x0: expected samples [N, {dim}], got {got}")
+        raise ValueError(f"x0 must be samples [N, {dim}], got {got}")
     if len(particles) == 0 or not particles.is_floating_point():
-        raise ValueError(f"x0: expected floating-point samples, N > 0; got {particles.dtype}, N = {len(particles)}")
+        raise ValueError(f"x0 must be floating-point samples, N > 0, got {particles.dtype}, N = {len(particles)}")
     if not particles.isfinite().all():
         raise ValueError("x0: contains NaN or infinity")
     if batch_size > len(particles):

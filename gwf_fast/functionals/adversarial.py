@@ -59,7 +59,7 @@ class IPM(Functional):
     def __post_init__(self) -> None:
         check_target(self.target)
         if self.constraint not in CONSTRAINTS:
-            raise ValueError(f"constraint: expected one of {', '.join(CONSTRAINTS)}, got {self.constraint!r}")
+            raise ValueError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got {self.constraint!r}")
         object.__setattr__(self, "penalty", as_positive("penalty", self.penalty))
 
     @override

@@ -137,7 +137,7 @@ class Sum(Functional):
     def __post_init__(self) -> None:
         for coefficient, term in self.terms:
             if not math.isfinite(coefficient):
-                raise ValueError(f"coefficient of {type(term).__name__}: expected a finite number, got {coefficient}")
+                raise ValueError(f"coefficient of {type(term).__name__} must be a finite number, got {coefficient}")
             if term.needs_critic and coefficient <= 0:
                 raise ValueError(
                     f"coefficient of {type(term).__name__}: got {coefficient:g}, expected a positive number "
@@ -238,7 +238,7 @@ class KL(Functional):
     def __post_init__(self) -> None:
         if not callable(getattr(self.log_density, "log_density", self.log_density)):
             raise TypeError(
-                "log_density: expected a callable [N, D] -> [N] or an object with a log_density method, "
+                "log_density must be a callable [N, D] -> [N] or an object with a log_density method, "
                 f"got {type(self.log_density).__name__}"
             )
 

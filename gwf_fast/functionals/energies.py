@@ -55,7 +55,7 @@ class Interaction(Functional):
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, Kernel):
-            raise TypeError(f"kernel: expected a kernel of gwf_fast, got {type(self.kernel).__name__}")
+            raise TypeError(f"kernel must be a kernel of gwf_fast, got {type(self.kernel).__name__}")
         check_steps_method(self.method)
 
     @property

@@ -28,12 +28,12 @@ def check_target(target: Target) -> None:
         check_kind("target", target)
         if target.ndim != 2 or len(target) == 0 or not target.is_floating_point():
             raise ValueError(
-                f"target: expected floating-point samples [M, D] with M > 0, got {target.dtype} {list(target.shape)}"
+                f"target must be floating-point samples [M, D] with M > 0, got {target.dtype} {list(target.shape)}"
             )
         if not target.isfinite().all():
             raise ValueError("target: contains NaN or infinity")
     elif not callable(target):
-        raise TypeError(f"target: expected a tensor [M, D] or a callable n -> samples, got {type(target).__name__}")
+        raise TypeError(f"target must be a tensor [M, D] or a callable n -> samples, got {type(target).__name__}")
 
 
 def is_asked(target: object) -> bool:
@@ -53,7 +53,7 @@ def draw_target(target: Target, n: int, draws: Draws | None = None) -> Tensor:
     fits = isinstance(samples, Tensor) and samples.ndim == 2 and (draws is None or len(samples) == n)
     if not fits:
         got = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
-        raise ValueError(f"target: expected samples [{n}, D] for n = {n}, got {got}")
+        raise ValueError(f"target must give samples [{n}, D] for n = {n}, got {got}")
     return samples
 
 
@@ -64,7 +64,7 @@ def matched(z: Tensor, x: Tensor) -> Tensor:
         ValueError: If they have another dimension.
     """
     if z.shape[1] != x.shape[1]:
-        raise ValueError(f"target: expected samples [{len(z)}, {x.shape[1]}], got {list(z.shape)}")
+        raise ValueError(f"target must give samples [{len(z)}, {x.shape[1]}], got {list(z.shape)}")
     return z.to(x)
 
 
@@ -90,13 +90,13 @@ def batch_rows(pool: Tensor, n: int, draws: Draws | None = None) -> Tensor | Non
 def raw_output(critic: nn.Module | None, x: Tensor) -> Tensor:
     """A critic's output at x [N, D], as [N]."""
     if critic is None:
-        raise ValueError("critic: expected a module, got None")
+        raise ValueError("critic must be a module, got None")
     v = critic(x)
     if v.shape == (*x.shape[:-1], 1):
         return v.squeeze(-1)
     if v.shape != x.shape[:-1]:
         n = x.shape[0]
-        raise ValueError(f"critic: expected an output of shape [{n}, 1] or [{n}], got {list(v.shape)}")
+        raise ValueError(f"critic must have an output of shape [{n}, 1] or [{n}], got {list(v.shape)}")
     return v
 
 
@@ -112,7 +112,7 @@ def evaluated(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Ten
     out = function(x) if is_ours else asked(function, x)
     if not isinstance(out, Tensor) or out.shape != x.shape[:-1]:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"{name}: expected a tensor of shape {list(x.shape[:-1])} for x {list(x.shape)}, got {got}")
+        raise ValueError(f"{name} must give a tensor of shape {list(x.shape[:-1])} for x {list(x.shape)}, got {got}")
     return out
 
 

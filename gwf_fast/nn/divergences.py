@@ -290,7 +290,7 @@ def divergence(name: str, parameter: float | None = None) -> Divergence:
         if parameter is None:
             raise ValueError(f"parameter: the divergence {name!r} needs one, got None")
         return _PARAMETRIC[name](float(parameter))
-    raise ValueError(f"name: unknown divergence {name!r}, expected one of {', '.join((*_PLAIN, *_PARAMETRIC))}")
+    raise ValueError(f"name must be one of {', '.join((*_PLAIN, *_PARAMETRIC))}, got {name!r}")
 
 
 def variational(name: str, parameter: float | None = None) -> Variational:
@@ -300,7 +300,7 @@ def variational(name: str, parameter: float | None = None) -> Variational:
         ValueError: As there, and if the row has none.
     """
     if name not in DIVERGENCES:
-        raise ValueError(f"name: unknown divergence {name!r}, expected one of {', '.join(DIVERGENCES)}")
+        raise ValueError(f"name must be one of {', '.join(DIVERGENCES)}, got {name!r}")
     row = divergence(name, parameter)
     assert isinstance(row, Variational)
     return row
@@ -351,13 +351,13 @@ def objective(name: str, parameter: float | None = None) -> Objective:
         return Objective(row.activation, row.conjugate_of_activation, row.compiled)
     if name == "entropy":
         if parameter is None or not parameter > 1:
-            raise ValueError(f'divergence: expected ("entropy", m) with m > 1, got {_given(name, parameter)!r}')
+            raise ValueError(f'divergence must be ("entropy", m) with m > 1, got {_given(name, parameter)!r}')
         power = parameter / (parameter - 1)
         compiled = _RAW, Compiled("ramp_power", power)
         return Objective(_identity, lambda v: v.clamp(min=0) ** power / power, compiled, scale=power)
     if name not in _OBJECTIVES:
         known = ", ".join((*DIVERGENCES, *OBJECTIVES))
-        raise ValueError(f"divergence: unknown {name!r}, expected one of {known}")
+        raise ValueError(f"divergence must be one of {known}, got {name!r}")
     if parameter is not None:
         raise ValueError(f"divergence: {name!r} takes no parameter, got {_given(name, parameter)!r}")
     return _OBJECTIVES[name]

@@ -121,5 +121,5 @@ def output_activation(output: str | Sequence) -> Activation:
     plain["expm1"] = Activation(lambda: Elementwise("expm1", torch.expm1), Compiled("expm1"))
     if name not in plain or parameter is not None:
         names = ", ".join([*plain, '("scaled_sigmoid", scale)', *DIVERGENCES])
-        raise ValueError(f"output: unknown {output!r}, expected None or one of {names}")
+        raise ValueError(f"output must be None or one of {names}, got {output!r}")
     return plain[name]

@@ -74,9 +74,9 @@ class MLP(nn.Sequential):
     ) -> None:
         sizes = tuple(int(s) for s in sizes)
         if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"sizes: expected at least two positive widths, got {list(sizes)}")
+            raise ValueError(f"sizes must be at least two positive widths, got {list(sizes)}")
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation: unknown {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         if residual and sizes[0] != sizes[-1]:
             raise ValueError(f"residual: needs as many outputs as inputs, got sizes {list(sizes)}")
         hidden = ACTIVATIONS[activation]

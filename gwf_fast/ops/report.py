@@ -184,7 +184,7 @@ def public_name(fn: Callable[..., Any]) -> str:
     name = f"drift.{short}" if module.startswith("gwf_fast.drift.") else short
     if name not in CALLED_FOR or not _is_ours(fn):
         raise TypeError(
-            f"explain: expected a function that a backend serves, such as gwf_fast.kernel_sum, got {module}.{short};"
+            f"fn must be a function that a backend serves, such as gwf_fast.kernel_sum, got {module}.{short};"
             f" known are {', '.join(CALLED_FOR)}; besides networks of gwf_fast.nn, and JKOFlow.run and .step"
         )
     return name

@@ -180,8 +180,8 @@ def assert_one_line(result, *parts):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--kind", "gdm"], ["kind: expected one of gmd, ", "got 'gdm'; did you mean 'gmd'?"]),
-        (["--data", "moon"], ["data: expected one of 8gaussians, ", "did you mean 'moons'?"]),
+        (["--kind", "gdm"], ["kind must be one of gmd, ", "got 'gdm'; did you mean 'gmd'?"]),
+        (["--data", "moon"], ["data must be one of 8gaussians, ", "did you mean 'moons'?"]),
         (["--data", "mnist"], ["input: --data mnist needs --input"]),
         (["--data", "mnist", "--input", "absent"], ["input: no such file: absent"]),
         (["--data", "mnist", "--input", "empty"], ["input: empty holds no file called"]),
@@ -189,12 +189,12 @@ def assert_one_line(result, *parts):
         (["--kind", "energy", "--bandwidth", "1"], ["bandwidth: the drift 'energy' has no such option", "--exponent"]),
         (["--transform", "kl"], ["transform: the drift 'gmd' has no such option; it has --bandwidth"]),
         (["--compare", "--kind", "gmd"], ["kind: does not go with --compare"]),
-        (["--kind", "critic", "--transform", "gan"], ["transform: expected one of wgan, "]),
+        (["--kind", "critic", "--transform", "gan"], ["transform must be one of wgan, "]),
         (["--bandwidth", "-1"], ["temperature must be a positive number, got -1.0"]),
         (["--kind", "mmd", "--bandwidth", "nan"], ["bandwidth"]),
         (["--kind", "energy", "--exponent", "2"], ["exponent"]),
-        (["--steps", "0"], ["steps: expected a positive integer, got 0"]),
-        (["--lr", "0"], ["lr: expected a positive number, got 0.0"]),
+        (["--steps", "0"], ["steps must be a positive integer, got 0"]),
+        (["--lr", "0"], ["lr must be a positive number, got 0.0"]),
         (["--particles", "5"], ["particles: the experiment 'drift' has no such option"]),
     ],
 )

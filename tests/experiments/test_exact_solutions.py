@@ -182,13 +182,13 @@ def test_a_short_run_stays_a_barenblatt_profile(tmp_path):
 
 @pytest.mark.parametrize("text", ["0", "2,x", "", "3,-1"])
 def test_bad_dimensions(text):
-    with pytest.raises(ValueError, match="dim: expected positive integers such as 8 or 2,8,32, got"):
+    with pytest.raises(ValueError, match="dim must be positive integers such as 8 or 2,8,32, got"):
         dimensions.parse(text)
 
 
 def test_dimensions_and_exponents():
     assert dimensions.parse("8, 2,8") == (2, 8)
-    with pytest.raises(ValueError, match="exponent: expected a number above 1, got 1"):
+    with pytest.raises(ValueError, match="exponent must be a number above 1, got 1"):
         runner.run("porous-medium", {"exponent": 1.0}, None, resume=False, say=print)
     assert ornstein_uhlenbeck.EXPERIMENT.name == "ornstein-uhlenbeck"
     assert porous_medium.EXPERIMENT.name == "porous-medium"
@@ -237,5 +237,5 @@ def test_aggregation_diffusion_follows_the_reference(tmp_path):
         assert metrics[f"{name}_mean_square_radius_over_that_of_reference"] == pytest.approx(1, abs=0.05)
         assert metrics[f"{name}_energy"] == pytest.approx(metrics["energy_of_reference"], abs=0.01)
     assert (out / "non-splitting" / "samples.npy").exists() and (out / "figure.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="mass: expected a positive number, got -1"):
+    with pytest.raises(ValueError, match="mass must be a positive number, got -1"):
         runner.run("aggregation-diffusion", {"mass": -1.0}, tmp_path / "bad", resume=False, say=print)

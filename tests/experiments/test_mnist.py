@@ -188,7 +188,7 @@ def test_on_mnist(tmp_path):
     ("arguments", "message"),
     [
         ([], "needs --input, a folder with MNIST's IDX files"),
-        (["--side", "7"], "side: expected an even number of pixels, got 7"),
+        (["--side", "7"], "side must be an even number of pixels, got 7"),
         (["--side", "40"], r"side: the images have [12, 12] pixels, got 40"),
         (["--input", "missing-folder"], "input: no such file: missing-folder"),
     ],

@@ -185,8 +185,8 @@ def test_divergence_names_the_update_and_keeps_the_state_before_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "part"),
     [
-        ({"drift": "gdm"}, ValueError, "drift: expected a callable or one of gmd, "),
-        ({"drift": 3}, TypeError, "drift: expected a name or a callable, got int"),
+        ({"drift": "gdm"}, ValueError, "drift must be a callable or one of gmd, "),
+        ({"drift": 3}, TypeError, "drift must be a name or a callable, got int"),
         ({"options": {}}, ValueError, "options: do not fit the drift 'gmd': missing a required .*temperature"),
         ({"options": {"temperature": 1.0, "speed": 2}}, ValueError, "options: .*unexpected keyword argument 'speed'"),
         ({"drift": towards_the_mean}, ValueError, "options: go with a drift given by name"),
@@ -195,12 +195,16 @@ def test_divergence_names_the_update_and_keeps_the_state_before_it(tmp_path):
         ({"dim": 0}, ValueError, "dim must be a positive integer, got 0"),
         ({"batch_size": True}, TypeError, "batch_size must be a positive integer, got bool True"),
         ({"n_targets": -1}, ValueError, "n_targets must be a positive integer, got -1"),
-        ({"lr": 0.0}, ValueError, "lr: expected a positive number, got 0.0"),
-        ({"lr_schedule": "linear"}, ValueError, "lr_schedule: expected one of constant, cosine, got 'linear'"),
-        ({"betas": (0.9, 1.0)}, ValueError, "betas: expected two numbers in"),
-        ({"ema": 1.0}, ValueError, "ema: expected a number in"),
-        ({"generator": "mlp"}, TypeError, "generator: expected a torch.nn.Module, got str"),
-        ({"generator": nn.Linear(3, 5)}, ValueError, r"generator: expected samples \[32, 2\], got \[32, 5\]"),
+        ({"lr": 0.0}, ValueError, "lr must be a positive number, got 0.0"),
+        (
+            {"lr_schedule": "linear"},
+            ValueError,
+            "lr_schedule must be one of constant, cosine, or callable, got",
+        ),
+        ({"betas": (0.9, 1.0)}, ValueError, "betas must be two numbers in"),
+        ({"ema": 1.0}, ValueError, "ema must be a number in"),
+        ({"generator": "mlp"}, TypeError, "generator must be a torch.nn.Module, got str"),
+        ({"generator": nn.Linear(3, 5)}, ValueError, r"generator must give samples \[32, 2\], got \[32, 5\]"),
     ],
 )
 def test_bad_arguments(arguments, error, part):
@@ -212,11 +216,11 @@ def test_bad_arguments(arguments, error, part):
 @pytest.mark.parametrize(
     ("target", "n_steps", "error", "part"),
     [
-        (TARGET[:, :1], 1, ValueError, r"target: expected samples \[M, 2\], got \[1, 1\]"),
-        (TARGET[:0], 1, ValueError, "target: expected floating-point samples"),
+        (TARGET[:, :1], 1, ValueError, r"target must be samples \[M, 2\], got \[1, 1\]"),
+        (TARGET[:0], 1, ValueError, "target must be floating-point samples"),
         (TARGET * math.nan, 1, ValueError, "target: contains NaN or infinity"),
-        ("8gaussians", 1, TypeError, "target: expected a tensor"),
-        (lambda n: torch.zeros(n, 2, dtype=torch.int64), 1, TypeError, "target: expected floating-point samples"),
+        ("8gaussians", 1, TypeError, "target must be a tensor"),
+        (lambda n: torch.zeros(n, 2, dtype=torch.int64), 1, TypeError, "target must be floating-point samples"),
         (TARGET, -1, ValueError, "n_steps must be an integer >= 0, got -1"),
     ],
 )

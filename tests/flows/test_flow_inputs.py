@@ -38,15 +38,15 @@ def test_bad_targets_and_densities_are_named(engine):
     def run(functional, n=100):
         flow(functional, engine).run(points(n), 1, progress=False)
 
-    with pytest.raises(ValueError, match=r"log_density: expected a tensor of shape \[64\]"):
+    with pytest.raises(ValueError, match=r"log_density must give a tensor of shape \[64\]"):
         run(KL(lambda x: x))
     with pytest.raises(ValueError, match="log_density: takes 3 dimensions, the particles have 2"):
         run(KL(gwf.potentials.Gaussian(torch.zeros(3), torch.eye(3))))
     for target in (lambda n: torch.randn(n, 3), torch.randn(64, 3)):
         for functional in (JensenShannon(target), SquaredMMD(target, gwf.Riesz()), IPM(target)):
-            with pytest.raises(ValueError, match=r"target: expected samples \[64, 2\], got \[64, 3\]"):
+            with pytest.raises(ValueError, match=r"target must give samples \[64, 2\], got \[64, 3\]"):
                 run(functional)
-    with pytest.raises(ValueError, match=r"target: expected samples \[64, D\] for n = 64, got \[32, 2\]"):
+    with pytest.raises(ValueError, match=r"target must give samples \[64, D\] for n = 64, got \[32, 2\]"):
         run(JensenShannon(lambda n: torch.randn(n // 2, 2)))
     with pytest.raises(ValueError, match="batch_size: 64 is larger than the pool of 63 particles"):
         run(KL(lambda x: x.sum(-1)), 63)
@@ -154,7 +154,7 @@ def test_a_folder_of_a_run_that_was_killed_at_once(tmp_path):
 
 
 def test_explicit_schemes_check_what_they_do_not_use():
-    with pytest.raises(ValueError, match="engine: unknown 'swift'"):
+    with pytest.raises(ValueError, match="engine must be None or one of fused, torch, got 'swift'"):
         flow(JensenShannon(points()), "swift", scheme="explicit")
     with pytest.raises(ValueError, match=r"critic_dropout: scheme 'explicit' .* without dropout, got 0\.2"):
         flow(JensenShannon(points()), None, scheme="explicit", dropout=0.2)

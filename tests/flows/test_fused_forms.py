@@ -151,7 +151,7 @@ def test_dropout_of_other_modules_is_refused():
             match=r"torch: Training\(dropout=\) is for gwf_fast.nn.MLP as it was made; put nn.Dropout into the map",
         ):
             gwf.JKOFlow(gwf.Potential(squares), 2, 0.5, map=module, training=Training(dropout=0.1))
-    with pytest.raises(ValueError, match=r"dropout: expected a number in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"dropout must be a number in \[0, 1\), got 1"):
         Training(dropout=1)
 
 

@@ -196,10 +196,10 @@ def test_without_proximity_it_goes_farther():
         (lambda: flow(latent_dim=0), "latent_dim must be a positive integer"),
         (lambda: flow(parametrization="composition"), "latent_dim: got 4, but only parametrization='generator'"),
         (lambda: flow(scheme="explicit"), "scheme: 'explicit' moves the particles themselves"),
-        (lambda: flow().init(torch.randn(64, 2)), r"x0: expected samples \[N, 4\], got \[64, 2\]"),
+        (lambda: flow().init(torch.randn(64, 2)), r"x0 must be samples \[N, 4\], got \[64, 2\]"),
         (lambda: flow().init(torch.randn(31, 4)), "batch_size: 32 is larger than the pool of 31"),
         (lambda: flow(map=MLP([4, 3]), engine="fused"), "the critic takes 2 dimensions, the map gives 3"),
-        (lambda: flow(map=nn.Linear(4, 1), engine="torch").run(noise, 1, progress=False), r"map: expected an output"),
+        (lambda: flow(map=nn.Linear(4, 1), engine="torch").run(noise, 1, progress=False), r"map must have an output"),
         (lambda: flow(map=MLP([3, 2])).run(noise, 1, progress=False), r"x must have shape \[\*B, 3\]"),
     ],
 )

@@ -211,14 +211,14 @@ def test_bad_schemes():
         gwf.JKOFlow(entropy, 2, 0.1, scheme="forward_backward")
     with pytest.raises(ValueError, match=r"Interaction terms only, use 'explicit'"):
         gwf.JKOFlow(gwf.Interaction(SQUARE), 2, 0.1, scheme="forward_backward")
-    with pytest.raises(ValueError, match="scheme: 'euler' is not available, expected one of: jko, forward_backward"):
+    with pytest.raises(ValueError, match="scheme must be one of jko, forward_backward"):
         gwf.JKOFlow(entropy, 2, 0.1, scheme="euler")
     for m in (0.5, math.nan, "2"):
-        with pytest.raises(ValueError, match="m: expected a finite number >= 1"):
+        with pytest.raises(TypeError if m == "2" else ValueError, match="m must be a number >= 1"):
             gwf.GeneralizedEntropy(m)
-    with pytest.raises(ValueError, match="bandwidth: expected None or a positive"):
+    with pytest.raises(ValueError, match="bandwidth must be a positive"):
         gwf.GeneralizedEntropy(2, bandwidth=-1.0)
-    with pytest.raises(TypeError, match="kernel: expected a kernel of gwf_fast, got float"):
+    with pytest.raises(TypeError, match="kernel must be a kernel of gwf_fast, got float"):
         gwf.Interaction(3.0)
     with pytest.raises(ValueError, match=r"method must be one of exact, nufft, auto, .* got 'fast'"):
         gwf.Interaction(SQUARE, method="fast")
@@ -346,7 +346,7 @@ def test_blob_steps_of_many_particles_are_summed_fast(m):
     [
         ({"m": 0.5}, ValueError, "m must be a number >= 1"),
         ({"bandwidth": 0.0}, ValueError, "bandwidth must be a positive number"),
-        ({"bandwidth": "1"}, TypeError, "bandwidth must be a number"),
+        ({"bandwidth": "1"}, TypeError, "bandwidth must be a positive number"),
         ({"form": "sph"}, ValueError, "form must be one of energy, density, got 'sph'"),
         ({"sources": torch.zeros(4, 3)}, ValueError, "sources must have the dimension of x"),
         ({"weights": torch.zeros(3)}, ValueError, "weights must have shape"),

@@ -252,13 +252,13 @@ def test_bad_input():
     critic = gwf.nn.MLP((3, 4, 1)).double()
     x, z = batches()
     for bad, message in (
-        ({"divergence": "hing"}, "divergence: unknown 'hing', expected one of kl, .*, hinge"),
+        ({"divergence": "hing"}, "divergence must be one of kl, .*, hinge, .* got 'hing'"),
         ({"divergence": ("hinge", 2.0)}, "'hinge' takes no parameter"),
         ({"divergence": "entropy"}, "with m > 1"),
         ({"divergence": "ipm", "penalty": -1.0}, "penalty must be a number >= 0"),
         ({"divergence": "ipm", "penalty": 1.0, "mixing": torch.ones(3)}, r"mixing must have shape \[50\], got \[3\]"),
         ({"divergence": ("alpha", 1.0)}, "alpha = 1 is a limit"),
-        ({"divergence": ("alpha",)}, r"divergence: expected a name or a pair"),
+        ({"divergence": ("alpha",)}, r"divergence must be a name or a pair"),
         ({"z": z[:, :2], "divergence": "kl"}, "z must have the dimension of x, D = 3"),
         ({"z": z[:0], "divergence": "kl"}, r"z must have shape \[N, D\] with N >= 1, got \[0, 3\]"),
         (

@@ -361,13 +361,13 @@ def test_wider_networks_run_as_modules():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((3,),), "sizes: expected at least two positive widths, got [3]"),
-        (((3, 0, 1),), "sizes: expected at least two positive widths"),
-        (((3, 4, 1), "gelu"), "activation: unknown 'gelu', expected one of identity, relu"),
-        (((3, 4, 1), "relu", "prelu"), "output: unknown 'prelu', expected None or one of"),
+        (((3,),), "sizes must be at least two positive widths, got [3]"),
+        (((3, 0, 1),), "sizes must be at least two positive widths"),
+        (((3, 4, 1), "gelu"), "activation must be one of identity, relu"),
+        (((3, 4, 1), "relu", "prelu"), "output must be None or one of"),
         (((3, 4, 1), "relu", "alpha"), "parameter: the divergence 'alpha' needs one"),
-        (((3, 4, 1), "relu", ("square", 2.0)), "output: unknown ('square', 2.0)"),
-        (((3, 4, 1), "relu", (1, 2)), "output: expected a name or a pair (name, number), got (1, 2)"),
+        (((3, 4, 1), "relu", ("square", 2.0)), "output must be None or one of"),
+        (((3, 4, 1), "relu", (1, 2)), "output must be a name or a pair (name, number), got (1, 2)"),
         (((3, 4, 1), "relu", None, True), "residual: needs as many outputs as inputs, got sizes [3, 4, 1]"),
     ],
 )

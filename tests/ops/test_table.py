@@ -121,7 +121,7 @@ REFUSED = [torch.sin, gwf.nn.MLP, gwf.median_bandwidth, gwf.drift.critic, len, p
 
 @pytest.mark.parametrize("function", REFUSED)
 def test_explain_refuses_what_it_does_not_know(function):
-    with pytest.raises(TypeError, match="explain: expected a function that a backend serves, such as") as caught:
+    with pytest.raises(TypeError, match="fn must be a function that a backend serves, such as") as caught:
         gwf.explain(function, X, Y)
     name = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
     assert "\n" not in str(caught.value)

@@ -113,7 +113,7 @@ def test_bad_bandwidth(make, value):
         (lambda: gwf.PowerLaw(math.nan, 1), ValueError, "attraction must be"),
         (lambda: gwf.Morse(-1.0, 1.0, 1.0, 1.0), ValueError, "repulsion_strength must not be negative"),
         (lambda: gwf.Morse(1.0, 1.0, 1.0, 0.0), ValueError, "attraction_range must be a positive number"),
-        (lambda: gwf.Gaussian(1.0) * math.inf, ValueError, "coefficient must be finite"),
+        (lambda: gwf.Gaussian(1.0) * math.inf, ValueError, "coefficient must be a finite number"),
         (lambda: gwf.Gaussian(1.0) + 1.0, TypeError, "unsupported operand"),
     ],
 )

@@ -18,7 +18,7 @@ ENGINES: dict[str, Engine] = {engine.name: engine for engine in (FusedEngine(), 
 def require_known(name: str | None) -> None:
     """Raise ValueError if there is no engine of this name."""
     if name is not None and name not in ENGINES:
-        raise ValueError(f"engine: unknown {name!r}, available: {', '.join(ENGINES)}")
+        raise ValueError(f"engine must be None or one of {', '.join(ENGINES)}, got {name!r}")
 
 
 def resolve(

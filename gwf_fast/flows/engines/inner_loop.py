@@ -155,4 +155,4 @@ def require_shape(name: str, out: object, shape: tuple[int, ...]) -> None:
     """Raise ValueError where a module's output has another shape, before it is broadcast."""
     if not isinstance(out, Tensor) or out.shape != shape:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"{name}: expected an output of shape {list(shape)}, got {got}")
+        raise ValueError(f"{name} must have an output of shape {list(shape)}, got {got}")
