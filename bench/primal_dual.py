@@ -112,9 +112,9 @@ def fused(count: int, penalised: bool, size: Size) -> Contender:
     )
     penalty = PENALTY if penalised else 0.0
     schedule = torch.cat((torch.ones(count), torch.zeros(count))).double()
-    loop = PrimalDual(
-        dataclasses.replace(compiled_problem(problem), map_steps=0, penalty=penalty, seed=SEED, schedule=schedule)
-    )
+    made = compiled_problem(problem)
+    numbers = {**made.numbers, "map_steps": 0, "penalty": penalty, "seed": SEED}
+    loop = PrimalDual(dataclasses.replace(made, numbers=numbers, schedule=schedule))
     parameters = list(nets.critic.parameters())
     start = flat(parameters).clone()
 

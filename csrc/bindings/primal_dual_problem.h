@@ -4,7 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <tuple>
+#include <algorithm>
+#include <iterator>
+#include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -53,40 +56,55 @@ template <class T> Density<T> density(Crossing& crossing, const py::tuple& from)
     return made;
 }
 
+// A number of the loop by its name.
+template <class V> V loop_number(const py::dict& from, const char* name) {
+    if (!from.contains(name)) throw std::invalid_argument(std::string("numbers: ") + name + " is missing");
+    const py::object value = from[name];
+    if constexpr (std::is_same_v<V, TargetKind>) {
+        const auto kind = value.cast<std::string>();
+        const auto* found = std::find(std::begin(target_kinds), std::end(target_kinds), kind);
+        if (found == std::end(target_kinds)) throw std::invalid_argument("numbers: there is no target_kind " + kind);
+        return TargetKind(found - std::begin(target_kinds));
+    } else {
+        return value.cast<V>();
+    }
+}
+
+inline LoopNumbers loop_numbers(const py::dict& from) {
+    LoopNumbers made{};
+    size_t known = 0;
+#define GWF_READ(type, name) made.name = loop_number<type>(from, #name), known++;
+    GWF_LOOP_NUMBERS(GWF_READ)
+#undef GWF_READ
+#define GWF_READ(type, name) made.adam.name = loop_number<type>(from, #name), known++;
+    GWF_ADAM_NUMBERS(GWF_READ)
+#undef GWF_READ
+    if (known != from.size()) throw std::invalid_argument("numbers: some are not a loop's");
+    return made;
+}
+
 // Without the callbacks.
 template <class T> PrimalDualProblem<T> primal_dual_problem(Crossing& crossing, const py::dict& from) {
-    PrimalDualProblem<T> made{};
+    PrimalDualProblem<T> made{loop_numbers(from["numbers"].cast<py::dict>())};
     const py::object inputs = from["inputs"], anchors = from["anchors"], target = from["target"], mean = from["mean"];
     const Array pool = crossing.leading(inputs, "inputs", 2, 2);
     const Array images = anchors.is_none() ? pool : crossing.leading(anchors, "anchors", 2, 2);
     made.input_dim = pool.size(1);
     made.dim = images.size(1);
     made.pool_size = pool.size(0);
-    made.batch = from["batch"].cast<int64_t>();
-    made.critic_steps = from["critic_steps"].cast<int64_t>();
-    made.map_steps = from["map_steps"].cast<int64_t>();
-    made.step_size = from["step_size"].cast<double>();
     made.inputs = crossing.read<T>(inputs, "inputs", {made.pool_size, made.input_dim});
     made.anchors = crossing.read_if<T>(anchors, "anchors", {made.pool_size, made.dim});
     made.whole_pool = made.batch == made.pool_size;
-    made.target_kind = TargetKind(from["target_kind"].cast<int>());
     made.target_size = target.is_none() ? 0 : Crossing::look(target, "target").size(0);
     made.target = crossing.read_if<T>(target, "target", {made.target_size, made.dim});
-    made.target_batch = from["target_batch"].cast<int64_t>();
     if (made.batch < 1 || made.batch > made.pool_size) throw std::invalid_argument("batch: 1 to the size of the pool");
     const bool stored = made.target_kind == TargetKind::samples || made.target_kind == TargetKind::whole;
     const bool needed = stored && !from["critic"].is_none();
     if (needed && (made.target_batch < 1 || made.target_batch > made.target_size))
         throw std::invalid_argument("target_batch: 1 to the size of the target");
-    made.coefficient = from["coefficient"].cast<double>();
-    made.map_coefficient = from["map_coefficient"].cast<double>();
     made.of_model = elementwise(from["of_model"]);
     made.of_target = elementwise(from["of_target"]);
-    made.log_mean = from["log_mean"].cast<bool>();
-    made.penalty = from["penalty"].cast<double>();
     made.mean = crossing.read_if<T>(mean, "mean", {made.dim});
-    made.with_log_mu = from["with_log_mu"].cast<bool>();
-    made.log_norm = from["log_norm"].cast<double>();
     if (made.mean) made.whitening = crossing.read<T>(from["whitening"], "whitening", {made.dim, made.dim});
     made.density = density<T>(crossing, from["density"].cast<py::tuple>());
     made.map = trained<T>(crossing, from["map"].cast<py::dict>());
@@ -97,14 +115,8 @@ template <class T> PrimalDualProblem<T> primal_dual_problem(Crossing& crossing, 
         if (made.critic.layers.front().in != made.dim || made.critic.layers.back().out != 1)
             throw std::invalid_argument("critic: from the dimension of the anchors to one number");
     }
-    std::tie(made.map_dropout, made.critic_dropout) = from["dropout"].cast<std::pair<double, double>>();
-    const auto adam = from["adam"].cast<std::vector<double>>();
-    made.adam = {adam.at(0), adam.at(1), adam.at(2), adam.at(3), adam.at(4), adam.at(5)};
     made.iterations = Crossing::look(from["schedule"], "schedule").count();
     made.schedule = crossing.read<double>(from["schedule"], "schedule", {made.iterations});
-    made.seed = from["seed"].cast<uint64_t>();
-    made.target_stream = from["target_stream"].cast<uint32_t>();
-    made.penalty_stream = from["penalty_stream"].cast<uint32_t>();
     return made;
 }
 

@@ -335,22 +335,16 @@ inline LoopPlan plan_loop(const LoopSizes& sizes, int number_bytes, const LoopDe
 }
 
 // One launch: iterations first, ..., first + count - 1.
-template <class T> struct LoopArguments {
+template <class T> struct LoopArguments : LoopNumbers {
     LoopLayout layout;
     int input_dim, dim;
-    std::int64_t batch, target_batch, pool_size, target_size;
-    int critic_steps, map_steps;
-    double step_size, coefficient, map_coefficient, penalty, log_norm;
-    bool whole_pool, with_log_mu, log_mean;
-    TargetKind target_kind;
+    std::int64_t pool_size, target_size;
+    bool whole_pool;
     Elementwise of_model, of_target;
     LoopDensity<T> density;
     const T *inputs, *anchors, *target;
-    AdamSettings adam;
     double map_rate, critic_rate;
     double map_powers[2], critic_powers[2];  // beta^t before the first update
-    std::uint64_t seed;
-    std::uint32_t target_stream, penalty_stream;
     std::int64_t first, count;
 
     T* numbers;                    // the workspace

@@ -51,39 +51,23 @@ template <class T> class DeviceLoop {
     const LoopPlan& plan() const { return plan_; }
 
     void run(std::int64_t first, std::int64_t count, const LoopWorkspace& at) {
-        LoopArguments<T> a{};
+        LoopArguments<T> a{p_};
         a.layout = plan_.layout;
         a.input_dim = int(p_.input_dim);
         a.dim = int(p_.dim);
-        a.batch = p_.batch;
-        a.target_batch = p_.target_batch;
         a.pool_size = p_.pool_size;
         a.target_size = p_.target_size;
-        a.critic_steps = int(p_.critic_steps);
-        a.map_steps = int(p_.map_steps);
-        a.step_size = p_.step_size;
-        a.coefficient = p_.coefficient;
-        a.map_coefficient = p_.map_coefficient;
-        a.penalty = p_.penalty;
-        a.log_norm = p_.log_norm;
         a.whole_pool = p_.whole_pool;
-        a.with_log_mu = p_.with_log_mu;
-        a.log_mean = p_.log_mean;
-        a.target_kind = p_.target_kind;
         a.of_model = p_.of_model;
         a.of_target = p_.of_target;
         a.density = loop_density(p_.density, p_.dim);
         a.inputs = p_.inputs;
         a.anchors = p_.anchors;
         a.target = p_.target;
-        a.adam = p_.adam;
         a.map_rate = p_.map.rate;
         a.critic_rate = p_.critic.rate;
         powers(p_.map.steps, a.map_powers);
         powers(p_.critic.steps, a.critic_powers);
-        a.seed = p_.seed;
-        a.target_stream = p_.target_stream;
-        a.penalty_stream = p_.penalty_stream;
         a.first = first;
         a.count = count;
         a.numbers = reinterpret_cast<T*>(at.numbers);

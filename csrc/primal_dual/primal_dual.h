@@ -26,18 +26,54 @@ template <class T> struct TrainedArrays {
     double rate;
 };
 
-struct AdamSettings {
-    double beta1, beta2, epsilon, weight_decay;  // the last decoupled from the gradient (AdamW)
-    double clip;                                 // largest norm of a gradient, 0 = no clipping
-    double average;                              // decay of the moving average of the map's parameters, 0 = none
-};
-
 enum class TargetKind {
     whole,    // all samples at once, each iteration
     samples,  // rows drawn with replacement
     normal,   // standard normal
     callback
 };
+inline constexpr const char* target_kinds[] = {"whole", "samples", "normal", "callback"};  // as Python calls them
+
+// The numbers of a loop, said once: the structs below have them, bindings ask Python for them by these names, and the
+// kernel of a CUDA device takes the structs. gwf_fast/flows/engines/fused.py gives them.
+#define GWF_ADAM_NUMBERS(NUMBER)                                                   \
+    NUMBER(double, beta1)                                                          \
+    NUMBER(double, beta2)                                                          \
+    NUMBER(double, epsilon)                                                        \
+    NUMBER(double, weight_decay) /* decoupled from the gradient (AdamW) */         \
+    NUMBER(double, clip)         /* largest norm of a gradient, 0 = no clipping */ \
+    NUMBER(double, average)      /* decay of the moving average of the map's parameters, 0 = none */
+
+#define GWF_LOOP_NUMBERS(NUMBER)                                                                                    \
+    NUMBER(int64_t, batch)          /* at most the size of the pool; all of it where equal */                       \
+    NUMBER(int64_t, target_batch)   /* samples of Gamma an iteration */                                             \
+    NUMBER(TargetKind, target_kind) /* where they come from */                                                      \
+    NUMBER(int, critic_steps)       /* an iteration */                                                              \
+    NUMBER(int, map_steps)                                                                                          \
+    NUMBER(double, step_size)       /* a; infinite: no proximity */                                                 \
+    NUMBER(double, coefficient)     /* c, in the ascents of the critic */                                           \
+    NUMBER(double, map_coefficient) /* c, in the descents of the map: an entropy's volume scales the value alone */ \
+    NUMBER(double, penalty)         /* lambda of lambda E (|grad h(e T u + (1 - e) z)| - 1)^2, off the critic's */  \
+                                    /* objective; 0 = none. e is uniform, drawn anew for each ascent; of a */       \
+                                    /* larger batch the first rows are used. */                                     \
+    NUMBER(bool, log_mean)          /* log E e^h(z) in place of E B(h(z)) (Donsker & Varadhan) */                   \
+    NUMBER(bool, with_log_mu)       /* whether log mu enters, beside w */                                           \
+    NUMBER(double, log_norm)        /* of mu */                                                                     \
+    NUMBER(double, map_dropout)     /* rates at which hidden units are dropped */                                   \
+    NUMBER(double, critic_dropout)                                                                                  \
+    NUMBER(uint64_t, seed) /* of the draws */                                                                       \
+    NUMBER(uint32_t, target_stream)                                                                                 \
+    NUMBER(uint32_t, penalty_stream) /* and those after it */
+
+#define GWF_DECLARE(type, name) type name;
+struct AdamSettings {
+    GWF_ADAM_NUMBERS(GWF_DECLARE)
+};
+struct LoopNumbers {
+    GWF_LOOP_NUMBERS(GWF_DECLARE)
+    AdamSettings adam;
+};
+#undef GWF_DECLARE
 
 template <class T> struct Matrix {
     const T* data;  // contiguous
@@ -70,34 +106,21 @@ struct Elementwise {
     double constant;
 };
 
-template <class T> struct PrimalDualProblem {
-    int64_t input_dim, dim, batch, critic_steps, map_steps;
-    double step_size;  // infinite: no proximity
+template <class T> struct PrimalDualProblem : LoopNumbers {
+    int64_t input_dim, dim;
     const T* inputs;   // [pool_size, input_dim]
     const T* anchors;  // [pool_size, D]; null = the inputs
     int64_t pool_size;
     bool whole_pool;  // all of it each iteration; pool_size == batch
-    TargetKind target_kind;
     const T* target;  // [target_size, D]
-    int64_t target_size, target_batch;
-    double coefficient;               // c, in the ascents of the critic
-    double map_coefficient;           // c, in the descents of the map: an entropy's volume scales the value alone
+    int64_t target_size;
     Elementwise of_model, of_target;  // A and B
-    bool log_mean;                    // log E e^h(z) in place of E B(h(z)) (Donsker & Varadhan)
-    double penalty;    // lambda of lambda E (|grad h(e T u + (1 - e) z)| - 1)^2, off the critic's objective; 0 = none.
-                       // e is uniform, drawn anew for each ascent; of a larger batch the first rows are used.
-    const T* mean;     // of mu, [D]; null = no whitening, no densities
-    bool with_log_mu;  // whether log mu enters, beside w
-    double log_norm;   // of mu
-    const T* whitening;  // inverse of the Cholesky factor of mu's covariance, [D, D], lower triangular
+    const T* mean;                    // of mu, [D]; null = no whitening, no densities
+    const T* whitening;               // inverse of the Cholesky factor of mu's covariance, [D, D], lower triangular
     Density<T> density;
-    TrainedArrays<T> map, critic;        // the critic without layers = none
-    double map_dropout, critic_dropout;  // rates at which hidden units are dropped
-    AdamSettings adam;
-    const double* schedule;  // factor on the rates, [iterations]
+    TrainedArrays<T> map, critic;  // the critic without layers = none
+    const double* schedule;        // factor on the rates, [iterations]
     int64_t iterations;
-    uint64_t seed;
-    uint32_t target_stream, penalty_stream;    // of the draws; the latter and those after it
     std::function<void(int64_t, T*)> begin;    // (iteration, z [target_batch, D]), called first where it is there
     std::function<double(const T*, T*)> rest;  // R of (y [batch, D]), whose gradient goes to the second array
 };

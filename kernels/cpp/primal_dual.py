@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,6 @@ from gwf_fast.kernels.cpp.pairs import _cpu
 from gwf_fast.kernels.table.mlp import CompiledDensity, MLPSpec
 
 Elementwise = tuple[str, float]
-
-TARGET_KINDS = ("whole", "samples", "normal", "callback")
 
 
 def philox_indices(seed: int, iteration: int, stream: int, n: int, bound: int) -> Tensor:
@@ -85,92 +83,50 @@ class Problem:
     """What ``csrc/primal_dual/primal_dual.h`` is told; see there.
 
     Attributes:
+        numbers: Those of GWF_LOOP_NUMBERS and GWF_ADAM_NUMBERS there, by name.
         inputs: What the map takes, [N, L].
         anchors: Samples of P_k, [N, D]; the same tensor as ``inputs`` in a composition.
-        batch_size: M, at most N; all of them where equal.
-        target_kind: One of ``TARGET_KINDS``.
-        target: Samples of Q, for "whole" and "samples".
-        target_batch: Samples of Gamma an iteration.
-        begin: Called with the number of each iteration; for "callback" it returns the samples of Q.
-        coefficient, map_coefficient: c, on all that the critic is about, in ascents and in descents.
+        target: Samples of Q, where they are stored.
+        begin: Called with the number of each iteration; for the target kind "callback" it returns the samples of Q.
         of_model, of_target: A and B, names of ``csrc/mlp/mlp.h`` with their constants.
-        log_mean: Whether log E e^h stands in place of E B(h).
-        whitening: Mean [D] and lower triangular matrix [D, D] of w(y) = matrix (y - mean), None without w; the log of
-            the normalisation of mu, None where log mu does not enter.
+        whitening: Mean [D] and lower triangular matrix [D, D] of w(y) = matrix (y - mean), None without w.
         density: log Q where it enters.
         rest: R: y [M, D] to its value and its gradient [M, D]; None for none.
         map, critic: The networks; a critic where there is one.
-        dropout: Rates at which hidden units are dropped, of map and critic.
-        step_size: a.
-        critic_steps, map_steps: J2, J3.
         schedule: Factor on the rates, [J1] float64.
-        adam: beta_1, beta_2, epsilon, weight decay, clip, average.
-        seed: Of the draws.
-        target_stream, penalty_stream: Their numbers in an iteration.
-        penalty: lambda of lambda E (|grad h| - 1)^2 between the batches; 0 for none.
     """
 
+    numbers: Mapping[str, Any]
     inputs: Tensor
     anchors: Tensor
-    batch_size: int
-    target_kind: str
     target: Tensor | None
-    target_batch: int
     begin: Callable[[int], Tensor | None] | None
-    coefficient: float
-    map_coefficient: float
     of_model: Elementwise
     of_target: Elementwise
-    log_mean: bool
-    whitening: tuple[Tensor, Tensor, float | None] | None
+    whitening: tuple[Tensor, Tensor] | None
     density: CompiledDensity
     rest: Callable[[Tensor], tuple[float, Tensor]] | None
     map: Trained
     critic: Trained | None
-    dropout: tuple[float, float]
-    step_size: float
-    critic_steps: int
-    map_steps: int
     schedule: Tensor
-    adam: tuple[float, float, float, float, float, float]
-    seed: int
-    target_stream: int
-    penalty_stream: int
-    penalty: float
 
 
 def compiled_problem(p: Problem) -> dict[str, Any]:
     """A problem as the compiled modules take it, without its callbacks. Its tensors must outlive the loop."""
-    mean, whitening, log_norm = p.whitening or (None, None, None)
+    mean, whitening = p.whitening or (None, None)
     return {
-        "batch": p.batch_size,
-        "critic_steps": p.critic_steps,
-        "map_steps": p.map_steps,
-        "step_size": p.step_size,
+        "numbers": dict(p.numbers),
         "inputs": p.inputs,
         "anchors": None if p.anchors is p.inputs else p.anchors,
-        "target_kind": TARGET_KINDS.index(p.target_kind),
         "target": p.target,
-        "target_batch": p.target_batch,
-        "coefficient": p.coefficient,
-        "map_coefficient": p.map_coefficient,
         "of_model": (_function(p.of_model[0]), p.of_model[1]),
         "of_target": (_function(p.of_target[0]), p.of_target[1]),
-        "log_mean": p.log_mean,
-        "penalty": p.penalty,
         "mean": mean,
         "whitening": whitening,
-        "with_log_mu": log_norm is not None,
-        "log_norm": log_norm or 0.0,
         "density": (p.density.kind, p.density.arrays, p.density.numbers),
         "map": p.map.problem(),
         "critic": None if p.critic is None else p.critic.problem(),
-        "dropout": p.dropout,
-        "adam": p.adam,
         "schedule": p.schedule,
-        "seed": p.seed,
-        "target_stream": p.target_stream,
-        "penalty_stream": p.penalty_stream,
     }
 
 
@@ -212,11 +168,11 @@ def _begin(problem: Problem, iteration: int, address: int) -> None:
     assert problem.begin is not None
     samples = problem.begin(iteration)
     if samples is not None:
-        _view(address, problem.target_batch, problem.anchors).copy_(samples)
+        _view(address, problem.numbers["target_batch"], problem.anchors).copy_(samples)
 
 
 def _rest(problem: Problem, y: int, gradient: int) -> float:
     assert problem.rest is not None
-    value, slope = problem.rest(_view(y, problem.batch_size, problem.anchors).clone())
-    _view(gradient, problem.batch_size, problem.anchors).copy_(slope)
+    value, slope = problem.rest(_view(y, problem.numbers["batch"], problem.anchors).clone())
+    _view(gradient, problem.numbers["batch"], problem.anchors).copy_(slope)
     return value

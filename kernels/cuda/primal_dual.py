@@ -59,7 +59,7 @@ class PrimalDual:
             self._loop = _module().PrimalDual(like.dtype is torch.float64, compiled_problem(problem), blocks, threads)
         self.layout: dict[str, Any] = self._loop.layout()
         self._numbers = like.new_zeros(self.layout["numbers"])
-        self._rows = like.new_empty(problem.batch_size + problem.target_batch, dtype=torch.int64)
+        self._rows = like.new_empty(problem.numbers["batch"] + problem.numbers["target_batch"], dtype=torch.int64)
         self._norms = like.new_empty(self.layout["blocks"], dtype=torch.float64)
         self._state = like.new_zeros(2, dtype=torch.int64)  # arrivals at barriers; a failure
         self._pack()
@@ -118,7 +118,7 @@ class PrimalDual:
                 targets += self._views(at, offset)
                 sources += tensors
         problem, density = self._problem, self._problem.density
-        affine = [] if problem.whitening is None else [(self.layout["whitening"], *problem.whitening[:2])]
+        affine = [] if problem.whitening is None else [(self.layout["whitening"], *problem.whitening)]
         if density.kind == "gaussian":
             affine.append((self.layout["density"], *density.arrays))
         for offset, mean, matrix in affine:  # matrix (x - mean), as a layer

@@ -1,6 +1,7 @@
 """Every functional that the fused engine takes against the torch engine, which is plain PyTorch, on the same draws."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from gwf_fast.flows.training import Training
 from gwf_fast.kernels.cpp.primal_dual import PrimalDual, philox_uniforms
 from gwf_fast.nn import MLP
 from tests.flows.test_fused_engine import assert_close, assert_same_path, densities, samples, solved
+from tests.gpu.loops import inner_problem
 
 KERNEL = gwf.Gaussian(0.8) + gwf.Riesz()
 
@@ -213,7 +215,7 @@ def test_the_gradient_penalty_against_autograd(activation):
     optimizer = torch.optim.AdamW(twin.parameters(), weight_decay=0.0)
     for j in range(3):
         for i in range(2):
-            e = philox_uniforms(compiled.seed, j, 2 + i, 301)[:, None]
+            e = philox_uniforms(compiled.numbers["seed"], j, 2 + i, 301)[:, None]
             between = (e * y + (1 - e) * z).requires_grad_()
             (g,) = torch.autograd.grad(modules(between).sum(), between, create_graph=True)
             loss = modules(z).mean() - modules(y).mean() + 10 * (g.norm(dim=1) - 1).square().mean()
@@ -241,3 +243,20 @@ def test_threads_do_not_matter(functional, monkeypatch):
 
 def test_engines():
     assert list(ENGINES) == ["fused", "torch"]  # the preferred one first
+
+
+def test_numbers_of_the_loop_are_said_once():
+    """The compiled module tells which it wants: one that is missing, misspelt or no number is named."""
+    problem = compiled_problem(inner_problem(gwf.JensenShannon(samples(2, n=20)), 2, pool=30))
+    assert problem.numbers["batch"] == 30 and problem.numbers["target_kind"] == "whole"
+    for name in problem.numbers:
+        fewer = {key: value for key, value in problem.numbers.items() if key != name}
+        with pytest.raises(ValueError, match=f"numbers: {name} is missing"):
+            PrimalDual(dataclasses.replace(problem, numbers=fewer))
+    for numbers, message in (
+        ({"step_sise": 1.0}, "numbers: some are not a loop's"),
+        ({"target_kind": "hole"}, "numbers: there is no target_kind hole"),
+        ({"batch": 31}, "batch: 1 to the size of the pool"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PrimalDual(dataclasses.replace(problem, numbers={**problem.numbers, **numbers}))

@@ -214,7 +214,7 @@ def test_blocks_without_particles(emulated):
     states = []
     for loop in (HostLoop, emulated(5)):
         problem = inner_problem(divergence()(3), pool=20, training=training(iterations=3))
-        solved(lambda compiled, loop=loop: loop(dataclasses.replace(compiled, target_batch=64)), problem)
+        solved(lambda c, loop=loop: loop(dataclasses.replace(c, numbers={**c.numbers, "target_batch": 64})), problem)
         states.append(state(problem))
     for expected, found in zip(*states, strict=True):
         assert (found - expected).norm() < 1e-11 * expected.norm()

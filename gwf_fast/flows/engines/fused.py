@@ -193,21 +193,21 @@ def compiled_problem(problem: StepProblem) -> Any:
     seed, size, inputs = own_seed(), training.batch_size, problem.inputs.contiguous()
     terms = _Terms(problem.functional, problem.reference, anchors, min(size, len(anchors)), seed)
     critic = _single_critic(problem.functional, problem.critic)
-    clip, average = training.gradient_clip or 0.0, training.ema or 0.0
+    beta1, beta2 = training.betas
+    map_dropout, critic_dropout = training.dropouts
+    numbers: dict[str, Any] = {"batch": min(size, len(anchors)), "seed": seed, "step_size": problem.step_size}
+    numbers |= {"critic_steps": 0 if critic is None else training.critic_steps, "map_steps": training.map_steps}
+    numbers |= {"map_dropout": map_dropout, "critic_dropout": critic_dropout}
+    numbers |= {"beta1": beta1, "beta2": beta2, "epsilon": 1e-8, "weight_decay": training.weight_decay}
+    numbers |= {"clip": training.gradient_clip or 0.0, "average": training.ema or 0.0}
     return kernels.Problem(
+        numbers=numbers | terms.numbers(),
         inputs=inputs,
         anchors=inputs if anchors is problem.inputs else anchors.contiguous(),
-        batch_size=min(size, len(anchors)),
         map=_trained(problem.map, problem.map_optimizer),
         critic=None if critic is None else _trained(critic, problem.critic_optimizer),
-        dropout=training.dropouts,
-        step_size=problem.step_size,
-        critic_steps=0 if critic is None else training.critic_steps,
-        map_steps=training.map_steps,
         schedule=torch.tensor([training.rate(j) for j in range(training.iterations)], dtype=torch.float64),
-        adam=(*training.betas, 1e-8, training.weight_decay, clip, average),
-        seed=seed,
-        **terms.fields(),
+        **terms.parts(),
     )
 
 
@@ -255,48 +255,62 @@ class _Terms:
         self._log_q = [(c, f.log_q) for c, _, f, _ in self._terms if isinstance(f, CriticForm) and f.log_q]
         self._samples: list[Any] = [None] * len(self._rest)
 
-    def fields(self) -> dict[str, Any]:
-        """Fields of ``kernels.cpp.primal_dual.Problem`` by name."""
-        fields: dict[str, Any] = {"target_kind": "whole", "target": None, "target_batch": 0, "whitening": None}
-        fields |= {"coefficient": 1.0, "map_coefficient": 1.0, "penalty": 0.0, "density": CompiledDensity()}
-        fields |= {"of_model": ("identity", 0.0), "of_target": ("identity", 0.0), "log_mean": False}
+    def numbers(self) -> dict[str, Any]:
+        """Its share of ``kernels.cpp.primal_dual.Problem.numbers``."""
+        told: dict[str, Any] = {"target_kind": "whole", "target_batch": 0, "coefficient": 1.0, "map_coefficient": 1.0}
+        told |= {"penalty": 0.0, "log_mean": False, "with_log_mu": False, "log_norm": 0.0, "target_stream": 1}
         stream = 1
         for c, _, form, reference in self._terms:
             if isinstance(form, CriticForm):
-                fields |= self._critic(c, form, reference) | {"target_stream": stream}
+                told |= self._critic_numbers(c, form, reference) | {"target_stream": stream}
             stream += form.draws or 0
-        draws = any(type(term).draw is not Functional.draw for _, term, _ in self._rest)
-        fields["begin"] = None
-        if draws or fields["target_kind"] == "callback":
-            self._draws = Draws(self._seed)
-            fields["begin"] = self._begin
-        fields["rest"] = self._evaluate if self._rest or self._log_q else None
-        return {"target_stream": 1, **fields, "penalty_stream": stream}
+        return told | {"penalty_stream": stream}
 
-    def _critic(self, c: float, form: CriticForm, reference: Any) -> dict[str, Any]:
-        objective, frame = form.objective, None if form.frame is None else form.frame(reference)
-        of_model, of_target = objective.compiled
-        c *= objective.scale
+    def _critic_numbers(self, c: float, form: CriticForm, reference: Any) -> dict[str, Any]:
+        frame = None if form.frame is None else form.frame(reference)
+        log_norm = None if frame is None else frame.log_norm
+        c *= form.objective.scale
+        kind, count = "normal" if form.samples is None else "callback", self._size
+        if isinstance(form.samples, Tensor):
+            kind = "whole" if self._size >= len(form.samples) else "samples"
+            count = min(self._size, len(form.samples))
         return {
+            "target_kind": kind,
+            "target_batch": count,
             "coefficient": c,
             "map_coefficient": c if frame is None else c * frame.map_scale,
-            "of_model": of_model,
-            "of_target": of_target,
-            "log_mean": objective.log_mean,
             "penalty": form.penalty,
-            "density": dataclasses.replace(form.density, arrays=tuple(self._like(*form.density.arrays))),
-            "whitening": None if frame is None else (*self._like(frame.mean, frame.matrix), frame.log_norm),
-            **self._target(form),
+            "log_mean": form.objective.log_mean,
+            "with_log_mu": log_norm is not None,
+            "log_norm": log_norm or 0.0,
         }
 
-    def _target(self, form: CriticForm) -> dict[str, Any]:
-        """Where the samples of Gamma come from."""
-        if not isinstance(form.samples, Tensor):
-            kind = "normal" if form.samples is None else "callback"
-            return {"target_kind": kind, "target_batch": self._size}
-        kind = "whole" if self._size >= len(form.samples) else "samples"
-        (samples,) = self._like(matched(form.samples, self._anchors))
-        return {"target_kind": kind, "target": samples, "target_batch": min(self._size, len(samples))}
+    def parts(self) -> dict[str, Any]:
+        """The other fields of ``Problem`` that it fills, by name."""
+        told: dict[str, Any] = {"target": None, "whitening": None, "density": CompiledDensity()}
+        told |= {"of_model": ("identity", 0.0), "of_target": ("identity", 0.0)}
+        asks = any(type(term).draw is not Functional.draw for _, term, _ in self._rest)
+        for _, _, form, reference in self._terms:
+            if isinstance(form, CriticForm):
+                told |= self._critic_parts(form, reference)
+                asks = asks or callable(form.samples)
+        if asks:
+            self._draws = Draws(self._seed)
+        told["begin"] = self._begin if asks else None
+        told["rest"] = self._evaluate if self._rest or self._log_q else None
+        return told
+
+    def _critic_parts(self, form: CriticForm, reference: Any) -> dict[str, Any]:
+        frame = None if form.frame is None else form.frame(reference)
+        samples = form.samples
+        of_model, of_target = form.objective.compiled
+        return {
+            "target": self._like(matched(samples, self._anchors))[0] if isinstance(samples, Tensor) else None,
+            "whitening": None if frame is None else tuple(self._like(frame.mean, frame.matrix)),
+            "density": dataclasses.replace(form.density, arrays=tuple(self._like(*form.density.arrays))),
+            "of_model": of_model,
+            "of_target": of_target,
+        }
 
     def _like(self, *tensors: Tensor) -> list[Tensor]:
         return [tensor.detach().to(self._anchors).contiguous() for tensor in tensors]
