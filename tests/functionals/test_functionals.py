@@ -48,7 +48,7 @@ def test_rows_without_a_critic():
     assert {"jeffreys", "log_d"} <= set(SMOOTH) - set(DIVERGENCES) and "total_variation" not in SMOOTH
     with pytest.raises(ValueError, match="name must be one of kl, "):
         FDivergence("jeffreys", torch.ones(2, 2))
-    with pytest.raises(ValueError, match="name must be one of .* got 'log_d'"):
+    with pytest.raises(ValueError, match=r"name must be one of .*got 'log_d'"):
         variational("log_d")
 
 
