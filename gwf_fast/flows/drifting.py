@@ -30,7 +30,14 @@ from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import as_integer
 from gwf_fast.randomness.seeded import asked, redirected, seeded
 
-KINDS = ("gmd", "gmd_multi", "parzen_kl", "f_divergence", "mmd", "energy", "sinkhorn", "sliced_wasserstein", "critic")
+
+def _is_drift(function: Any) -> bool:
+    return list(inspect.signature(function).parameters)[:2] == ["x", "y"]
+
+
+KINDS = (*(name for name in drifts.__all__ if _is_drift(getattr(drifts, name))), "critic")
+"""What ``gwf_fast.drift`` exports of x and y, and a critic that learns."""
+
 _SECONDS = 10.0  # between two checkpoints; a killed process loses no more than this
 _HIDDEN = (256, 256, 256)
 
