@@ -185,7 +185,7 @@ def test_divergence_names_the_update_and_keeps_the_state_before_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "part"),
     [
-        ({"drift": "gdm"}, ValueError, "drift must be a callable or one of gmd, "),
+        ({"drift": "gdm"}, ValueError, "drift must be a callable or one of .*, gmd, "),
         ({"drift": 3}, TypeError, "drift must be a name or a callable, got int"),
         ({"options": {}}, ValueError, "options: do not fit the drift 'gmd': missing a required .*temperature"),
         ({"options": {"temperature": 1.0, "speed": 2}}, ValueError, "options: .*unexpected keyword argument 'speed'"),

@@ -246,3 +246,20 @@ def test_settings_that_are_none(options, error, message):
 def test_what_is_no_optimiser_is_named():
     with pytest.raises(TypeError, match=r"optimizer must give a torch\.optim\.Optimizer, got list"):
         flow(training={"optimizer": lambda parameters, lr: list(parameters)}).run(X0, 1, progress=False)
+
+
+def test_the_average_of_a_generator_keeps_up_with_buffers():
+    """Statistics of batches are those of the last descent, with an average of the parameters and without."""
+    made = []
+    for ema in (None, 0.5):
+        training = gwf.Training(batch_size=16, iterations=6, ema=ema, lr=0.05)
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+        options = {"parametrization": "generator", "latent_dim": 3, "map": network, "training": training}
+        made_of = gwf.JKOFlow(gwf.SquaredMMD(TARGET, gwf.Riesz()), 2, 0.5, **options)
+        state = made_of.step(made_of.init(torch.randn(32, 3, generator=torch.Generator().manual_seed(1))))
+        made.append(state.maps[0])
+    plain, averaged = made
+    for mine, theirs, first in zip(averaged.buffers(), plain.buffers(), network.buffers(), strict=True):
+        assert torch.equal(mine, theirs) and not torch.equal(mine, first)
+    assert not any(torch.equal(p, q) for p, q in zip(averaged.parameters(), plain.parameters(), strict=True))
