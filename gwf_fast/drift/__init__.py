@@ -11,7 +11,7 @@ from gwf_fast.drift.learned import LearnedCritic
 from gwf_fast.drift.multi import MultiDrift, gmd_multi
 from gwf_fast.drift.parzen import f_divergence, parzen_kl
 from gwf_fast.drift.sliced import sliced_wasserstein
-from gwf_fast.transport.sinkhorn import drift as sinkhorn
+from gwf_fast.drift.transport import sinkhorn
 
 __all__ = [
     "LearnedCritic",

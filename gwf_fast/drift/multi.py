@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def gmd_multi(
     y_weights: Tensor | None = None,
     negatives_weights: Tensor | None = None,
     clip: float = 1e-6,
-    normalization: str = "batch",
+    normalization: Literal["batch", "problem"] = "batch",
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
     negatives_lengths: Tensor | None = None,

@@ -9,7 +9,7 @@ between neighbours, it becomes dP/dt = lap P^m.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from gwf_fast.pairs.methods import Method, method_options
 from gwf_fast.pairs.reductions import kernel_gradient, kernel_sum
 from gwf_fast.pairs.validation import as_number, as_positive, check_companion, check_pair, check_points
 
-FORMS = ("energy", "density")
+Form = Literal["energy", "density"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 @entry
@@ -82,7 +83,7 @@ def blob_velocity(
     m: float = 1.0,
     sources: Tensor | None = None,
     weights: Tensor | None = None,
-    form: str = "energy",
+    form: Form = "energy",
     method: Method = "exact",
     backend: str | None = None,
 ) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,12 @@ class ICNNGradient(nn.Module):
     def portable_arguments(self) -> dict[str, Any]:
         """What makes such a network; see ``checkpoint/portable.py``."""
         return self.config
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor:
+            """As ``forward``; ``nn.Module`` says Any."""
+            ...
 
     @entry
     @override

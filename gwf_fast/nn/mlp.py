@@ -6,7 +6,7 @@ import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,12 @@ class MLP(nn.Sequential):
             (activation == "prelu",) * (depth - 1) + (False,),
             bool(residual),
         )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor:
+            """As ``forward``; ``nn.Module`` says Any."""
+            ...
 
     @explained_by(_explain)
     def forward(self, x: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from gwf_fast.errors import caller_level
 from gwf_fast.ops import Opaque
@@ -18,7 +19,7 @@ from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import check_companion, check_pair
 from gwf_fast.transport.arguments import Numbers, make_problem
-from gwf_fast.transport.cost import half_self_cost, moving_own_potential, moving_potential, transport_cost
+from gwf_fast.transport.cost import half_self_cost, transport_cost
 from gwf_fast.transport.problem import Entropic
 from gwf_fast.transport.solve import Solution, alternate, anneal, average, bounding_diameter, schedule
 
@@ -60,6 +61,27 @@ class DivergencePotentials:
         """The largest marginal error [*B] of the problems."""
         parts = [part.error for part in (self.cross, self.x_own, self.y_own) if part is not None]
         return torch.stack(parts).amax(0)
+
+
+class SolverOptions(TypedDict, total=False):
+    """Arguments that transport from one sample to another takes, for type checkers."""
+
+    x_weights: Tensor | None
+    y_weights: Tensor | None
+    max_iterations: int
+    tolerance: float
+    marginal_strength: float | None
+    scaling: float | None
+    start: DivergencePotentials | None
+    x_lengths: Tensor | None
+    y_lengths: Tensor | None
+    backend: str | None
+
+
+class DivergenceOptions(SolverOptions, total=False):
+    """And those of the divergence."""
+
+    debias: bool
 
 
 @entry
@@ -121,11 +143,24 @@ def sinkhorn(
         fixed = problem.detached()
         own = fixed.x is fixed.y and fixed.a is fixed.b
         solution = _solve(fixed, own, epsilon, max_iterations, tolerance, scaling, g)
-    _warn(tolerance, solution.error)
+    warn_unconverged(tolerance, solution.error)
     f, g, n, error = solution
     return SinkhornResult(members(f, x_lengths), members(g, y_lengths), n, error)
 
 
+@overload
+def sinkhorn_divergence(
+    x: Tensor,
+    y: Tensor,
+    *,
+    epsilon: float,
+    return_potentials: Literal[False] = False,
+    **options: Unpack[DivergenceOptions],
+) -> Tensor: ...
+@overload
+def sinkhorn_divergence(
+    x: Tensor, y: Tensor, *, epsilon: float, return_potentials: Literal[True], **options: Unpack[DivergenceOptions]
+) -> tuple[Tensor, DivergencePotentials]: ...
 @entry
 def sinkhorn_divergence(
     x: Tensor,
@@ -179,18 +214,18 @@ def sinkhorn_divergence(
     problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
     epsilon, max_iterations, tolerance, scaling = Numbers.of(epsilon, max_iterations, tolerance, scaling)
     numbers = epsilon, max_iterations, tolerance
-    cross = _solve_cross(problem, *numbers, scaling, start)
+    cross = solve_cross(problem, *numbers, scaling, start)
     value = transport_cost(problem, epsilon, cross.f, cross.g)
     own: list[SinkhornResult | None] = [None, None]
     if debias:
         earlier = (None, None) if start is None else (start.x_own, start.y_own)
         for side, (points, weights) in enumerate(((problem.x, problem.a), (problem.y, problem.b))):
             itself = problem.of_itself(points, weights)
-            own[side] = result = _solve_own(itself, *numbers, earlier[side])
+            own[side] = result = solve_own(itself, *numbers, earlier[side])
             value = value - half_self_cost(itself, epsilon, result.f)
         if marginal_strength is not None:
             value = value + 0.5 * epsilon * (problem.a.sum(-1) - problem.b.sum(-1)).square()
-    _warn(tolerance, *(part.error for part in (cross, *own) if part is not None))
+    warn_unconverged(tolerance, *(part.error for part in (cross, *own) if part is not None))
     return (value, DivergencePotentials(cross, *own)) if return_potentials else value
 
 
@@ -226,77 +261,7 @@ def barycentric_map(
     return problem.row_average(None, members(g, y_lengths), epsilon) + centre_of(y, y_lengths)
 
 
-@entry
-def drift(
-    x: Tensor,
-    y: Tensor,
-    *,
-    epsilon: float,
-    x_weights: Tensor | None = None,
-    y_weights: Tensor | None = None,
-    max_iterations: int = 100,
-    tolerance: float = 1e-6,
-    marginal_strength: float | None = None,
-    scaling: float | None = None,
-    start: DivergencePotentials | None = None,
-    return_potentials: bool = False,
-    x_lengths: Tensor | None = None,
-    y_lengths: Tensor | None = None,
-    backend: str | None = None,
-) -> Tensor | tuple[Tensor, DivergencePotentials]:
-    """Velocity T_ab(x_i) - T_aa(x_i) [*B, N, D] of the flow of the Sinkhorn divergence; ``gwf.drift.sinkhorn``.
-
-    T_ab and T_aa are the barycentric maps of the plans from x to y and from x to itself; minus the gradient of the
-    divergence in x_i, over the weight a_i. For eps -> 0 the displacement of optimal transport, for eps -> infinity the
-    difference of the means. With ``marginal_strength``, (m_ab (T_ab - x) - m_aa (T_aa - x)) / a with the masses m of
-    the rows of both plans.
-
-    A flow is cheaper from the potentials of the step before:
-        ``v, potentials = drift.sinkhorn(x, y, epsilon=0.01, start=potentials, return_potentials=True)``
-
-    Differentiable once, through the solution (its optimality conditions, implicitly), as exactly as it is converged.
-
-    Args:
-        x: Particles [*B, N, D].
-        y: Samples [*B, M, D].
-        epsilon: Regularisation eps > 0, for the cost r^2/2.
-        x_weights: a [*B, N]; None means 1 / N.
-        y_weights: b [*B, M]; None means 1 / M.
-        max_iterations: As in ``sinkhorn``.
-        tolerance: As in ``sinkhorn``.
-        marginal_strength: As in ``sinkhorn``.
-        scaling: As in ``sinkhorn``.
-        start: Potentials of an earlier, similar problem.
-        return_potentials: Return ``DivergencePotentials`` as well, which carry the marginal errors reached.
-        x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
-        y_lengths: Sizes [*B], int64, of ragged sets padded to M.
-        backend: None picks; a name asks for one (see ``backends()``).
-
-    Raises:
-        ValueError, TypeError: If an argument is out of range or does not fit the others.
-
-    Warns:
-        RuntimeWarning: If ``tolerance`` was not reached.
-    """
-    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
-    epsilon, max_iterations, tolerance, scaling = Numbers.of(epsilon, max_iterations, tolerance, scaling)
-    own = problem.of_itself(problem.x, problem.a)
-    cross = _solve_cross(problem, epsilon, max_iterations, tolerance, scaling, start)
-    itself = _solve_own(own, epsilon, max_iterations, tolerance, None if start is None else start.x_own)
-    # The potentials move with the points and the weights: what is differentiated is the solution.
-    solved = (problem, moving_potential(problem, epsilon, cross.g)), (own, moving_own_potential(own, epsilon, itself.g))
-    towards, away = (part.row_average(None, g, epsilon) for part, g in solved)
-    if problem.strength is not None:
-        for_cross, for_itself = (
-            torch.exp(-part.row_update(g, epsilon) / problem.strength)[..., None] for part, g in solved
-        )
-        towards, away = for_cross * (towards - problem.x), for_itself * (away - problem.x)
-    velocity = members(towards - away, x_lengths)
-    _warn(tolerance, cross.error, itself.error)
-    return (velocity, DivergencePotentials(cross, itself)) if return_potentials else velocity
-
-
-def _solve_cross(
+def solve_cross(
     problem: Entropic,
     epsilon: float,
     max_iterations: int,
@@ -304,6 +269,7 @@ def _solve_cross(
     scaling: float | None,
     start: DivergencePotentials | None,
 ) -> SinkhornResult:
+    """The potentials of a divergence's problem of two samples, without a graph."""
     if start is not None:
         _check_start(start)
         check_companion("start.cross.g", start.cross.g, problem.y, channels=False)
@@ -313,9 +279,10 @@ def _solve_cross(
     return SinkhornResult(*solution)
 
 
-def _solve_own(
+def solve_own(
     problem: Entropic, epsilon: float, max_iterations: int, tolerance: float, start: SinkhornResult | None
 ) -> SinkhornResult:
+    """Those of a sample with itself."""
     if start is not None:
         check_companion("start", start.f, problem.x, channels=False, y_name="the points")
     with torch.no_grad():
@@ -386,7 +353,7 @@ _TRACED = Opaque(
 )
 
 
-def _warn(tolerance: float, *errors: Tensor) -> None:
+def warn_unconverged(tolerance: float, *errors: Tensor) -> None:
     """Warn once a call, at the caller of the public function; with one text, so that one call site is told once."""
     readable = [error for error in errors if error.numel() and is_readable(error)]  # it is in the result too
     if not all(float(error.max()) <= tolerance for error in readable):

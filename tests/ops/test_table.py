@@ -165,6 +165,13 @@ def test_explain_knows_methods(function):
             chosen(X.repeat(1, 5), **options)
 
 
+@pytest.mark.parametrize("name", CALLED_FOR)
+def test_explain_answers_for_each(name):
+    function = getattr(gwf.drift, name.removeprefix("drift.")) if name.startswith("drift.") else getattr(gwf, name)
+    points = (X,) if name == "interaction_energy" else (X, Y)
+    assert gwf.explain(function, *points).startswith((f"{name} on cpu", f"{name}, "))
+
+
 def test_explain_is_what_runs(monkeypatch):
     """The same decision, by the same function."""
     decided = []
