@@ -54,6 +54,7 @@ def former(
             result: T = call(function, args, kwargs)
             return result
 
+        wrapped.former_names, wrapped.without_former = known, function  # type: ignore[attr-defined]
         return wrapped
 
     def mark(function: C) -> C:

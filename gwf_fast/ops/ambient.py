@@ -33,10 +33,14 @@ def entry(function: Any = None, *, differentiates: bool = False) -> Any:
     if function is None:
         return functools.partial(entry, differentiates=differentiates)
 
+    # Calls are of a few microseconds, and a layer is half of one: it is passed by where no former argument is given.
+    former: frozenset[str] = getattr(function, "former_names", frozenset())
+    direct = getattr(function, "without_former", function)
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not _is_any_autocast_enabled() and not (differentiates and _is_inference_mode()):
-            return function(*args, **kwargs)
+            return (direct if former.isdisjoint(kwargs) else function)(*args, **kwargs)
         with plain_modes(differentiates):
             args, kwargs = _fitted(args, differentiates), _fitted(kwargs, differentiates)
             return function(*args, **kwargs)
