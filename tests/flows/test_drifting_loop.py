@@ -111,3 +111,5 @@ def test_what_the_host_has_a_part_in_is_not_replayed():
         assert reason in loop._repeated.refusal and loop.most == 1
     _, loop = trained(model(), 12, lambda n: TARGET[:n], again)
     assert "Python function" in loop._repeated.refusal
+    _, loop = trained(model(optimizer="SGD"), 12, TARGET, again)
+    assert "not this package's Adam" in loop._repeated.refusal

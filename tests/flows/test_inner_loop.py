@@ -243,6 +243,11 @@ def test_targets_that_are_callables(target, repeated):
     assert all(p.isfinite().all() for p in problem.map.parameters())
 
 
+def test_another_optimiser_is_not_replayed(repeated):
+    solved(step_problem(gwf.KL(mixture()), optimizer="SGD"), True, again)
+    assert not repeated[-1].is_replaying and "not this package's Adam" in repeated[-1].refusal
+
+
 def test_few_iterations_are_not_worth_it(repeated):
     solved(step_problem(gwf.KL(mixture()), iterations=graph.FEWEST - 1), True, again)
     assert not repeated[-1].is_replaying and repeated[-1].refusal is None

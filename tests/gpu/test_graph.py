@@ -168,6 +168,17 @@ def test_several_steps_are_those_of_the_cpu(repeated):
     torch.testing.assert_close(result.particles.cpu(), host.particles, rtol=1e-6, atol=1e-6)
 
 
+def test_another_optimiser_is_that_of_the_cpu_without_a_graph(repeated):
+    def momentum(parameters, lr):
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+    with pytest.warns(UserWarning, match="without a CUDA graph, slowly: the optimiser is not this package's Adam"):
+        result = flow(optimizer=momentum, lr_schedule=lambda j, n: 1 - j / n).run(start(), 2, progress=False)
+    assert not repeated[-1].is_replaying
+    host = flow("cpu", optimizer=momentum, lr_schedule=lambda j, n: 1 - j / n).run(start("cpu"), 2, progress=False)
+    torch.testing.assert_close(result.particles.cpu(), host.particles, rtol=1e-6, atol=1e-6)
+
+
 def test_killed_in_the_middle_of_a_step_and_resumed(tmp_path):
     """The same bits as a run that was left alone."""
     whole = flow().run(start(), 3, progress=False)
