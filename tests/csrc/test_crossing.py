@@ -9,6 +9,7 @@ from gwf_fast.kernels.cpp import mlp as mlp_cpp
 from gwf_fast.kernels.cpp import pairs as cpp
 from gwf_fast.kernels.cpp import primal_dual as primal_dual_cpp
 from gwf_fast.kernels.cpp import sliced as sliced_cpp
+from gwf_fast.kernels.table.mlp import CompiledDensity
 
 KERNEL = gwf.Gaussian(0.7)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -163,21 +164,18 @@ def test_the_fused_loop_checks_what_it_trains():
 
 def problem(trained):
     """A step without a critic."""
-    numbers = {"batch_size": 10, "target_batch": 0, "coefficient": 1.0, "map_coefficient": 1.0, "step_size": 0.1}
-    counts = {"critic_steps": 0, "map_steps": 1, "seed": 0, "target_stream": 1, "penalty_stream": 1, "penalty": 0.0}
-    absent = dict.fromkeys(("target", "begin", "whitening", "rest", "critic"))
-    functions = {"of_model": ("identity", 0.0), "of_target": ("identity", 0.0), "log_mean": False}
+    numbers = {"batch": 10, "target_batch": 0, "coefficient": 1.0, "map_coefficient": 1.0, "step_size": 0.1}
+    numbers |= {"critic_steps": 0, "map_steps": 1, "seed": 0, "target_stream": 1, "penalty_stream": 1, "penalty": 0.0}
+    numbers |= {"target_kind": "whole", "log_mean": False, "with_log_mu": False, "log_norm": 0.0, "map_dropout": 0.0}
+    numbers |= {"critic_dropout": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0}
     return primal_dual_cpp.Problem(
+        numbers=numbers | {"clip": 0.0, "average": 0.0},
         inputs=torch.zeros(10, 2),
         anchors=torch.zeros(10, 2),
-        target_kind="whole",
-        density=primal_dual_cpp.Density(),
+        density=CompiledDensity(),
+        of_model=("identity", 0.0),
+        of_target=("identity", 0.0),
         map=trained,
-        dropout=(0.0, 0.0),
         schedule=torch.ones(3, dtype=torch.float64),
-        adam=(0.9, 0.999, 1e-8, 0.0, 0.0, 0.0),
-        **numbers,
-        **counts,
-        **absent,
-        **functions,
+        **dict.fromkeys(("target", "begin", "whitening", "rest", "critic")),
     )
