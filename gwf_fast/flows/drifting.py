@@ -331,13 +331,16 @@ class DriftingModel:
             _check_options(LearnedCritic, self.drift, options, self.dim)
             return LearnedCritic(self.dim, **options)
         function = getattr(drifts, self.drift)
+        if self.drift == "sliced_wasserstein" and "directions" not in options:
+            options.setdefault("sampling", "normal")  # as in version 0.1, whose runs go on; and graphs hold such draws
         _check_options(function, self.drift, options, None, None)
         return lambda x, y: function(x, y, **options)
 
 
 def _check_options(function: Any, name: str, options: dict[str, Any], *positional: Any) -> None:
+    former = getattr(function, "former_names", ())  # they warn, and go on
     try:
-        inspect.signature(function).bind(*positional, **options)
+        inspect.signature(function).bind(*positional, **{key: options[key] for key in options if key not in former})
     except TypeError as error:
         raise ValueError(f"options: do not fit the drift {name!r}: {error}") from None
 

@@ -270,3 +270,23 @@ def test_the_average_keeps_up_with_buffers(tmp_path):
     resumed = gwf.DriftingModel.resume(tmp_path, n_steps=5, progress=False, generator=net)
     z = torch.randn(7, 4)
     assert torch.equal(resumed.generator(z), state.average.eval()(z))
+
+
+def test_directions_of_a_run_are_those_of_former_versions():
+    """Checkpoints of them go on bit for bit, though functions draw orthogonal ones by default now."""
+    runs = [
+        gwf.DriftingModel("sliced_wasserstein", 2, options={"n_projections": 4} | more, batch_size=16, latent_dim=3)
+        .run(TARGET, 3, progress=False)
+        .generator[-1]
+        .weight
+        for more in ({}, {"sampling": "normal"}, {"sampling": "orthogonal"})
+    ]
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+    gwf.DriftingModel("sliced_wasserstein", 2, options={"directions": torch.eye(2)})
+
+
+def test_options_in_a_former_spelling_go_on():
+    negatives, weights = torch.zeros(4, 2), torch.ones(4)
+    options = {"negatives": negatives, "negative_weights": weights}
+    with pytest.warns(DeprecationWarning, match="gmd_multi: negative_weights= is deprecated"):
+        gwf.DriftingModel("gmd_multi", 2, options=options, batch_size=16).run(TARGET, 1, progress=False)
