@@ -16,14 +16,13 @@ template <class T> GWF_INLINE int64_t row_stride(int64_t n) {
     return padded * int64_t(sizeof(T)) % 1024 == 0 ? padded + 64 / int64_t(sizeof(T)) : padded;
 }
 
-// [rows][stride] to [columns][to_stride]; what is read beyond the rows is zero.
+// [rows][stride] to [columns][to_stride]; what is beyond the rows stays.
 template <class T>
 void transpose(const T* from, int64_t rows, int64_t columns, int64_t stride, T* to, int64_t to_stride) {
     constexpr int64_t block = 16;  // a block of cache lines on either side
-    for (int64_t i = 0; i < to_stride; i += block)
+    for (int64_t i = 0; i < rows; i += block)
         for (int64_t j = 0; j < columns; j++)
-            for (int64_t r = i; r < std::min(to_stride, i + block); r++)
-                to[j * to_stride + r] = r < rows ? from[r * stride + j] : T(0);
+            for (int64_t r = i; r < std::min(rows, i + block); r++) to[j * to_stride + r] = from[r * stride + j];
 }
 
 template <class T> struct PackedArrays {
@@ -115,6 +114,8 @@ template <class T> class Network {
         if (arrays.weight) {
             T* to = arena_.take(layer.in * layer.out_stride);
             transpose(arrays.weight, layer.out, layer.in, layer.in, to, layer.out_stride);
+            for (int64_t i = 0; i < layer.in; i++)
+                std::fill_n(to + i * layer.out_stride + layer.out, layer.out_stride - layer.out, T(0));
             packed.forward = to;
             if (both) packed.backward = with_padding(arrays.weight, layer.out, layer.in, layer.in_stride);
         }

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "DriftingModel": "a training loop; test_drifting_model.py",
     "JKOFlow": "a training loop; test_jko.py, test_fused_engine.py",
     "Training": "options",
+    "load": "reads a folder; test_results.py",
     "nn.ICNNGradient": "PyTorch operations throughout; test_icnn.py",
     "Kernel": "the base class",
 }
