@@ -105,17 +105,19 @@ template <class T>
 Choice<T> choose_kernel(const KernelForms<T>& forms, int64_t D, double reach, double shift, bool slopes,
                         bool curvatures) {
     constexpr bool widest = sizeof(T) == 8;
-    // Slopes of a kinked kernel depend on the direction of a difference however short, those of a mixture on its
-    // sharpest term.
+    // Slopes of a kinked kernel depend on the direction of a difference however short, its values where powers may be
+    // negative on its size; those of a mixture on its sharpest term.
     const double sharp = reach * forms.close.scale * std::sqrt(std::max<double>(forms.close.sharpest, 1));
-    const bool rounds = sharp > close_reach || (slopes && !forms.close.smooth);
+    const bool rounds = sharp > close_reach || ((slopes || !forms.close.decaying) && !forms.close.smooth);
     const TileKernel<T>& kernel = rounds && !forms.close.scale_free ? forms.spread : forms.close;
     const double units = reach * kernel.scale, t = 4 * double(D) * units * units;
     const double largest = double(std::numeric_limits<T>::max()) / 8;
     // Beyond infinity, infinite distances; beneath tiny, distances that are none; terms that no number of this type
     // has.
     const double least = kernel.smooth && !curvatures ? 1e-16 : 1e-6;
-    const bool fits = kernel.fits && t <= largest && t * double(kernel.sharpest) <= largest &&
+    // Far out, where a power of r is a number of this type, those of its slopes and curvatures may be none.
+    const double most = !slopes ? std::numeric_limits<double>::infinity() : curvatures ? 1e6 : 1e12;
+    const bool fits = kernel.fits && units <= most && t <= largest && t * double(kernel.sharpest) <= largest &&
                       (reach == 0 || units * std::sqrt(std::min<double>(kernel.sharpest, 1)) >= least);
     if (!widest && !fits) return {nullptr};
     if (shift < 0) return {&kernel};

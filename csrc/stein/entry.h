@@ -176,7 +176,8 @@ template <class T> T stein_score_scale(const SteinPoints<T>& x, const T* score, 
         return count > 0 ? sum / count : std::numeric_limits<double>::quiet_NaN();
     };
     const double exponent = mean_log(x.rows) - mean_log(score);
-    return std::isfinite(exponent) ? T(std::exp2(std::clamp(std::round(exponent), -100.0, 100.0))) : T(1);
+    const double most = sizeof(T) == 8 ? 900 : 100;
+    return std::isfinite(exponent) ? T(std::exp2(std::clamp(std::round(exponent), -most, most))) : T(1);
 }
 
 template <class T> bool stein_element(const SteinCall<T>& call, const KernelForms<T>& forms, int64_t b, int threads) {

@@ -11,7 +11,7 @@ from gwf_fast import ops
 from gwf_fast.drift._checks import check_sets, require_grad
 from gwf_fast.drift.joint import Targets, join
 from gwf_fast.kernels.cpp import drift as drift_cpp
-from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.kernels import Laplace
 from gwf_fast.pairs.passes import centre_of
@@ -22,6 +22,7 @@ _EXCLUDED = 1e30  # a distance that no pair has
 
 
 @entry
+@widens
 def gmd(
     x: Tensor,
     y: Tensor,
@@ -87,9 +88,11 @@ def gmd(
     n, p, m = (None if lengths is None else lengths.flatten() for lengths in (x_lengths, y_lengths, negatives_lengths))
     if clip is not None or _is_fused(backend, x, y, negatives):
         with torch.no_grad():
-            particles, positive, negative = (t.reshape(-1, *t.shape[-2:]) for t in (x, y, negatives))
-            joint = join(particles, n, [Targets(negative, None, m)], Targets(positive, None, p))
-            temperatures = particles.new_full((1, len(particles)), float(temperature))
+            count = math.prod(x.shape[:-2])
+            particles, positive, negative = (t.reshape(count, *t.shape[-2:]) for t in (x, y, negatives))
+            joint = join(particles, n, [Targets(negative, None, m)], Targets(positive, None, p), floored=False)
+            kind = x.dtype if 1e-30 < temperature < 1e30 else torch.float64  # until it is in units of the points
+            temperatures = particles.new_full((1, count), float(temperature), dtype=kind)
             own = particles.new_full((len(particles),), _EXCLUDED) if exclude_self else None
             return joint.forces(temperatures, own, floor=0.0, clip=clip or 0.0, backend=backend)[0].view(x.shape)
     centre = centre_of(y, y_lengths)  # differences of means do not mind where the origin is
@@ -107,7 +110,8 @@ def gmd(
         means.append(mean)
         logs.append(log)
     most = 0.5 * math.log(y.shape[-2] * negatives.shape[-2])  # P Nn e^-r_i by Cauchy-Schwarz: rounding can't exceed it
-    strength = (logs[0] + logs[1] - torch.logaddexp(rows[0], rows[1])).clamp(max=most).exp()  # e^-r_i P Nn
+    # logsumexp: the second derivative of logaddexp is infinity over infinity where its arguments differ by 88
+    strength = (logs[0] + logs[1] - torch.stack(rows).logsumexp(0)).clamp(max=most).exp()  # e^-r_i P Nn
     velocity = strength[..., None] * (means[0] - means[1])
     velocity = members(velocity, n)
     return velocity.view(x.shape)

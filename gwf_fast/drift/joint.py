@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.kernels.reference import drift as drift_reference
+from gwf_fast.kernels.reference.range import largest_finite
 from gwf_fast.ops.dispatch import load, resolve
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.passes import centre_of
@@ -39,6 +41,7 @@ class Joint(NamedTuple):
         weights: [B, M]; None means ones.
         split: The number of negatives, where all problems have the same.
         sizes: [B, 3] int64: particles, negatives, targets of each problem; None where all are N, split, M.
+        unit: What x and the targets are divided by, a power of two.
     """
 
     x: Tensor
@@ -46,16 +49,22 @@ class Joint(NamedTuple):
     weights: Tensor | None
     split: int
     sizes: Tensor | None
+    unit: float = 1.0
 
     def forces(
         self, temperatures: Tensor, own: Tensor | None, *, floor: float, clip: float, backend: str | None = None
     ) -> Tensor:
-        """V at each temperature, [K, B, N, D], in the coordinates of x; temperatures [K, B], own [B]."""
-        return self._implementation(backend).forces(*self, temperatures, own, floor, clip)
+        """V at each temperature, [K, B, N, D], as x was joined; temperatures [K, B], own [B]."""
+        compute = self._implementation(backend).forces
+        if self.unit == 1:
+            return compute(*self[:5], temperatures.to(self.x.dtype), own, floor, clip)
+        own = None if own is None else own / self.unit
+        at = (temperatures / self.unit).to(self.x.dtype)
+        return compute(*self[:5], at, own, floor / self.unit**2, clip) * self.unit
 
     def total_distances(self, *, floor: float, backend: str | None = None) -> Tensor:
         """sum_ij w_j r_ij [B] in float64."""
-        return self._implementation(backend).total_distances(*self, floor)
+        return self._implementation(backend).total_distances(*self[:5], floor / self.unit**2) * self.unit
 
     def _implementation(self, backend: str | None = None) -> ModuleType:
         if not is_concrete(*self[:3]):
@@ -80,11 +89,19 @@ class Joint(NamedTuple):
         return torch.full((len(self.x),), everywhere, device=self.x.device)
 
 
-def join(x: Tensor, x_lengths: Tensor | None, negatives: Sequence[Targets], positives: Targets) -> Joint:
-    """Put targets in a row, about the centre of the positives; members of ragged sets move up: no problem has a gap."""
+def join(
+    x: Tensor, x_lengths: Tensor | None, negatives: Sequence[Targets], positives: Targets, *, floored: bool
+) -> Joint:
+    """Put targets in a row, about the centre of the positives; members of ragged sets move up: no problem has a gap.
+
+    Where squared distances have no floor (``floored``), tiny coordinates get a unit of their own as huge ones do.
+    """
     # Forces do not mind where the origin is; their rounding does.
     centre = centre_of(positives.points, positives.lengths)
     x, kinds = x - centre, [kind._replace(points=kind.points - centre) for kind in (*negatives, positives)]
+    unit = _unit(floored, members(x, x_lengths), *(members(kind.points, kind.lengths) for kind in kinds))
+    if unit != 1:
+        x, kinds = x / unit, [kind._replace(points=kind.points / unit) for kind in kinds]
     positives = kinds[-1]
     points = torch.cat([kind.points for kind in kinds], 1) if len(kinds) > 1 else positives.points
     weights = None
@@ -93,7 +110,7 @@ def join(x: Tensor, x_lengths: Tensor | None, negatives: Sequence[Targets], posi
         weights = torch.cat(each, 1)
     split = points.shape[1] - positives.points.shape[1]
     if x_lengths is None and all(kind.lengths is None for kind in kinds):
-        return Joint(x, points, weights, split, None)
+        return Joint(x, points, weights, split, None, unit)
 
     def counts(points: Tensor, lengths: Tensor | None) -> Tensor:
         return torch.full((len(x),), points.shape[1], device=x.device) if lengths is None else lengths
@@ -104,4 +121,18 @@ def join(x: Tensor, x_lengths: Tensor | None, negatives: Sequence[Targets], posi
     points = points.gather(1, order[..., None].expand_as(points))
     weights = None if weights is None else weights.gather(1, order)
     total = torch.stack(sizes).sum(0)
-    return Joint(x, points, weights, split, torch.stack([counts(x, x_lengths), total - sizes[-1], total], 1))
+    table = torch.stack([counts(x, x_lengths), total - sizes[-1], total], 1)
+    return Joint(x, points, weights, split, table, unit)
+
+
+_HUGE = 2.0**40
+"""Coordinates beyond which squares, and distances that no pair has, are near the end of float32."""
+
+
+def _unit(floored: bool, *sets: Tensor) -> float:
+    """A power of two that brings huge coordinates near 1, and tiny ones."""
+    if not all(is_concrete(points) and points.is_cpu for points in sets):
+        return 1.0
+    extent = max(largest_finite(points) for points in sets)
+    usual = extent <= _HUGE and (floored or extent == 0 or extent >= 1 / _HUGE)
+    return 1.0 if usual else 2.0 ** math.frexp(extent)[1]

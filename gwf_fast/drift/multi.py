@@ -12,8 +12,8 @@ from torch import Tensor
 from gwf_fast.drift._checks import check_sets
 from gwf_fast.drift.joint import Targets, join
 from gwf_fast.errors import renamed
-from gwf_fast.ops.ambient import entry
-from gwf_fast.pairs.ragged import member_weights
+from gwf_fast.ops.ambient import entry, widens
+from gwf_fast.pairs.ragged import member_weights, members
 from gwf_fast.pairs.validation import as_positive, check_counts
 
 _FLOOR = 1e-8  # of squared distances and of mean squared forces
@@ -36,6 +36,7 @@ class MultiDrift(NamedTuple):
 
 @entry
 @renamed(negative_weights="negatives_weights")
+@widens
 def gmd_multi(
     x: Tensor,
     y: Tensor,
@@ -103,26 +104,34 @@ def gmd_multi(
         if weights is not None:
             weights = member_weights(f"{name}_weights", weights, points, name, lengths).reshape(-1, points.shape[-2])
         kinds.append(Targets(_fold(points), weights, None if lengths is None else lengths.flatten()))
-    with torch.no_grad():
-        dim, per_problem = x.shape[-1], normalization == "problem"
-        if x.numel() == 0:  # nothing moves nothing
-            each = x.shape[:-2] if per_problem else ()
-            rates_first = x.new_zeros(*each, len(rates)) if per_problem else x.new_zeros(len(rates))
-            return MultiDrift(torch.zeros_like(x), x.new_zeros(each), rates_first)
-        joint = join(kinds[0].points, kinds[0].lengths, kinds[:-1], kinds[-1])
-        totals, masses, rows = joint.total_distances(floor=_FLOOR, backend=backend), joint.masses(), joint.row_counts()
-        scale = totals / masses if per_problem else totals.sum() / masses.sum()  # [B] or []
-        scale = scale.to(x.dtype)
-        unit = scale.expand(len(joint.x)).clamp(min=1e-3)
-        step = (scale.expand(len(joint.x)) / math.sqrt(dim)).clamp(min=1e-3)[:, None, None]
-        at = torch.stack([rate * unit for rate in rates])  # [K, B]; a list of numbers would be copied from the host
-        force = joint.forces(at, _SELF * unit, floor=_FLOOR, clip=clip, backend=backend) / step  # [K, B, N, D]
-        squares, count = force.square().sum((2, 3)), rows * dim
-        raw = squares / count if per_problem else squares.sum(1, keepdim=True) / count.sum()  # [K, B] or [K, 1]
-        velocity = ((force / raw.clamp(min=_FLOOR).sqrt()[..., None, None]).sum(0) * step).view(x.shape)
-        if per_problem:
-            return MultiDrift(velocity, scale.view(x.shape[:-2]), raw.T.reshape(*x.shape[:-2], -1))
-        return MultiDrift(velocity, scale, raw[:, 0])
+    return _normalised(x, kinds, rates, clip, normalization == "problem", backend)
+
+
+@torch.no_grad()
+def _normalised(
+    x: Tensor, kinds: list[Targets], rates: list[float], clip: float, per_problem: bool, backend: str | None
+) -> MultiDrift:
+    """The drift of x [*B, N, D], which are the first of the kinds; the positives are the last."""
+    dim = x.shape[-1]
+    if x.numel() == 0:  # nothing moves nothing
+        each = x.shape[:-2] if per_problem else ()
+        rates_first = x.new_zeros(*each, len(rates)) if per_problem else x.new_zeros(len(rates))
+        return MultiDrift(torch.zeros_like(x), x.new_zeros(each), rates_first)
+    joint = join(kinds[0].points, kinds[0].lengths, kinds[:-1], kinds[-1], floored=True)
+    totals, masses, rows = joint.total_distances(floor=_FLOOR, backend=backend), joint.masses(), joint.row_counts()
+    scale = totals / masses if per_problem else totals.sum() / masses.sum()  # [B] or []
+    scale = scale.to(x.dtype)
+    unit = scale.expand(len(joint.x)).clamp(min=1e-3)
+    step = (scale.expand(len(joint.x)) / math.sqrt(dim)).clamp(min=1e-3)[:, None, None]
+    at = torch.stack([rate * unit for rate in rates])  # [K, B]; a list of numbers would be copied from the host
+    force = joint.forces(at, _SELF * unit, floor=_FLOOR, clip=clip, backend=backend) / step  # [K, B, N, D]
+    squares, count = force.square().sum((2, 3)), rows * dim
+    raw = squares / count if per_problem else squares.sum(1, keepdim=True) / count.sum()  # [K, B] or [K, 1]
+    velocity = (force / raw.clamp(min=_FLOOR).sqrt()[..., None, None]).sum(0) * step
+    velocity = members(velocity, kinds[0].lengths).view(x.shape)  # one that is NaN touches none beyond the lengths
+    if per_problem:
+        return MultiDrift(velocity, scale.view(x.shape[:-2]), raw.T.reshape(*x.shape[:-2], -1))
+    return MultiDrift(velocity, scale, raw[:, 0])
 
 
 def _fold(points: Tensor) -> Tensor:  # [*B, N, D] -> [B, N, D]

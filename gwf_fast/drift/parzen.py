@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gwf_fast.drift._checks import check_sets, inverse_counts
 from gwf_fast.nn.divergences import SMOOTH, split_name
 from gwf_fast.nn.divergences import divergence as row_of
-from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.pairs.kernels import Gaussian
 from gwf_fast.pairs.passes import centre_of, over
 from gwf_fast.pairs.ragged import members
@@ -20,6 +21,7 @@ from gwf_fast.pairs.validation import as_positive, check_counts
 
 
 @entry
+@widens
 def parzen_kl(
     x: Tensor,
     y: Tensor,
@@ -66,6 +68,7 @@ def parzen_kl(
 
 
 @entry
+@widens
 def f_divergence(
     x: Tensor,
     y: Tensor,
@@ -106,14 +109,27 @@ def f_divergence(
     slope_of = row_of(name, parameter).slope
     assert slope_of is not None
     options: dict[str, Any] = {"x_lengths": x_lengths, "backend": backend}
+    check_sets(x, y, exclude_self)
+    h = as_positive("bandwidth", bandwidth)
+    if x.is_cpu and x.dtype == y.dtype == torch.float32 and not 1e-15 < h < 1e15:  # infinity less infinity
+        wide = f_divergence(
+            x.double(), y.double(), h, divergence=divergence, exclude_self=exclude_self, y_lengths=y_lengths, **options
+        )
+        return wide.to(x.dtype)
     velocity = parzen_kl(x, y, bandwidth, exclude_self=exclude_self, y_lengths=y_lengths, **options)
     if name == "kl":
         return velocity
-    kernel = Gaussian(as_positive("bandwidth", bandwidth))
+    kernel = Gaussian(h)
     log_q = kernel_logsumexp(x, x, kernel=kernel, exclude_self=exclude_self, y_lengths=x_lengths, **options)
     log_p = kernel_logsumexp(x, y, kernel=kernel, y_lengths=y_lengths, **options)
     # The estimates' other constants are the same.
     share = inverse_counts(x, x_lengths, int(exclude_self)) / inverse_counts(y, y_lengths)
     log_share = math.log(share) if isinstance(share, float) else share[..., 0].log()
-    slope = slope_of(log_q - log_p + log_share)[..., None]
-    return members(slope, x_lengths) * velocity
+    # In double: a factor may leave the range of float32, and its product with a small difference not. A row that
+    # overflows there too is a constant: a loss that leaves it out has a gradient, and not 0 times infinity.
+    log_ratio = (log_q - log_p + log_share).double()
+    factor = slope_of(log_ratio.detach())
+    infinite = factor.isinf()
+    slope = members(slope_of(torch.where(infinite, 0.0, log_ratio))[..., None], x_lengths)
+    overflown = members(factor[..., None], x_lengths) * velocity.detach()
+    return torch.where(infinite[..., None], overflown, slope * velocity).to(x.dtype)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from gwf_fast.errors import renamed
-from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.pairs.kernels import Gaussian
 from gwf_fast.pairs.methods import Method, method_options
+from gwf_fast.pairs.passes import times
 from gwf_fast.pairs.reductions import kernel_gradient, kernel_sum
 from gwf_fast.pairs.validation import as_number, as_positive, check_companion, check_pair, check_points
 
@@ -59,6 +60,7 @@ def blob_density(
 
 
 @entry
+@widens
 @method_options
 def blob_energy(
     x: Tensor, bandwidth: float, *, m: float = 1.0, method: Method = "exact", backend: str | None = None
@@ -69,12 +71,16 @@ def blob_energy(
         ValueError, TypeError: As :func:`blob_density`.
     """
     m = as_number("m", m, "a number >= 1", least=1)
-    rho = blob_density(x, bandwidth, method=method, backend=backend)
-    return (rho.log() if m == 1 else rho ** (m - 1) / (m - 1)).mean(-1)
+    sources, _, scale = _particles(x, bandwidth, None, None)
+    total = kernel_sum(x, sources, kernel=Gaussian(bandwidth), method=method, backend=backend)  # rho / scale
+    if m == 1:
+        return total.log().mean(-1) + math.log(scale)
+    return times((total ** (m - 1)).mean(-1), _power(scale, m - 1) / (m - 1))
 
 
 @entry
 @renamed(masses="weights")
+@widens
 @method_options
 def blob_velocity(
     x: Tensor,
@@ -115,18 +121,19 @@ def blob_velocity(
     bandwidth = as_positive("bandwidth", bandwidth)
     particles, weights, scale = _particles(x, bandwidth, sources, weights)
     sums: dict[str, Any] = {"kernel": Gaussian(bandwidth), "method": method, "backend": backend}
-    plain = scale * kernel_gradient(x, particles, weights, **sums)
+    plain = kernel_gradient(x, particles, weights, **sums)
     if m == 2:  # g = 1: both forms, and no density needed
-        return -2 * plain
-    g = (scale * kernel_sum(x, particles, weights, **sums)) ** (m - 2)
+        return times(plain, -2 * scale)
+    # The height of the kernel, of which powers are out of range in many dimensions, is taken out: scale^(m - 1) of all.
+    g = kernel_sum(x, particles, weights, **sums) ** (m - 2)
     if form == "density":
-        return -m * g[..., None] * plain
+        return times(g[..., None] * plain, -m * _power(scale, m - 1))
     at_particles = g
     if sources is not None:
-        at_particles = (scale * kernel_sum(particles, particles, weights, **sums)) ** (m - 2)
+        at_particles = kernel_sum(particles, particles, weights, **sums) ** (m - 2)
     carried = at_particles if weights is None else weights * at_particles
-    weighted = scale * kernel_gradient(x, particles, carried, **sums)
-    return -(weighted + g[..., None] * plain)
+    weighted = kernel_gradient(x, particles, carried, **sums)
+    return times(weighted + g[..., None] * plain, -_power(scale, m - 1))
 
 
 # ---------------------------------------------------------------------------------------------- helpers
@@ -154,3 +161,11 @@ def _particles(
         return sources, None, scale / sources.shape[-2]
     check_companion("weights", weights, sources, channels=False, y_name="sources")
     return sources, weights, scale
+
+
+def _power(scale: float, exponent: float) -> float:
+    """scale^exponent, infinite where it overflows."""
+    try:
+        return scale**exponent
+    except OverflowError:
+        return math.inf

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gwf_fast import ops
 from gwf_fast.kernels.plain import plain
-from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Riesz
-from gwf_fast.pairs.passes import centre_of, over, scaled_passes
+from gwf_fast.pairs.passes import centre_of, is_own, over, own_share, scaled_passes
 from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
 from gwf_fast.pairs.validation import check_companion, check_pair, check_points
 
@@ -87,6 +87,7 @@ def energy_distance(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tens
 
 
 @entry
+@widens
 def parzen_log_density(
     x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: str | None = None
 ) -> Tensor:
@@ -113,6 +114,7 @@ def parzen_log_density(
 
 
 @entry
+@widens
 def parzen_score(
     x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: str | None = None
 ) -> Tensor:
@@ -265,8 +267,8 @@ def _kernel_rows(
         options = {"exclude_self": unbiased, "gradient": need_x or need_y, "rows_of_y": need_y or need_b}
         return _Rows(*fused(*map(plain, tensors), pair, spec, **options))
     within, across = (spec, unbiased, None, None, backend), (spec, False, None, None, backend)
-    xx, grad_xx = _rows(x, x, a, within, need_x)
-    yy, grad_yy = _rows(y, y, b, within, need_y)
+    xx, grad_xx = _own_rows(x, a, within, need_x)
+    yy, grad_yy = _own_rows(y, b, within, need_y)
     xy, grad_xy = _rows(x, y, b, across, need_x)
     yx, grad_yx = _rows(y, x, a, across, need_y) if need_y or need_b else (None, None)
     gx = _cast(scales[0], x) * grad_xx - grad_xy if need_x else None
@@ -286,6 +288,15 @@ def _rows(x: Tensor, y: Tensor, b: Tensor, options: Any, gradient: bool) -> tupl
     if gradient:
         return ops.pair_sum_gradient(x, y, b, *options)
     return ops.pair_sum(x, y, b, *options), None
+
+
+def _own_rows(x: Tensor, a: Tensor, options: Any, gradient: bool) -> tuple[Tensor, Any]:
+    """Of a set with itself."""
+    spec, unbiased, *rest, backend = options
+    if not is_own(x, x, unbiased, None, None):
+        return _rows(x, x, a, options, gradient)
+    sums, gradients = _rows(x, x, a, (spec, True, *rest, backend), gradient)
+    return sums + own_share(x, None, spec, backend)[..., 0] * a, gradients
 
 
 def _mmd2(x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool, backend: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -54,6 +55,16 @@ def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True, bac
     pairs = n * (n - 1) if unbiased else n * n
     mean = _SteinMean.apply(x.reshape(fold), score.reshape(fold), kernel.spec, not unbiased, pairs, backend)
     return mean.view(x.shape[:-2])
+
+
+_USUAL = 2.0**20
+"""Bandwidths, and one over them, up to which float32 has the derivatives that are formed."""
+
+
+def _unit(spec: tuple[float, ...]) -> float:
+    """What points are divided by, and scores multiplied: a power of two near the least bandwidth, if unusual."""
+    least = min(spec[2::4])
+    return 1.0 if 1 / _USUAL <= least <= _USUAL else 2.0 ** math.frexp(least)[1]
 
 
 @entry
@@ -131,14 +142,28 @@ class _SteinMean(torch.autograd.Function):
         ctx.save_for_backward(x, score)
         ctx.spec, ctx.diagonal, ctx.pairs = spec, diagonal, pairs
         ctx.module = ops.dispatch.load(backend.partition(":")[0], "stein")
-        return (ctx.module.stein_sum(x, score, spec, diagonal) / pairs).to(x.dtype)
+        points, scores, spec, unit = _in_units(x, score, spec)
+        return (ctx.module.stein_sum(points, scores, spec, diagonal).double() / pairs / unit**2).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
         x, score = ctx.saved_tensors
         wide = torch.promote_types(x.dtype, torch.float32)
-        gradients = ctx.module.stein_sum_gradients(x.to(wide), score.to(wide), ctx.spec, ctx.diagonal)
-        factor = (u.to(wide) / ctx.pairs)[:, None, None]
-        gx, gs = ((factor * gradient).to(x.dtype) for gradient in gradients)
+        points, scores, spec, unit = _in_units(x.to(wide), score.to(wide), ctx.spec)
+        gradients = ctx.module.stein_sum_gradients(points, scores, spec, ctx.diagonal)
+        factor = (u.double() / ctx.pairs / unit**2)[:, None, None]
+        if unit == 1:
+            factor = factor.to(wide)
+        gx, gs = ((factor * g * scale).to(x.dtype) for g, scale in zip(gradients, (1 / unit, unit), strict=True))
         return gx, gs, None, None, None, None
+
+
+def _in_units(x: Tensor, score: Tensor, spec: tuple[float, ...]) -> tuple[Tensor, Tensor, tuple[float, ...], float]:
+    """Points, scores and bandwidths in units of :func:`_unit`, and the unit."""
+    unit = _unit(spec)
+    if unit == 1:
+        return x, score, spec, unit
+    scaled = list(spec)
+    scaled[2::4] = [h / unit for h in spec[2::4]]
+    return x.double() / unit, score.double() * unit, tuple(scaled), unit

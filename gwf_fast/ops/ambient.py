@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch._C import _is_any_autocast_enabled
 
+from gwf_fast.ops.dispatch import resolve
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -60,6 +62,34 @@ def plain_modes(differentiates: bool = True) -> Iterator[None]:
         yield
 
 
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def widens(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function compute in float32 on CPUs where it is called with halves, which do not hold what it forms.
+
+    Such as a mean over h^2, or a power of a density. Tensors of one type come in, and go out in it.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
+        dtypes = {t.dtype for t in tensors}
+        if len(dtypes) != 1 or not dtypes.issubset(HALVES) or not all(t.is_cpu for t in tensors):
+            return function(*args, **kwargs)
+        (dtype,) = dtypes
+        if kwargs.get("backend") is not None:
+            resolve(kwargs["backend"], tensors[0].device, dtype)  # which may not serve halves
+        wide = {id(t): t.float() for t in tensors}  # what is one tensor stays one
+        arguments = [wide.get(id(value), value) for value in args]
+        out: Any = function(*arguments, **{name: wide.get(id(value), value) for name, value in kwargs.items()})
+        if isinstance(out, Tensor):
+            return out.to(dtype)
+        return type(out)(*(value.to(dtype) for value in out))  # a named tuple of tensors
+
+    return call
+
+
 def _is_inference_mode() -> bool:
     """Whether it is on; no where torch.compile traces, to which the question is a break of the graph."""
     return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
@@ -68,7 +98,7 @@ def _is_inference_mode() -> bool:
 def _fitted(value: Any, differentiates: bool) -> Any:
     """Tensors as autocast gives them to functions that want float32; copies of those made in inference mode."""
     if isinstance(value, Tensor):
-        if value.is_floating_point() and value.dtype in (torch.float16, torch.bfloat16):
+        if value.is_floating_point() and value.dtype in HALVES:
             return value.float()
         return value.clone() if differentiates and value.is_inference() else value
     if isinstance(value, dict):

@@ -6,11 +6,13 @@ dimension is there or not, for all tensors alike. See ``kernels/reference/pairs.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gwf_fast.kernels.reference.range import largest_finite
 from gwf_fast.ops import dispatch
 from gwf_fast.ops.jet import OPTIONS, Options, contiguous, jet, load, present, safe_exp_difference, save
 from gwf_fast.ops.modes import is_concrete
@@ -209,13 +211,15 @@ def _largest(total: Tensor) -> float:
     """The largest finite |L|; infinity where it can't be looked at without waiting."""
     if not (is_concrete(total) and total.is_cpu):
         return torch.inf
-    total = total.detach()
-    largest = float(total.abs().amax()) if total.numel() else 0.0
-    return largest if largest < torch.inf else float(total.nan_to_num(0.0, 0.0, 0.0).abs().amax())
+    return largest_finite(total.detach())
 
 
-def _is_steep(total: Tensor) -> bool:
-    return total.dtype != torch.float64 and is_concrete(total) and total.is_cpu and _largest(total) > _STEEP
+def _is_steep(total: Tensor, y: Tensor) -> bool:
+    if total.dtype == torch.float64 or not (is_concrete(total) and total.is_cpu):
+        return False
+    if torch.is_grad_enabled() and total.requires_grad:  # of second order: covariances of slopes of size 2 L / h^2
+        return _largest(total) - math.log(max(y.shape[-2], 1)) > _UNSEEN
+    return _largest(total) > _STEEP
 
 
 def _in_float64(operator: Operator, inputs: list[Tensor | None], options: Options, backward: Any, *us: Any) -> Any:
@@ -251,7 +255,7 @@ def _logsumexp_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
         x, y, beta, total = saved
         return _logsumexp_gradients(x, y, beta, total, u, rows, needs)
 
-    if _is_steep(total):
+    if _is_steep(total, y):
         grads = _in_float64(pair_logsumexp, [x, y, beta], options, gradients, u)
     else:
         grads = gradients([x, y, beta, total], options, u)
@@ -320,7 +324,7 @@ def _average_backward(ctx: Any, um: Tensor | None, ul: Tensor | None) -> tuple[A
         x, y, v, beta, mean, total = saved
         return _average_gradients(x, y, v, beta, mean, total, um, ul, rows, needs)
 
-    if _is_steep(total):
+    if _is_steep(total, y):
         grads = _in_float64(pair_average, [x, y, v, beta], options, gradients, um, ul)
     else:
         grads = gradients([x, y, v, beta, mean, total], options, um, ul)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from gwf_fast.ops import dispatch
+from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.kernels import Kernel
+from gwf_fast.pairs.ragged import members
 
 
 def scaled_passes(
@@ -26,6 +30,32 @@ def scaled_passes(
             same = x is y  # keep it so: backends use the symmetry
             u = (x - centre) / bandwidth
             yield u, u if same else (y - centre) / bandwidth, bandwidth, spec
+
+
+def is_own(x: Tensor, y: Tensor, exclude_self: bool, x_lengths: Tensor | None, y_lengths: Tensor | None) -> bool:
+    """Whether a set meets itself and is differentiated.
+
+    The pair of a point with itself is then left out and its constant added, see :func:`own_share`: its parts of the
+    second derivatives, 1/h^2 from the target's side and from the source's, cancel in truth and not in rounding.
+    """
+    same = x is y and not exclude_self and x_lengths is y_lengths
+    return same and torch.is_grad_enabled() and x.requires_grad and is_concrete(x)
+
+
+def own_share(
+    x: Tensor, lengths: Tensor | None, spec: Sequence[float] | None = None, backend: str = "torch"
+) -> Tensor:  # [*B, N, D] -> [*B, N, 1]
+    """What a point makes with itself: k(0), or 0 for a gradient (no spec); NaN where it is not finite."""
+    known = members((x.detach() * 0).sum(-1, keepdim=True), lengths)
+    return known if spec is None else known + _at_zero(tuple(spec), backend)
+
+
+@lru_cache(maxsize=256)
+def _at_zero(spec: tuple[float, ...], backend: str) -> float:
+    origin = torch.zeros(1, 1, 1, dtype=torch.float64)
+    # formulas are known to these; the compiled one does without SymPy, which takes a while to import
+    known = backend if backend in ("torch", "keops") else dispatch.resolve(None, origin.device, origin.dtype)
+    return float(dispatch.function("torch" if known == "keops" else known, "pair_sum")(origin, origin, None, spec))
 
 
 def times(t: Tensor, factor: float) -> Tensor:

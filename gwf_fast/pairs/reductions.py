@@ -16,7 +16,8 @@ from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.methods import Method, as_method, fast_sum, method_options
-from gwf_fast.pairs.passes import centre_of, exists, scaled_passes
+from gwf_fast.pairs.passes import centre_of, exists, is_own, own_share, scaled_passes
+from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import check_companion, check_lengths, check_pair
 
 
@@ -62,6 +63,13 @@ def kernel_sum(
         fast = fast_sum(0, x, y, weights, kernel, how, exclude_self, x_lengths, y_lengths)
         if fast is not None:
             return fast
+    if is_own(x, y, exclude_self, x_lengths, y_lengths):
+        apart = kernel_sum(
+            x, y, weights, kernel=kernel, exclude_self=True, x_lengths=x_lengths, y_lengths=y_lengths, backend=name
+        )
+        own = torch.stack([own_share(x, x_lengths, spec, name) for _, spec in kernel.passes]).sum(0)
+        own = own if weights is not None and weights.ndim == y.ndim else own[..., 0]
+        return apart + members(own if weights is None else own * weights, x_lengths)
     if x.ndim <= 3 and kernel.spec is not None:  # the usual case, without detours
         return ops.pair_sum(x, y, weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
     channels = weights is not None and weights.ndim == y.ndim
@@ -113,6 +121,11 @@ def kernel_gradient(
         fast = fast_sum(1, x, y, weights, kernel, how, exclude_self, x_lengths, y_lengths)
         if fast is not None:
             return fast
+    if is_own(x, y, exclude_self, x_lengths, y_lengths):
+        apart = kernel_gradient(
+            x, y, weights, kernel=kernel, exclude_self=True, x_lengths=x_lengths, y_lengths=y_lengths, backend=name
+        )
+        return apart + members(own_share(x, x_lengths).expand_as(x), x_lengths)
     if x.ndim <= 3 and kernel.spec is not None:
         return ops.pair_gradient(x, y, weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
     others = (_fold_values(weights),)

@@ -185,10 +185,8 @@ def check_weights(name: str, weights: Tensor, points: Tensor, points_name: str) 
     if not is_readable(weights):
         return
     if not (bool(torch.isfinite(weights).all()) and bool((weights >= 0).all()) and bool((weights.sum(-1) > 0).all())):
-        least, most = (f"{float(t):g}" for t in (weights.min(), weights.max()))
-        raise ValueError(
-            f"{name} must be finite and not negative, with a positive sum for each set, got values in {least}..{most}"
-        )
+        got = f"values in {float(weights.min()):g}..{float(weights.max()):g}" if weights.numel() else "none"
+        raise ValueError(f"{name} must be finite and not negative, with a positive sum for each set, got {got}")
 
 
 def check_lengths(name: str, lengths: Tensor, points: Tensor, readable: bool) -> None:

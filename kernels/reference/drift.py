@@ -47,7 +47,7 @@ def forces(
             for k, temperature in enumerate(temperatures[:, b]):
                 total = ((own_nearest - r) / temperature).exp().sum(1, keepdim=True) * columns[k]
                 away = (r - 0.5 * nearest) - 0.5 * own_nearest
-                a = (away / -temperature).exp_().div_(total.sqrt()).clamp_(math.sqrt(clip), 1.0).mul_(w)
+                a = (away / -temperature).exp().div(total.sqrt()).clamp(math.sqrt(clip), 1.0) * w
                 negative, positive = a[:, :cut], a[:, cut:]
                 attraction = positive @ y[cut:] * negative.sum(1, keepdim=True)
                 out[k, b, rows] = attraction - negative @ y[:cut] * positive.sum(1, keepdim=True)
@@ -72,9 +72,17 @@ def total_distances(
 def _distances(x: Tensor, y: Tensor, own: Tensor | None, floor: float) -> Iterator[tuple[slice, Tensor]]:
     """Chunks of rows with their distances [n, M]."""
     step = max(1, _CHUNK // len(y))
+    unit = _unit(x, y)  # of which squares neither overflow nor vanish
+    x, y = x / unit, y / unit
     for start in range(0, len(x), step):
         rows = slice(start, min(start + step, len(x)))
-        r = torch.cdist(x[rows], y, compute_mode="donot_use_mm_for_euclid_dist").clamp_(min=math.sqrt(floor))
+        r = torch.cdist(x[rows], y, compute_mode="donot_use_mm_for_euclid_dist").mul(unit).clamp(min=math.sqrt(floor))
         if own is not None:
             r.diagonal(start).add_(own)
         yield rows, r
+
+
+def _unit(x: Tensor, y: Tensor) -> Tensor:
+    """A power of two near the largest finite coordinate."""
+    largest = torch.cat((x, y)).nan_to_num(0.0, 0.0, 0.0).abs().amax()
+    return torch.ldexp(torch.ones_like(largest), torch.where(largest > 0, torch.frexp(largest).exponent, 0))

@@ -134,7 +134,7 @@ def pair_sum(
     for rows, d, absent in pairs:
         (k,) = kernel_derivatives((d * d).sum(-1), spec, 0)
         out[:, rows] = _without(k, absent) @ b
-    return out
+    return _clean(out, pairs.missing_rows)
 
 
 def pair_gradient(
@@ -171,7 +171,7 @@ def pair_sum_gradient(
         k, slope = kernel_derivatives((d * d).sum(-1), spec, 1)
         value[:, rows] = (_without(k, absent) * b).sum(-1)
         gradient[:, rows] = 2 * ((_without(slope, absent) * b)[..., None] * d).sum(2)
-    return value, gradient
+    return value, _clean(gradient, pairs.missing_rows)
 
 
 def pair_logsumexp(
@@ -267,7 +267,7 @@ def pair_jet(
         phi = kernel_derivatives((d * d).sum(-1), spec, order + 1, shift)
         phi = [_without(f, absent) for f in phi]
         gx[:, rows], ga[:, rows] = _JETS[order](d, a[:, rows], b, phi, [_restrict(t, rows) for t in directions])
-    return gx, ga
+    return _clean(gx, pairs.missing_rows), _clean(ga, pairs.missing_rows)
 
 
 def _shift(alpha: Tensor | None, beta: Tensor | None, rows: slice) -> Tensor | None:

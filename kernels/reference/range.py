@@ -31,15 +31,15 @@ def working_dtype(
     lengths = [abs(h) for h in spec[2::4]]
     fits = all(LEAST <= h <= LARGEST for h in lengths)
     if fits and not capturing:
-        reach = max(_largest(x), _largest(y))
+        reach = max(largest_finite(x), largest_finite(y))
         fits = reach == 0 or LEAST <= reach <= LARGEST
         if log_domain:
             exponent = 2 * x.shape[-1] * (reach / min(lengths)) ** 2
-            fits &= exponent + sum(_largest(shift) for shift in shifts if shift is not None) <= STEEPEST
+            fits &= exponent + sum(largest_finite(shift) for shift in shifts if shift is not None) <= STEEPEST
     return torch.float32 if fits else torch.float64
 
 
-def _largest(values: Tensor) -> float:
+def largest_finite(values: Tensor) -> float:
     """The largest finite size."""
     if not values.numel():
         return 0.0

@@ -17,10 +17,20 @@ PRODUCTS_FROM = 8
 """The fewest coordinates of which scalar products are formed."""
 
 
+def origin(*sets: Tensor) -> Tensor | float:
+    """As the package takes it: near the median where the cloud is far from 0, by some lengths of its own; else 0."""
+    if not sum(map(len, sets)):
+        return 0.0
+    points = torch.cat(sets).detach()
+    middle = points.nanmedian(0).values
+    spread = (points - middle).abs().nan_to_num(0.0).amax(0)
+    return torch.where(middle.abs() > 4 * spread, middle * (1 - 2.0**-8), 0.0)
+
+
 def offsets(*sets: Tensor) -> list[Tensor]:
-    """Points about an origin amid them all, as the package puts it: near their median."""
-    middle = torch.cat(sets).detach().nanmedian(0).values if sum(map(len, sets)) else 0.0
-    return [t - middle * (1 - 2.0**-12) for t in sets]
+    """Points about that origin."""
+    middle = origin(*sets)
+    return [t - middle for t in sets]
 
 
 def pairs(
@@ -31,14 +41,25 @@ def pairs(
     In many dimensions a kernel that is smooth at 0 may be a function of |x|^2 + |y|^2 - 2 x.y, about the middle of the
     cloud: both are then off by roundings of these, and so are sums that are centred by themselves.
     """
-    d = R(x[:, None] - y[None])
+    d = R(R.behind(x)[:, None] - R.behind(y)[None])
     q = (d * d).sum(-1)
-    products = kernel is not None and x.shape[1] >= PRODUCTS_FROM and smooth_of(kernel)
-    if R.eps and (products or centred):
-        u, v = offsets(x, y)
-        d = d + ((R(u) - u)[:, None] - (R(v) - v)[None])
-        if products:
-            q = R.moved(q, ((u * u).sum(1)[:, None] + (v * v).sum(1)[None]).detach()).clamp(min=0)
+    if not R.eps:
+        return d, q
+    smooth = kernel is not None and smooth_of(kernel)
+    products = smooth and x.shape[1] >= PRODUCTS_FROM
+    u, v = offsets(x, y)
+    apart = (R(u) - u)[:, None] - (R(v) - v)[None]
+    if smooth and not products:  # coordinates may be scaled before they are subtracted, which rounds once
+        d = d + apart / 8
+        q = (d * d).sum(-1)
+    elif products:  # slopes are along differences that are rounded likewise
+        d = d + apart
+        q = (d * d).sum(-1)
+        q = R.moved(q, ((u * u).sum(1)[:, None] + (v * v).sum(1)[None]).detach())
+        q = q - q.detach().clamp(max=0)
+    elif centred:
+        d = d + apart
+        q = torch.where(q == 0, q, (d * d).sum(-1))
     return d, q
 
 
@@ -73,19 +94,21 @@ def _logits(
     return torch.where(others(len(x), len(y), exclude_self)[..., None], logs, -math.inf)
 
 
-def _log_sum(logits: Tensor) -> Tensor:  # [N, M, terms] -> [N]
+def _log_sum(R: Rounding, logits: Tensor) -> Tensor:  # [N, M, terms] -> [N]
     flat = logits.flatten(1)
     if not flat.shape[1]:
         return flat.new_full((len(flat),), -math.inf)
     top = flat.detach().amax(1, keepdim=True)
     top = torch.where(top.isinf(), 0.0, top)
-    total = torch.where(flat == -math.inf, 0.0, (flat - top).exp()).sum(1)
+    terms = torch.where(flat == -math.inf, 0.0, (flat - top).exp())
+    # apart from the derivatives' own terms, which are formed anew, and of which a covariance of slopes cancels
+    total = R.moved(terms, terms.detach() * (1 + torch.where(flat == -math.inf, 0.0, flat).detach().abs() / 4)).sum(1)
     empty = total == 0
     return torch.where(empty, -math.inf, torch.where(empty, 1.0, total).log() + top[:, 0])
 
 
 def kernel_logsumexp(R: Rounding, x, y, log_weights=None, *, kernel: Terms, exclude_self: bool = False) -> Tensor:
-    out = _log_sum(_logits(R, x, y, log_weights, kernel, exclude_self))
+    out = _log_sum(R, _logits(R, x, y, log_weights, kernel, exclude_self))
     return R.moved(R(out), 1.0)
 
 
@@ -95,7 +118,10 @@ def softmax(R: Rounding, logits: Tensor, dim: int) -> Tensor:
         return torch.zeros_like(logits)
     top = logits.detach().amax(dim, keepdim=True)
     terms = R(torch.where(logits == -math.inf, 0.0, (R.moved(logits, 1.0) - top).exp()))
-    return R(terms / R(terms.sum(dim, keepdim=True)))
+    # derivatives form exponentials anew, of exponents that have rounded: the shares of a row then do not add up to 1
+    size = 1 + torch.where(logits == -math.inf, 0.0, logits).detach().abs() / 4
+    total = R.moved(terms, terms.detach() * size).sum(dim, keepdim=True)
+    return R(terms / R(total))
 
 
 def shares(R: Rounding, x, y, log_weights, kernel: Terms, exclude_self: bool) -> Tensor:
@@ -111,15 +137,19 @@ def kernel_average(
     if values is not None:
         return R(R(share)[..., None] * values[None]).sum(1)
     # about the middle of the cloud, as the package does: what is far from the origin loses nothing there
-    u, v = offsets(x, y)
-    return R((x - u).detach() + R(share[..., None] * torch.where(share[..., None] == 0, 0.0, v[None])).sum(1))
+    middle = origin(x, y)
+    terms = share[..., None] * torch.where(share[..., None] == 0, 0.0, (y - middle)[None])
+    return R(middle + R(terms).sum(1))
 
 
 def _mean_shift(R: Rounding, x, y, bandwidth: float, exclude_self: bool) -> Tensor:
     """(m(x) - x) / h^2 of a Gaussian, by differences."""
     share = shares(R, x, y, None, [["gaussian", 1.0, bandwidth]], exclude_self)
-    towards = torch.where(share[..., None] == 0, 0.0, -pairs(R, x, y, centred=True)[0])
-    return R(share[..., None] * towards).sum(1) / bandwidth**2
+    if not R.eps:
+        return (share[..., None] * torch.where(share[..., None] == 0, 0.0, y[None] - x[:, None])).sum(1) / bandwidth**2
+    middle = origin(x, y)  # a mean of points about it, less the point
+    mean = R(R(share[..., None]) * torch.where(share[..., None] == 0, 0.0, (y - middle)[None])).sum(1)
+    return (R(mean) - R(x - middle)) / bandwidth**2
 
 
 def parzen_log_density(R: Rounding, x, y, bandwidth: float, *, exclude_self: bool = False) -> Tensor:
@@ -144,7 +174,7 @@ def mmd2(R: Rounding, x, y, x_weights=None, y_weights=None, *, kernel: Terms, un
         return total * w.sum() ** 2 / (w.sum() ** 2 - (w * w).sum())
 
     cross = R(Dense(kernel, R)(pairs(R, x, y, kernel)[1]) * a[:, None] * b[None]).sum()
-    return own(x, a) + own(y, b) - 2 * cross
+    return R(own(x, a)) + R(own(y, b)) - 2 * R(cross)
 
 
 def energy_distance(R: Rounding, x, y) -> Tensor:

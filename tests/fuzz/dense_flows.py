@@ -7,24 +7,35 @@ import math
 import torch
 from torch import Tensor
 
-from tests.fuzz.dense import Terms, _mean_shift, kernel_gradient, kernel_logsumexp, offsets, others, pairs, softmax
-from tests.fuzz.radial import at_positive
+from tests.fuzz.dense import (
+    Terms,
+    _mean_shift,
+    kernel_gradient,
+    kernel_logsumexp,
+    offsets,
+    origin,
+    others,
+    pairs,
+    softmax,
+)
+from tests.fuzz.radial import at_positive, rounded_apart
 from tests.fuzz.rounding import Rounding
 
 # ------------------------------------------------------------------------------------------------ sliced
 
 
 def _lines(R: Rounding, x, y, directions) -> tuple[Tensor, Tensor]:
-    """Projections [P, N], [P, M]; a product is off by a rounding of its points' distance from the middle."""
-    return tuple(R.moved(directions @ t.T, t.detach().norm(dim=1)[None]) for t in offsets(x, y))
+    """Projections [P, N], [P, M]; a product is off by a rounding of its points' distance from an origin amid y."""
+    middle = origin(y)
+    return tuple(R(R.moved(directions @ t.T, (t - middle).detach().norm(dim=1)[None])) for t in offsets(x, y))
 
 
-def _share(weights, n: int, like: Tensor) -> Tensor:
-    return torch.full((n,), 1 / n, dtype=like.dtype) if weights is None else weights / weights.sum()
+def _share(R: Rounding, weights, n: int, like: Tensor) -> Tensor:
+    return torch.full((n,), 1 / n, dtype=like.dtype) if weights is None else R(R(weights) / R(weights.sum()))
 
 
 def sliced_wasserstein2(R: Rounding, x, y, directions, x_weights=None, y_weights=None) -> Tensor:
-    a, b = _share(x_weights, len(x), x), _share(y_weights, len(y), y)
+    a, b = _share(R, x_weights, len(x), x), _share(R, y_weights, len(y), y)
     total = 0.0
     for line_x, line_y in zip(*_lines(R, x, y, directions), strict=True):
         i, j = line_x.argsort(stable=True), line_y.argsort(stable=True)
@@ -41,7 +52,7 @@ def sliced_wasserstein2(R: Rounding, x, y, directions, x_weights=None, y_weights
 def sliced_energy_distance(
     R: Rounding, x, y, directions, x_weights=None, y_weights=None, *, exponent: float = 1.0
 ) -> Tensor:
-    a, b = _share(x_weights, len(x), x), _share(y_weights, len(y), y)
+    a, b = _share(R, x_weights, len(x), x), _share(R, y_weights, len(y), y)
     dim = x.shape[1]
     logs = math.lgamma((dim + exponent) / 2) - math.lgamma(dim / 2) - math.lgamma((exponent + 1) / 2)
 
@@ -60,7 +71,7 @@ def _velocity(R: Rounding, discrepancy, x, y, x_weights, *rest, **options) -> Te
         at = x if x.requires_grad else x.detach().requires_grad_()
         value = discrepancy(R, at, y, *rest[:1], x_weights, *rest[1:], **options)
         (g,) = torch.autograd.grad(value, at, create_graph=x.requires_grad)
-    share = _share(x_weights, len(x), x)
+    share = _share(R, x_weights, len(x), x)
     return torch.where(share > 0, -0.5 / share, 0.0)[:, None] * g
 
 
@@ -149,9 +160,12 @@ def sinkhorn_divergence(
 
 def barycentric_map(R: Rounding, x, y, g, y_weights=None, *, epsilon: float) -> Tensor:
     b = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if y_weights is None else y_weights
-    exponent = (g[None] - pairs(R, x, y)[1] / 2) / epsilon + b.log()[None]
+    exponent = (R(g[None] + 0 * x[:, :1]) - R(pairs(R, x, y)[1] / 2)) / epsilon + b.log()[None]
     share = softmax(R, R(exponent), 1)
-    return x + (share[..., None] * R(y[None] - x[:, None])).sum(1)
+    if not R.eps:
+        return x + (share[..., None] * (y[None] - x[:, None])).sum(1)
+    middle = origin(x, y)
+    return R(R(share[..., None] * (y - middle)[None]).sum(1) + middle)
 
 
 def drift_sinkhorn(
@@ -177,16 +191,16 @@ def drift_parzen_kl(R: Rounding, x, y, *, bandwidth: float, exclude_self: bool =
 
 
 _FACTORS = {
-    "kl": lambda r: 1.0 + 0 * r,
-    "reverse_kl": lambda r: 1 / r,
-    "pearson": lambda r: 2 * r,
-    "neyman": lambda r: 2 / r**2,
-    "js": lambda r: 1 / (1 + r),
-    "jeffreys": lambda r: 1 + 1 / r,
-    "log_d": lambda r: r / (1 + r),
-    "squared_hellinger": lambda r: 0.5 / r.sqrt(),
+    "kl": lambda t: 1.0 + 0 * t,
+    "reverse_kl": lambda t: torch.exp(-t),  # 1 / r
+    "pearson": lambda t: 2 * torch.exp(t),  # 2 r
+    "neyman": lambda t: 2 * torch.exp(-2 * t),  # 2 / r^2
+    "js": lambda t: torch.sigmoid(-t),  # 1 / (1 + r)
+    "jeffreys": lambda t: 1 + torch.exp(-t),
+    "log_d": torch.sigmoid,  # r / (1 + r)
+    "squared_hellinger": lambda t: 0.5 * torch.exp(-t / 2),  # 1 / (2 sqrt(r))
 }
-"""r f''(r), of the model's density over the target's."""
+"""r f''(r), of the model's density over the target's, whose logarithm is t."""
 DIVERGENCES = tuple(_FACTORS)
 
 
@@ -194,18 +208,22 @@ def drift_f_divergence(R: Rounding, x, y, *, bandwidth: float, divergence: str, 
     kernel = [["gaussian", 1.0, bandwidth]]
     log_q = kernel_logsumexp(R, x, x, kernel=kernel, exclude_self=exclude_self) - math.log(len(x) - exclude_self)
     log_p = kernel_logsumexp(R, x, y, kernel=kernel) - math.log(len(y))
-    ratio = (log_q - log_p).clamp(-600, 600).exp()
     velocity = drift_parzen_kl(R, x, y, bandwidth=bandwidth, exclude_self=exclude_self)
-    return _FACTORS[divergence](ratio)[:, None] * velocity
+    return _FACTORS[divergence](log_q - log_p)[:, None] * velocity
 
 
 def drift_mmd(R: Rounding, x, y, *, kernel: Terms, exclude_self: bool = False) -> Tensor:
     away = kernel_gradient(R, x, x, kernel=kernel, exclude_self=exclude_self)
-    return kernel_gradient(R, x, y, kernel=kernel) / len(y) - away / (len(x) - exclude_self)
+    return R(kernel_gradient(R, x, y, kernel=kernel) / len(y)) - R(away / (len(x) - exclude_self))
 
 
 def drift_energy(R: Rounding, x, y, *, exponent: float = 1.0, exclude_self: bool = False) -> Tensor:
     return drift_mmd(R, x, y, kernel=[["riesz", 1.0, exponent]], exclude_self=exclude_self)
+
+
+def distances(R: Rounding, x, y) -> Tensor:
+    """|x_i - y_j|, derivatives of all orders rounded apart; 0 where points coincide."""
+    return rounded_apart(lambda q: at_positive(q, torch.sqrt), R)(pairs(R, x, y)[1])
 
 
 def _algorithm_2(R: Rounding, x, y, positive, logits, weights, clip: float) -> Tensor:
@@ -233,8 +251,7 @@ def drift_gmd(
     exclude_self = same if exclude_self is None else exclude_self
     targets = torch.cat((negatives, y))
     positive = torch.arange(len(targets)) >= len(negatives)
-    logits = -at_positive(pairs(R, x, targets)[1], torch.sqrt) / temperature
-    logits = R(logits)
+    logits = R(-distances(R, x, targets) / temperature)
     if exclude_self:
         own = torch.cat((others(len(x), len(negatives), True), others(len(x), len(y), False)), 1)
         logits = torch.where(own, logits, -math.inf)
@@ -257,7 +274,7 @@ def drift_gmd_multi(
     kinds = ((x, x_weights), (none if negatives is None else negatives, negatives_weights), (y, y_weights))
     targets = torch.cat([points for points, _ in kinds])
     weights = torch.cat([torch.ones(len(p), dtype=x.dtype) if w is None else w for p, w in kinds])
-    r = at_positive(pairs(R, x, targets)[1], torch.sqrt).clamp(min=1e-4)
+    r = distances(R, x, targets).clamp(min=1e-4)
     scale = (r * weights[None]).sum() / (len(x) * weights.sum())
     unit, step = scale.clamp(min=1e-3), (scale / math.sqrt(x.shape[1])).clamp(min=1e-3)
     logits = r / unit + 100 * torch.eye(*r.shape, dtype=x.dtype)
@@ -279,14 +296,12 @@ def drift_critic(R: Rounding, x, *, wave, transform: str = "wgan", shift: float 
     factor = {
         "wgan": lambda: 1.0 + 0 * d,
         "identity": lambda: 1.0 + 0 * d,
-        "kl": lambda: 1.0 + 0 * d,
         "log_sigmoid": lambda: 1 / (1 + d.exp()),
         "minimax": lambda: 1 / (1 + (-d - shift).exp()),
         "arcsinh": lambda: 1 / (1 + d * d).sqrt(),
-        "js": lambda: 1 / (1 + (-d).exp()),
-        "log_d": lambda: 1 / (1 + d.exp()),
-        "jeffreys": lambda: 1 + d.exp(),
-    }[transform]()
+    }
+    # of a divergence: its factor at r = e^-d, d the logarithm of the target's density over the model's
+    factor = factor[transform]() if transform in factor else _FACTORS[transform](-d)
     return R(factor * phase.cos())[:, None] * w
 
 

@@ -56,8 +56,8 @@ ACTIVATIONS = {
     "identity": lambda v: v,
     "relu": lambda v: torch.where(v > 0, v, 0 * v),
     "leaky_relu": lambda v: torch.where(v > 0, v, 0.2 * v),
-    "celu": lambda v: torch.where(v > 0, v, _expm1(v.clamp(max=0))),
-    "elu": lambda v: torch.where(v > 0, v, _expm1(v.clamp(max=0))),
+    "celu": lambda v: torch.where(v > 0, v, _expm1(torch.where(v > 0, 0.0, v))),
+    "elu": lambda v: torch.where(v > 0, v, _expm1(torch.where(v > 0, 0.0, v))),
     "silu": lambda v: v * _sigmoid(v),
     "softplus": _softplus,
     "tanh": torch.tanh,
@@ -120,7 +120,11 @@ def critic_objective(R: Rounding, x, z, *, divergence: str, activation: str, siz
     if divergence == "hinge":
         return R(h.clamp(max=1) - 1).mean() - R(k.clamp(min=-1) + 1).mean()
     if divergence == "donsker_varadhan":
-        return R(h).mean() - R(R.moved(k, 1.0).logsumexp(0) - math.log(len(k)))
+        k = R.moved(k, 1.0)
+        top = k.detach().max()
+        terms = (k - top).exp()
+        total = R.moved(terms, terms.detach()).sum()  # apart from the derivatives' shares
+        return R(h).mean() - R(total.log() + top - math.log(len(k)))
     if divergence == "kl_density":
         tame = k.clamp(max=15).exp() + math.exp(15) * (k - 15).clamp(min=0)
         return R(h).mean() - R(R.moved(tame, k.detach().abs() * tame.detach())).mean()

@@ -119,6 +119,8 @@ class Function:
 
 EAGER = ("plain", "grad", "grad2", "no_grad", "inference", "autocast", "threads", "concurrent")
 """Modes of functions that look at values, and so are neither traced nor mapped."""
+SERIAL = tuple(mode for mode in EAGER if mode not in ("threads", "concurrent"))
+"""Of those whose last digits are documented to change with threads."""
 ONCE = tuple(mode for mode in EAGER if mode != "grad2")
 """Of those that are documented to be differentiable once."""
 NOT_MATHEMATICS = ("method", "tolerance", "max_iterations", "scaling")

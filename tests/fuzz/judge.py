@@ -34,6 +34,7 @@ def judge(
     place: str,
     factor: float = 1.0,
     unit: float = 1.0,
+    overflown: bool = False,
 ) -> Verdict:
     """Compare a result with its truth.
 
@@ -44,11 +45,13 @@ def judge(
         perturbed: The same with rounding.
         batch: Number of batch dimensions; what follows are rows, and their coordinates.
         pads: Whether an infinite truth is the documented value of nothing, and must be met.
-        floor: Relative error in the 2-norm that is granted.
+        floor: Relative error in the 2-norm that is granted, of the result and of what it is a sum of.
         slack: Error, as it is, that is granted.
         place: Where the points of the call lie.
         factor: Of what rounding explains.
         unit: What a weight that underflows may be multiplied by.
+        overflown: Whether what a derivative is formed of may overflow: it may then be infinity less infinity, and
+            says so, as NaN. What is finite must be right.
     """
     if got.shape != truth.shape:
         return Verdict(f"{name}: shape {list(got.shape)}, expected {list(truth.shape)}", math.inf)
@@ -71,9 +74,13 @@ def judge(
     overflows = largest > 0.5 * info.max  # NaN compares as False
     wanted_nan, got_nan = bad(truth), bad(got64)
     unknown = torch.stack([bad(p.detach()) for p in perturbed]).any(0) if perturbed else wanted_nan
+    unknown = unknown | overflown
     touched = torch.zeros_like(got_nan)
     if place.startswith("inf"):
         touched[(0,) * batch] = True
+    if not place.startswith(("inf", "nan")):  # of an overflow: infinity less infinity, or not quite
+        unknown = unknown | wanted_nan
+        wanted_nan = torch.zeros_like(wanted_nan)
     lost = wanted_nan & ~got_nan & ~touched
     if lost.any():
         return Verdict(f"{name}: NaN is lost in {_where(lost)}", math.inf)
@@ -85,17 +92,22 @@ def judge(
     if invented.any():
         return Verdict(f"{name}: inf in {_where(invented)}, truth {_at(truth, invented)}", math.inf)
     same = ~(wanted_nan | got_nan | unknown | touched) & infinite(truth)
-    differs = same & ((got64 != truth).any(-1) if rows else got64 != truth)
+    # what is infinite or overflows; a finite neighbour may be a zero that has underflowed
+    beyond = truth.isinf() & (got64 != truth)
+    differs = same & (beyond.any(-1) if rows else beyond)
     if pads and differs.any():
         return Verdict(f"{name}: {_at(got64, differs)} for {_at(truth, differs)} in {_where(differs)}", math.inf)
     finite &= ~infinite(got64)
+    if not pads:  # of sums that are infinite
+        finite &= ~touched
     clean = torch.where(finite[..., None] if rows else finite, truth, 0.0)
     error = size(torch.where(finite[..., None] if rows else finite, got64 - truth, 0.0))
     spread = torch.stack(
         [size(torch.where(finite[..., None] if rows else finite, p.detach() - truth, 0.0)) for p in perturbed]
     )
     spread = torch.where(spread.isfinite(), spread, 0.0).amax(0)
-    whole = clean.norm()
+    # of the result; where terms cancel of these, which have moved by their roundings
+    whole = clean.norm() + spread.norm() / (ULPS * info.eps / 2) if floor else 0.0
     # the documented promise is relative to the set; its typical row, so that an outlier's does not hide the others'
     typical = size(clean).median() if got.ndim > batch else 0.0
     allowed = (
@@ -105,11 +117,11 @@ def judge(
         + slack
         + 1e4 * info.tiny * unit
     )
-    ratio = error / allowed
+    ratio = torch.where((error == 0) | (allowed == math.inf), 0.0, error / allowed)
     worst = float(ratio.max())
     if worst <= 1:
         return Verdict(None, worst)
-    at = ratio == ratio.max()
+    at = ~(ratio < ratio.max())
     sizes = f"off by {float(error[at][0]):.1e}, allowed {float(allowed[at][0]):.1e}"
     parts = f"{_at(got64, at)}, truth {_at(truth, at)}, {sizes}"
     return Verdict(f"{name}{_where(at)}: {parts}", worst)

@@ -147,47 +147,64 @@ class Dense:
 
     def __init__(self, terms: Sequence[Term], rounding: Rounding) -> None:
         self.parts = [(c, _RADIALS[name][1](*rest)) for name, c, *rest in terms]
-        self.powers = [name in ("riesz", "power_law") for name, *_ in terms]
+        self.powers = [name in ("riesz", "power_law", "imq", "rational_quadratic") for name, *_ in terms]
         self.rounding = rounding
 
     def __call__(self, q: Tensor) -> Tensor:
         """phi(q)."""
         return sum(
-            self._rounded(c * _Curve.apply(q, part.value, part.slope), q if is_power else None)
+            self._rounded(c * _Curve.apply(q, part.value, part.slope, self.rounding), is_power)
             for (c, part), is_power in zip(self.parts, self.powers, strict=True)
         )
 
-    def _rounded(self, value: Tensor, base: Tensor | None) -> Tensor:
-        """A value; a power is exp(e log r), of which the exponent is rounded too."""
+    def _rounded(self, value: Tensor, is_power: bool) -> Tensor:
+        """A value; a power is exp(e log r), or of 1 + s, of which the exponent is rounded too."""
         value = self.rounding(value)
-        if base is None:
+        if not is_power:
             return value
-        exponent = torch.where(base == 0, 1.0, base.detach()).log().abs()
+        exponent = torch.where(value == 0, 1.0, value.detach().abs()).log().abs()
         return self.rounding.moved(value, (value.detach() * exponent).abs() / ULPS)
 
     def slope(self, q: Tensor) -> Tensor:
         """dphi/dq."""
         return sum(
-            self._rounded(c * part.slope(q), q if is_power else None)
+            self._rounded(c * rounded_apart(part.slope, self.rounding)(q), is_power)
             for (c, part), is_power in zip(self.parts, self.powers, strict=True)
         )
 
     def log(self, q: Tensor) -> Tensor:
         """log phi(q), a logarithm for each term: [..., terms]."""
-        logs = [math.log(c) + _Curve.apply(q, part.log_value, part.log_slope) for c, part in self.parts]
+        logs = [math.log(c) + _Curve.apply(q, part.log_value, part.log_slope, self.rounding) for c, part in self.parts]
         return torch.stack([self.rounding(log) for log in logs], -1)
 
 
 class _Curve(torch.autograd.Function):
-    """A function with its derivative given, which is differentiable in turn."""
+    """A function with its derivative given, which is differentiable in turn, and rounds on its own account."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, value: Callable, slope: Callable) -> Tensor:
+    def forward(ctx: Any, q: Tensor, value: Callable, slope: Callable, rounding: Rounding) -> Tensor:
         ctx.save_for_backward(q)
-        ctx.slope = slope
+        ctx.slope, ctx.rounding = slope, rounding
         return value(q)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         (q,) = ctx.saved_tensors
-        return g * ctx.slope(q), None, None
+        return g * rounded_apart(ctx.slope, ctx.rounding)(q), None, None, None
+
+
+def rounded_apart(function: Callable[[Tensor], Tensor], rounding: Rounding) -> Callable[[Tensor], Tensor]:
+    """A function whose derivatives of all orders are rounded each on its own account, so that none cancels another."""
+    if rounding.eps == 0:
+        return function
+
+    def derivative(q: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = q.detach().requires_grad_()
+            value = function(at)
+            if not value.requires_grad:
+                return torch.zeros_like(q)
+            (slope,) = torch.autograd.grad(value.sum(), at, create_graph=True, materialize_grads=True)
+            return slope
+
+    return lambda q: rounding(_Curve.apply(q, function, derivative, rounding))

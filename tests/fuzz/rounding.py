@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ULPS = 16.0
+ULPS = 6.0
 """Size of the perturbations, in roundings of the precision at hand."""
 
 
@@ -41,6 +41,10 @@ class Rounding:
             return t
         there, back = (1 + self.eps * self._signs(t) for _ in range(2))
         return _Rounded.apply(t, there, back)
+
+    def behind(self, t: Tensor) -> Tensor:
+        """The same, its derivative rounded: that of an argument, of which there may be two that are one tensor."""
+        return t if self.eps == 0 else _Rounded.apply(t, torch.ones_like(t), 1 + self.eps * self._signs(t))
 
     def moved(self, t: Tensor, by: Tensor | float) -> Tensor:
         """A result that is off by a rounding of something larger."""

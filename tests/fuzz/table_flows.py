@@ -146,7 +146,7 @@ def _gmd_multi(rng: Random, call: Call) -> None:
         if rng.random() < 0.4:
             call["tensors"]["negatives_weights"] = "positive_z"
     for side in "xy":
-        if rng.random() < 0.3:
+        if rng.random() < 0.3 and call[{"x": "n", "y": "m"}[side]]:  # weights of nothing have no positive sum
             call["tensors"][f"{side}_weights"] = f"positive_{side}"
 
 
@@ -196,6 +196,7 @@ FUNCTIONS = [
         truths.sliced_wasserstein2,
         _pair(_sliced, backend=False, places=_FINITE),
         rows=(None,),
+        factor=2.0,  # of a sum over directions
         gradients=_SLOPES,
         lengths=_LENGTHS,
         least=1,
@@ -245,6 +246,7 @@ FUNCTIONS = [
         truths.barycentric_map,
         _pair(_map, backend=False),
         gradients=("x", "y", "g"),
+        factor=2.0,  # exponents of two parts
         lengths={"y_lengths": "y"},
         least=1,
         refuses=_sets,
@@ -315,6 +317,7 @@ FUNCTIONS = [
         _gmd_multi_truth,
         _pair(_gmd_multi, backend=False),
         rows=("x", None, None),
+        floor=lambda call: 1e-14,  # of a sum over all pairs, in float64
         factor=2.0,
         lengths=_TRIPLE,
         least=2,

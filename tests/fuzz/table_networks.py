@@ -172,7 +172,7 @@ FUNCTIONS = [
         through=_critic_through,
         floor=_saturated,
         modes=EAGER,
-        factor=2.0,
+        factor=3.0,
     ),
     Function(
         "potentials.GaussianMixture",

@@ -96,8 +96,8 @@ def test_the_judge_sees_what_is_wrong() -> None:
     truth = torch.tensor([[1.0, 2.0], [3.0, -4.0]], dtype=torch.float64)
     perturbed = [truth * (1 + 1e-6)]
 
-    def fault(got: torch.Tensor, want: torch.Tensor = truth) -> str | None:
-        options = {"batch": 0, "pads": True, "floor": 0.0, "slack": 0.0, "place": "plain"}
+    def fault(got: torch.Tensor, want: torch.Tensor = truth, place: str = "plain") -> str | None:
+        options = {"batch": 0, "pads": True, "floor": 0.0, "slack": 0.0, "place": place}
         return judge("v", got.float(), want, perturbed, **options).fault
 
     assert fault(truth) is None
@@ -106,7 +106,7 @@ def test_the_judge_sees_what_is_wrong() -> None:
     hole = truth.clone()
     hole[1, 0] = torch.nan
     assert "NaN in [1]" in fault(hole)
-    assert "NaN is lost in [1]" in fault(truth, hole)
+    assert "NaN is lost in [1]" in fault(truth, hole, "nan")
     assert "inf in [1]" in fault(hole.nan_to_num(torch.inf))
 
 

@@ -43,6 +43,10 @@ class AccuracyError(RuntimeError):
     """The tolerance of a fast sum was not reached."""
 
 
+_UNCHECKED_PAIRS = 1 << 10
+"""Pairs up to which second derivatives, which are not compared with anything, are summed directly."""
+
+
 def derivative_sums(
     x: Tensor,  # [N, D]
     y: Tensor,  # [M, D]
@@ -118,9 +122,13 @@ def _accurate_sum(x: Tensor, y: Tensor, weights: Tensor, rest: Tensor | None, re
     centre, extents = box(x, y)
     u = x.double() - centre  # in double: neighbours may be closer than the rounding of their distance to the centre
     v = u if y is x else y.double() - centre
+    if not (u.any() or v.any()):  # one point: whose slope is 0, and not a tolerance
+        return _direct(u, v, weights, request)
     pairs, threads = len(u) * len(v), torch.get_num_threads()
-    crowd = crowding(u, v, torch.zeros((), dtype=torch.float64), extents) if split(request.spec)[1] else 1.0
     checked = request.order < 2
+    if not checked and pairs <= _UNCHECKED_PAIRS:
+        return _direct(u, v, weights, request)
+    crowd = crowding(u, v, torch.zeros((), dtype=torch.float64), extents) if split(request.spec)[1] else 1.0
     tolerance = request.tolerance if checked else 0.1 * request.tolerance
     for _ in range(ATTEMPTS):
         sizes = (len(u), len(v), weights.shape[1])
@@ -203,7 +211,7 @@ def _error(
 def _direct(u: Tensor, v: Tensor, weights: Tensor, request: Request) -> Tensor:
     """The same sum, directly, in float64."""
     if request.order > 1:
-        radius = 1.01 * float((torch.cat([u, v]).double()).norm(dim=1).max()) * 2 + 1e-300
+        radius = 2.02 * float((torch.cat([u, v]).double()).norm(dim=1).max()) or 1.0
         return near_sum(u, v, weights, request.spec, radius, 0, request.order)
     u, v, weights = u.double()[None], v.double()[None], weights.double()[None]
     options = (False, None, None, ops.resolve(None, u.device, u.dtype))

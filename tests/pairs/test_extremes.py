@@ -1,0 +1,205 @@
+"""Where rounding, overflow and cancellation met: each case once gave wrong digits, NaN, or an error from inside."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import gwf_fast as gwf
+
+SMALL = gwf.IMQ(0.005)
+
+
+def points(n: int, dim: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def along(function, x: Tensor, order: int) -> Tensor:
+    """The first or second derivative of the sum of squares of a function, along a fixed direction."""
+    x = x.detach().clone().requires_grad_()
+    value = function(x).square().sum()
+    (g,) = torch.autograd.grad(value, x, create_graph=order == 2)
+    if order == 2:
+        (g,) = torch.autograd.grad((g * torch.ones_like(g).cumsum(0).sin()).sum(), x)
+    return g
+
+
+def close(got: Tensor, truth: Tensor, tolerance: float) -> None:
+    assert got.isfinite().all()
+    assert float((got.double() - truth).norm() / truth.norm()) <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("function", "order"),
+    [
+        (lambda x: gwf.kernel_sum(x, x, kernel=SMALL), 2),
+        (lambda x: gwf.kernel_sum(x, x, x, kernel=SMALL), 2),
+        (lambda x: gwf.kernel_gradient(x, x, kernel=SMALL), 1),
+        (lambda x: gwf.interaction_velocity(x, kernel=SMALL), 1),
+        (lambda x: gwf.interaction_energy(x, kernel=SMALL), 2),
+        (lambda x: gwf.mmd2(x, x.detach()[:9] + 0.3, kernel=SMALL), 2),
+        (lambda x: gwf.drift.mmd(x, x.detach()[:9] + 0.3, kernel=SMALL), 1),
+    ],
+)
+def test_a_set_with_itself_keeps_the_digits_of_its_curvature(function, order):
+    """The pair of a point with itself has a curvature of 1 / h^2 on either side, which cancels: it was 1e-3 off."""
+    x = points(40, 2)
+    close(along(function, x, order), along(function, x.double(), order), 1e-5)
+
+
+def test_own_pairs_count_and_are_not_finite_where_points_are_not():
+    x = points(5, 2).requires_grad_()
+    torch.testing.assert_close(gwf.kernel_sum(x, x, kernel=SMALL), gwf.kernel_sum(x, x.detach(), kernel=SMALL))
+    bad = torch.tensor([[math.nan, 0.0]], requires_grad=True)
+    assert gwf.kernel_sum(bad, bad, kernel=SMALL).isnan().all()
+    ragged = torch.stack([x.detach(), x.detach()])
+    ragged[0, 3:] = math.nan
+    ragged.requires_grad_()
+    lengths, weights = torch.tensor([3, 5]), torch.ones(2, 5, requires_grad=True)
+    out = gwf.kernel_sum(ragged, ragged, weights, kernel=SMALL, x_lengths=lengths, y_lengths=lengths)
+    assert out[0, 3:].eq(0).all()
+    out.sum().backward()
+    assert weights.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_second_derivatives_far_from_the_data(backend):
+    """A covariance of slopes of size (d / h^2)^2 cancels: it was some per cent off."""
+    x, y = points(3, 2), points(9, 2, 1) + 35
+
+    def density(of: Tensor) -> Tensor:
+        return gwf.parzen_log_density(of, y.to(of.dtype), 0.1, backend=backend) / 1e3
+
+    close(along(density, x, 2), along(density, x.double(), 2), 1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e25])
+def test_drifting_has_no_unit_of_length(scale):
+    """Squares of distances left float32; 1e30 was the distance of no pair."""
+    x, y = points(9, 3), points(7, 3, 1) + 1
+    for clip in (None, 1e-6):
+        truth = gwf.drift.gmd(x.double(), y.double(), temperature=0.5, clip=clip)
+        got = gwf.drift.gmd(x * scale, y * scale, temperature=0.5 * scale, clip=clip)
+        close(got / scale, truth, 1e-5)
+    if scale > 1:  # below, floors of 1e-3 are all there is
+        truth = gwf.drift.gmd_multi(x.double() * 1e3, y.double() * 1e3)
+        got = gwf.drift.gmd_multi(x * scale, y * scale)
+        close(got.velocity / scale, truth.velocity / 1e3, 1e-5)
+        torch.testing.assert_close(got.raw.double(), truth.raw, rtol=1e-5, atol=0)
+
+
+def test_drifting_differentiates_twice_where_one_kind_is_far():
+    x, y = points(9, 3), points(7, 3, 1) + 60
+    assert along(lambda of: gwf.drift.gmd(of, y.to(of.dtype), temperature=0.3), x, 2).isfinite().all()
+
+
+def test_factors_that_overflow_leave_other_rows_their_gradient():
+    """0 times infinity was NaN in every row of a loss that leaves the infinite ones out."""
+    x, y = points(9, 2), points(30, 2, 1)
+    x[0] = 40
+    x.requires_grad_()
+    out = gwf.drift.f_divergence(x, y, 0.5, divergence="pearson")
+    assert not out[0].isfinite().all()
+    out[1:].square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert x.grad[1:].abs().amin() > 0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: gwf.drift.f_divergence(x, y, 0.5, divergence="js"),
+        lambda x, y: gwf.drift.gmd(x, y, temperature=0.5),
+        lambda x, y: gwf.drift.gmd_multi(x, y).velocity,
+        lambda x, y: gwf.parzen_score(x, y, 0.02),
+        lambda x, y: gwf.blob_velocity(x, 0.4, sources=y),
+    ],
+)
+def test_halves_are_computed_in_float32(function):
+    x, y = points(12, 2).half(), points(15, 2, 1).half()
+    x[0] = 30
+    got, truth = function(x, y), function(x.float(), y.float())
+    assert got.dtype == torch.float16
+    torch.testing.assert_close(got, truth.half(), equal_nan=True)
+
+
+@pytest.mark.parametrize("form", ["energy", "density"])
+@pytest.mark.parametrize("m", [1.0, 1.5])
+def test_blobs_in_many_dimensions(form, m):
+    """The height of the mollifier is 1e-23 there, and one over its square no number of float32."""
+
+    def velocity(x: Tensor) -> Tensor:
+        out = gwf.blob_velocity(x, 9.0, m=m, form=form)
+        return out * (2 * math.pi * 81) ** (17 / 2 * (m - 1))
+
+    x = points(15, 17)
+    close(along(velocity, x, 1), along(velocity, x.double(), 1), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_beyond_the_lengths_are_0_beside_a_source_that_is_nan(dtype):
+    x, y = points(8, 3).to(dtype).expand(2, 8, 3).clone(), points(4, 3, 1).to(dtype).expand(2, 4, 3).clone()
+    y[0, 1] = math.nan
+    lengths = torch.tensor([5, 8])
+    x.requires_grad_()
+    out = gwf.kernel_gradient(x, y, kernel=gwf.Riesz(1.0), x_lengths=lengths, backend="torch")
+    assert out[0, :5].isnan().all()
+    assert out[0, 5:].eq(0).all()
+    out[1].sum().backward()
+    assert x.grad[0, 5:].eq(0).all()
+
+
+@pytest.mark.parametrize("h", [1e-21, 1e-15, 1e-10, 1e-6, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stein_discrepancy_of_any_bandwidth(h, dtype):
+    """Curvatures of a kernel far from its middle left float32, which was 5 % off at 1e-10 and all of it at 1e-15."""
+    x, score = points(40, 6).to(dtype), points(40, 6, 1).to(dtype)
+    d = (x[:, None] - x[None]).double()
+    q, s, dim = (d * d).sum(-1), score.double(), x.shape[1]
+    base = 1 + q / h**2
+    slope, curvature = -0.5 * base**-1.5 / h**2, 0.75 * base**-2.5 / h**2 / h**2
+    lean = (d * (s[None] - s[:, None])).sum(-1)
+    terms = base**-0.5 * (s @ s.T) + 2 * slope * lean - 2 * dim * slope - 4 * q * curvature
+    truth = terms.fill_diagonal_(0).sum() / (40 * 39)
+    got = gwf.ksd2(x, score, kernel=gwf.IMQ(h)).double()
+    assert float(abs(got - truth)) <= (1e-4 if dtype == torch.float32 else 1e-9) * float(abs(truth))
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8, 1e16])
+def test_curvature_of_distances_of_any_size(scale):
+    """One over r^5 left float32, and the Hessian of an energy distance with it."""
+
+    def distance(x: Tensor) -> Tensor:
+        return gwf.kernel_sum(x, x.detach().flip(0) + 0.3 * scale, kernel=gwf.Riesz(1.0)) / scale
+
+    x = points(6, 3)
+    close(along(distance, x * scale, 2) * scale**2, along(distance, x.double() * scale, 2) * scale**2, 1e-5)
+
+
+def test_powers_of_short_distances():
+    """A kernel with a power and a scale subtracted scaled coordinates: r was off by their rounding, 7e-5 of the sum."""
+    x = points(8, 3) + 3
+    y = x + 1e-4 * points(8, 3, 1)
+    kernel = gwf.Gaussian(0.7) + gwf.PowerLaw(2, -0.5)
+    close(gwf.kernel_sum(x, y, kernel=kernel), gwf.kernel_sum(x.double(), y.double(), kernel=kernel), 3e-6)
+
+
+def test_a_fast_sum_over_one_point():
+    """Its derivative was 0, and its slope the tolerance."""
+    x, y = torch.full((40, 2), 0.7), torch.full((3, 2), 0.7)
+    assert gwf.kernel_gradient(x, y, kernel=gwf.Gaussian(0.3), method="nufft").eq(0).all()
+
+    def slope(of: Tensor, method: str) -> Tensor:
+        of = of.clone().requires_grad_()
+        out = gwf.kernel_gradient(x.to(of.dtype), of, kernel=gwf.IMQ(1.8), method=method)
+        return torch.autograd.grad((out * torch.arange(80.0).view(40, 2)).sum(), of)[0]
+
+    close(slope(y, "nufft"), slope(y.double(), "exact"), 1e-5)
+
+
+def test_weights_of_no_points_are_refused_in_words():
+    with pytest.raises(ValueError, match="positive sum for each set, got none"):
+        gwf.drift.gmd_multi(torch.zeros(2, 0, 3), torch.ones(2, 4, 3), x_weights=torch.zeros(2, 0))
