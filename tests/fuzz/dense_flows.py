@@ -223,7 +223,7 @@ def drift_energy(R: Rounding, x, y, *, exponent: float = 1.0, exclude_self: bool
 
 def distances(R: Rounding, x, y) -> Tensor:
     """|x_i - y_j|, derivatives of all orders rounded apart; 0 where points coincide."""
-    return rounded_apart(lambda q: at_positive(q, torch.sqrt), R)(pairs(R, x, y)[1])
+    return rounded_apart(lambda q: at_positive(q, torch.sqrt), R)(pairs(R, x, y, centred=True)[1])
 
 
 def _algorithm_2(R: Rounding, x, y, positive, logits, weights, clip: float) -> Tensor:

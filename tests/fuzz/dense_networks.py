@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.fuzz.dense import softmax
 from tests.fuzz.rounding import Rounding
 
 
@@ -85,6 +86,15 @@ CONJUGATES = {
 """f* of that."""
 
 
+def _curved(R: Rounding, activation: str, x: Tensor) -> Tensor:
+    """An activation; the slope of tanh is 1 less the square of a rounded value, flat where it is flat."""
+    value = ACTIVATIONS[activation](x)
+    if R.eps == 0 or activation != "tanh":
+        return value
+    lost = R.moved(torch.zeros_like(x), 1.0).detach()
+    return value + lost * (x - x.detach())
+
+
 def affine(R: Rounding, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W' + b; a sum is off by roundings of its terms."""
     size = (x.abs() @ weight.abs().T + bias.abs()).detach()
@@ -97,7 +107,7 @@ def network(R: Rounding, x: Tensor, layers: dict[str, Tensor], activation: str) 
     for k in range(depth):
         x = affine(R, x, layers[f"w{k}"], layers[f"b{k}"])
         if k < depth - 1:
-            x = R(torch.where(x > 0, x, layers[f"s{k}"] * x) if activation == "prelu" else ACTIVATIONS[activation](x))
+            x = R(torch.where(x > 0, x, layers[f"s{k}"] * x) if activation == "prelu" else _curved(R, activation, x))
     return x
 
 
@@ -141,7 +151,7 @@ def mixture(R: Rounding, x, means, *, scales, weights, what: str) -> Tensor:
     logs = R.moved(logs + (w / w.sum()).log() - x.shape[1] * (s.log() + math.log(2 * math.pi) / 2), x.shape[1] + 1.0)
     if what == "log_density":
         return R(logs.logsumexp(1))
-    return R(logs.softmax(1)[..., None] * away / (s**2)[None, :, None]).sum(1)
+    return R(softmax(R, logs, 1)[..., None] * away / (s**2)[None, :, None]).sum(1)
 
 
 def logistic(R: Rounding, x, features, *, labels, rate: float, what: str) -> Tensor:

@@ -317,7 +317,7 @@ FUNCTIONS = [
         _gmd_multi_truth,
         _pair(_gmd_multi, backend=False),
         rows=("x", None, None),
-        floor=lambda call: 1e-14,  # of a sum over all pairs, in float64
+        floor=lambda call: 1e-6 if call["dtype"] == "float32" else 1e-14,  # of a sum over all pairs
         factor=2.0,
         lengths=_TRIPLE,
         least=2,

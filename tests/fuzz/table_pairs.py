@@ -302,6 +302,7 @@ FUNCTIONS = [
         gradients=("x", "y", "values", "log_weights"),
         lengths=_LENGTHS,
         least=2,
+        factor=2.0,  # two sums
         refuses=_average_refuses,
         weight=2,
     ),

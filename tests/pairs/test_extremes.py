@@ -203,3 +203,12 @@ def test_a_fast_sum_over_one_point():
 def test_weights_of_no_points_are_refused_in_words():
     with pytest.raises(ValueError, match="positive sum for each set, got none"):
         gwf.drift.gmd_multi(torch.zeros(2, 0, 3), torch.ones(2, 4, 3), x_weights=torch.zeros(2, 0))
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-9, 1e-18])
+def test_slices_of_a_cloud_that_is_short_beside_the_bandwidth(spread):
+    """A series over 1e-20 of the bandwidth was 4e-4 off."""
+    x = points(20, 3).double() * spread
+    theta = torch.nn.functional.normalize(points(5, 3, 1).double(), dim=-1)
+    got = gwf.kernel_sum(x, x + 0, kernel=gwf.Gaussian(1.0), method=gwf.Sliced(directions=theta))
+    close(got, torch.full((20,), 20.0, dtype=torch.float64), 2e-6 + 10 * spread**2)

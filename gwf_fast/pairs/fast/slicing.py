@@ -79,6 +79,7 @@ def line_form(spec: Spec, dim: int, length: float, order: int) -> LineForm:
     rough = any(term[0] in MATERN for term in spectral)
     accuracy = ACCURACY * (30 if rough and order else 1)  # their derivatives' waves fall off so slowly
     widest = max(bandwidth for _, _, bandwidth, _ in spectral)
+    length = max(length, 1e-6 * widest)  # over less, a series could not tell the kernel from a constant
     t = torch.linspace(0, length, 33, dtype=torch.float64)
     for step in range(60):
         period = 1.02 * length + 4 * widest * 2 ** (step / 2)
