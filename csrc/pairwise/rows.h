@@ -33,7 +33,6 @@ void direct_rows(const T* x, const T* y, int64_t M, const typename TileKernel<T>
     for (int d = 0; d < D; d++) GWF_LANES xv[k][d] = load(x + d * R<T> + k * lanes<T>);
     const vec<T> p = splat(part.parameter), ratio = splat(part.ratio);
     for (int64_t j0 = 0; j0 < M; j0 += chunk) {
-        breathe(double(chunk) * R<T> * (D + 4));
         vec<T> s[NB<T>] = {}, g[NB<T>][D] = {};
         for (int64_t j = j0, end = std::min(M, j0 + chunk); j < end; j++, y += D + 1) {
             vec<T> e[NB<T>][D], t[NB<T>], f[NB<T>][2];
@@ -62,17 +61,27 @@ void direct_rows(const T* x, const T* y, int64_t M, const typename TileKernel<T>
     }
 }
 
+// In pieces between which the thread breathes: a call within the pass would cost it its registers.
+template <int D, class P, bool Value, bool Slope, bool Plain, class T>
+void direct_pieces(const Problem<T>& p, RowScratch<T>& s, const typename TileKernel<T>::Part& part) {
+    constexpr int64_t piece = 32 * chunk;
+    for (int64_t j0 = 0; j0 < p.M; j0 += piece) {
+        breathe(double(piece) * R<T> * (D + 4));
+        direct_rows<D, P, Value, Slope, Plain>(s.x, p.y_rows + j0 * (D + 1), std::min(piece, p.M - j0), part, s.total);
+    }
+}
+
 template <class P, bool Value, bool Slope, bool Plain, class T> bool direct(const Problem<T>& p, RowScratch<T>& s) {
     const auto& part = p.kernel->parts[0];
     switch (p.D) {
         case 1:
-            direct_rows<1, P, Value, Slope, Plain>(s.x, p.y_rows, p.M, part, s.total);
+            direct_pieces<1, P, Value, Slope, Plain>(p, s, part);
             return true;
         case 2:
-            direct_rows<2, P, Value, Slope, Plain>(s.x, p.y_rows, p.M, part, s.total);
+            direct_pieces<2, P, Value, Slope, Plain>(p, s, part);
             return true;
         case 3:
-            direct_rows<3, P, Value, Slope, Plain>(s.x, p.y_rows, p.M, part, s.total);
+            direct_pieces<3, P, Value, Slope, Plain>(p, s, part);
             return true;
     }
     return false;
