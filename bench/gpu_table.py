@@ -1,6 +1,7 @@
 """The summary of ``compile_gpu.py`` for docs/gpu.md: registers and shared memory of each kernel, and every spill.
 
 python bench/gpu_table.py rows.jsonl            # replaces the part of docs/gpu.md between its markers
+python bench/gpu_table.py --operations          # the table of operations there, from gwf_fast/ops/report.py
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 one. Everything else is derived: derivatives up to the third, the split ``phi = prefactor * exp(-exponent)``
 that lets a backend work in the log domain, and the change of variable that turns the exponential into a
 bare ``2**-x``. ``codegen.py`` prints the result to C++, Triton and KeOps; ``reference/pairs.py`` evaluates it in
-PyTorch; tests and benchmarks take their parametrisation from it. To add a profile, add it here.
+PyTorch; tests and benchmarks take their parametrisation from it. To add a profile, add it here; CONTRIBUTING.md
+("Add a profile") names the few places that know profiles by name.
 
 Formulas: section 1 of the project's mathematics (Gaussian, Laplace, Matern: Rasmussen & Williams 2006, ch. 4;
 Riesz kernels: Hertrich et al. 2024).

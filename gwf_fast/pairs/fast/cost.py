@@ -26,7 +26,8 @@ WORK = {
     "rational_quadratic": 2.0,
     "power": 2.0,
 }
-"""Of each profile; powers of r by multiplications and a root take as long as a distance."""
+"""Of each profile of the table, since "auto" may be asked for any. Powers of r by multiplications and a root take as
+long as a distance."""
 
 PLAIN_POWERS = (-1.0, 1.0, 2.0, 3.0, 4.0)
 

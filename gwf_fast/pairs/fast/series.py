@@ -23,7 +23,7 @@ from gwf_fast.pairs.fast.modulus import periodic_square, smooth_square
 Spec = tuple[float, ...]
 
 SMOOTH = ("gaussian", "imq", "rational_quadratic")
-"""Profiles that are analytic in r^2 at 0; the others get a near field."""
+"""Profiles that are analytic in r^2 at 0; the others, and those not entered here, get a near field."""
 
 SAMPLES = 8192
 """Points of a slice."""

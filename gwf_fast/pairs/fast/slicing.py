@@ -176,7 +176,10 @@ def _evaluate(form: LineForm, t: Tensor, order: int) -> Tensor:
 
 
 def frequency_density(name: str, parameter: float, dim: int, rho: Tensor) -> Tensor:
-    """Density of the length of a frequency, of the kernel with bandwidth 1."""
+    """Density of the length of a frequency, of the kernel with bandwidth 1.
+
+    What has no case here is taken for the rational quadratic: ``why_not`` must refuse it.
+    """
     r = rho.clamp(min=1e-12)
     if name == "gaussian":
         return _chi(dim, r.log()).exp()
