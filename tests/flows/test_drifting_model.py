@@ -52,7 +52,7 @@ def everything(result):
 
 
 def test_every_kind_has_its_case():
-    assert set(OPTIONS) == set(KINDS)
+    assert set(OPTIONS) == set(KINDS), "a drift that gwf_fast.drift exports needs its options in OPTIONS above"
 
 
 class Recording(nn.Linear):

@@ -72,8 +72,11 @@ MODULES = ["drift", "nn", "potentials", "presets"]
 def test_every_public_function_is_in_the_table() -> None:
     names = [*gwf.__all__, *(f"drift.{n}" for n in gwf.drift.__all__), *(f"nn.{n}" for n in gwf.nn.__all__)]
     skipped = {*ELSEWHERE, *FUNCTIONALS, *KERNELS, *MODULES}
-    assert [name for name in names if name not in FUNCTIONS and name not in skipped] == []
-    assert [name for name in skipped if name not in names] == []
+    assert [name for name in names if name not in FUNCTIONS and name not in skipped] == [], (
+        "exported and never drawn: a function needs a row in tests/fuzz/table_*.py, a kernel one in _RADIALS of"
+        " tests/fuzz/radial.py and its name in KERNELS above, another class its name in FUNCTIONALS or ELSEWHERE"
+    )
+    assert [name for name in skipped if name not in names] == [], "listed above, and not exported"
 
 
 def test_a_call_is_the_same_everywhere() -> None:

@@ -102,6 +102,7 @@ def test_calls_ask_for_what_explain_says(name, monkeypatch):
         module = importlib.import_module(path)
         monkeypatch.setattr(module, "load", lambda name, of=None: asked.add(of) or loaded(name, of))
     with torch.no_grad():
+        assert name in CALLS, "CALLED_FOR has a function that is called nowhere here: add a call of it to CALLS above"
         CALLS[name]()
     assert asked - {None} <= set(CALLED_FOR[name])
     assert asked
@@ -113,7 +114,9 @@ def test_every_function_that_takes_a_backend_is_known():
             function = getattr(space, name)
             if inspect.isfunction(function):  # a choice of backend wherever there is one, and nowhere else
                 has = "backend" in inspect.signature(function).parameters
-                assert has == (prefix + name in CALLED_FOR), name
+                assert has == (prefix + name in CALLED_FOR), (
+                    f"{prefix}{name}: CALLED_FOR in gwf_fast/ops/report.py lists what takes a backend, and nothing else"
+                )
 
 
 REFUSED = [torch.sin, gwf.nn.MLP, gwf.median_bandwidth, gwf.drift.critic, len, print, "kernel_sum", torch.nn.Tanh()]
@@ -299,4 +302,4 @@ def test_the_documentation_has_the_table():
     from gwf_fast.ops.report import documented
 
     page = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
-    assert page.read_text() == documented(page.read_text())
+    assert page.read_text() == documented(page.read_text()), "run: .venv/bin/python bench/gpu_table.py --operations"
