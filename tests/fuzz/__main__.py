@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first call")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--only", help="pattern of the names of functions")
+    parser.add_argument("--only", help="regular expression of whole names: drift.*")
     parser.add_argument("--mode", help="the mode of all calls")
     parser.add_argument("--larger", type=int, default=1, help="factor on the numbers of points")
     parser.add_argument("--call", help="one call, as a finding prints it")

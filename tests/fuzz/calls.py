@@ -37,7 +37,7 @@ class Choice(NamedTuple):
     """Which calls.
 
     Attributes:
-        only: A pattern of the names of functions; None for all.
+        only: A regular expression of whole names of functions; None for all.
         mode: One mode; None for what is drawn.
         larger: Factor on the numbers of points: small calls run in one thread.
     """
@@ -54,6 +54,8 @@ def draw(seed: int, number: int, choice: Choice = _ALL) -> Call:
     """The call of a number, the same on every machine."""
     rng = Random(f"{seed}:{number}")
     known = [f for f in FUNCTIONS.values() if choice.only is None or re.fullmatch(choice.only, f.name)]
+    if not known:
+        raise ValueError(f"only must match the name of a function, such as drift.gmd or kernel_.*, got {choice.only!r}")
     function = rng.choices(known, [f.weight for f in known])[0]
     call = function.draw(rng)
     while call["n"] * max(call["m"], call["n"]) * call["d"] * max(1, math.prod(call["batch"])) > 300_000:
