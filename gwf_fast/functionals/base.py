@@ -43,6 +43,9 @@ class Functional:
 
     The methods take ``x`` [N, D], samples of P; ``z``, what :meth:`draw` returned for this batch; and ``reference``,
     what :meth:`reference` returned for the particles of P_k at the beginning of the JKO step.
+
+    One of your own writes :meth:`map_objective` and :meth:`value`; :meth:`velocity` for explicit steps; with a critic
+    :meth:`critic_objective`, and :meth:`draw` where there is a Gamma. The others have defaults.
     """
 
     needs_critic: ClassVar[bool] = False
@@ -68,11 +71,11 @@ class Functional:
 
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         """What the map minimises, up to a constant: differentiable in x; a scalar."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no map_objective")
 
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         """An estimate of F(P); with a critic, a lower bound up to sampling error. A scalar."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no value")
 
     def velocity(self, x: Tensor, particles: Tensor, critic: nn.Module | None, reference: Any) -> Tensor:
         """-grad dF/dP(P_k) at points x [N, D]: where an explicit step takes them, [N, D].

@@ -7,7 +7,7 @@ import torch
 
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.jko import JKOFlow
-from gwf_fast.functionals.base import KL, FDivergence, JensenShannon, Potential
+from gwf_fast.functionals.base import KL, FDivergence, Functional, JensenShannon, Potential
 from gwf_fast.nn.divergences import DIVERGENCES, PARAMETRIC, SMOOTH, divergence, variational
 from gwf_fast.potentials import Gaussian
 
@@ -257,6 +257,15 @@ def test_a_density_of_the_users_own_with_steep_tails_at_the_defaults(seed):
         return
     assert result.particles.abs().max() < 20
     assert 0.5 < result.particles.std(0)[0] < 3
+
+
+@pytest.mark.parametrize("name", ["map_objective", "value"])
+def test_a_functional_says_which_method_it_lacks(name):
+    class Unfinished(Functional):
+        pass
+
+    with pytest.raises(NotImplementedError, match=f"^Unfinished has no {name}$"):
+        getattr(Unfinished(), name)(None, torch.zeros(2, 1), None, None)
 
 
 def test_a_particle_that_is_thrown_out_ends_the_run():
