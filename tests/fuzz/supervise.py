@@ -89,17 +89,23 @@ def supervise(
 ) -> Report:
     """Make calls ``first`` to ``first + calls`` of a seed; ``choice`` as in ``calls.Choice``."""
     report, lock = Report(), threading.Lock()
+    failures: list[Exception] = []
 
     def work(job: int) -> None:
         number = first + job
-        while number < first + calls:
-            number = _until_it_dies(seed, number, first + calls, jobs, choice, patience, report, lock)
+        try:
+            while number < first + calls:
+                number = _until_it_dies(seed, number, first + calls, jobs, choice, patience, report, lock)
+        except Exception as failure:  # of the fuzzer itself, which a thread would keep to itself
+            failures.append(failure)
 
     threads = [threading.Thread(target=work, args=(job,)) for job in range(jobs)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if failures:
+        raise failures[0]
     return report
 
 

@@ -11,6 +11,7 @@ import gwf_fast as gwf
 from tests.fuzz.arguments import LAYOUTS, laid_out
 from tests.fuzz.calls import FUNCTIONS, draw
 from tests.fuzz.judge import judge
+from tests.fuzz.radial import _RADIALS
 from tests.fuzz.supervise import once, supervise
 
 CALLS = 2000
@@ -77,6 +78,17 @@ def test_every_public_function_is_in_the_table() -> None:
         " tests/fuzz/radial.py and its name in KERNELS above, another class its name in FUNCTIONALS or ELSEWHERE"
     )
     assert [name for name in skipped if name not in names] == [], "listed above, and not exported"
+
+
+def test_every_kernel_is_drawn() -> None:
+    drawn = {make.__name__ for make, _ in _RADIALS.values()}
+    assert drawn == {*KERNELS} - {"Radial"}, "a kernel needs a row in _RADIALS of tests/fuzz/radial.py"
+
+
+def test_a_failure_of_the_fuzzer_is_one() -> None:
+    """It was seen on the terminal, and 0 calls were 0 wrong."""
+    with pytest.raises(RuntimeError, match="not in a call"):
+        supervise(seed=0, calls=4, jobs=2, choice={"only": "no_such_function"})
 
 
 def test_a_call_is_the_same_everywhere() -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import gwf_fast as gwf
+from gwf_fast.kernels.table.profiles import PROFILES
 from gwf_fast.pairs.fast import lines, slicing
 from gwf_fast.pairs.fast import sliced as implementation
+from gwf_fast.pairs.kernels import Term
 from tests.cases import error
 
 F64 = torch.float64
@@ -271,3 +273,13 @@ def test_bad_options(function, options, kind, message):
     x = torch.randn(5, 2, generator=seeded(0), dtype=F64)
     with pytest.raises(kind, match=message):
         function(*(() if function is gwf.Sliced else (x, x)), **options)
+
+
+def test_each_profile_has_a_density_or_is_refused():
+    """An unknown name was taken for the rational quadratic, in silence."""
+    terms = {name: Term(name, 1.0, 1.0, 1.7) for name in PROFILES}
+    known = {*slicing.SPECTRAL, "distance", "power"}
+    assert known <= set(PROFILES)
+    assert [name for name, term in terms.items() if name not in known and slicing.why_not([term]) is None] == []
+    with pytest.raises(KeyError):
+        slicing.frequency_density("log", 1.7, 3, torch.ones(2))

@@ -29,6 +29,9 @@ WORK = {
 """Of each profile of the table, since "auto" may be asked for any. Powers of r by multiplications and a root take as
 long as a distance."""
 
+UNPRICED = 1.0
+"""Of a profile that is not among them."""
+
 PLAIN_POWERS = (-1.0, 1.0, 2.0, 3.0, 4.0)
 
 POINT = 4.5e-8
@@ -60,7 +63,7 @@ def direct_seconds(
     work = 0.0
     for term in terms:
         plain = term.profile == "power" and term.parameter in PLAIN_POWERS
-        work += WORK["distance" if plain else term.profile]
+        work += WORK.get("distance" if plain else term.profile, UNPRICED)
     return float(targets) * sources * PAIR * work * (order + 1) * (1 + dim / 4) * channels / threads
 
 

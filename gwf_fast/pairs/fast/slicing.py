@@ -47,6 +47,10 @@ class LineForm(NamedTuple):
     powers: Tensor
 
 
+SPECTRAL = ("gaussian", "imq", "rational_quadratic", *MATERN)
+"""Profiles whose frequencies have a density here."""
+
+
 def why_not(terms: Sequence[Term]) -> str | None:
     """Why a kernel has no sliced form here; None if it has one."""
     from gwf_fast.kernels.table.profiles import PROFILES  # here, as below: SymPy takes a while to import
@@ -56,6 +60,8 @@ def why_not(terms: Sequence[Term]) -> str | None:
             return "serves the kernels of this package, not user-written formulas"
         if name == "log":
             return "has no form for log r: the forces of its projections have no finite variance"
+        if name not in (*SPECTRAL, "distance", "power"):
+            return f"has no form for the profile {name}"
         if name == "power" and not (parameter % 1 == 0 and 0 < parameter <= LARGEST_POWER):
             return f"has no form for r^{parameter:g}: powers must be whole, from 1 to {LARGEST_POWER}"
         if name == "rational_quadratic" and parameter < 0.5:
@@ -176,10 +182,7 @@ def _evaluate(form: LineForm, t: Tensor, order: int) -> Tensor:
 
 
 def frequency_density(name: str, parameter: float, dim: int, rho: Tensor) -> Tensor:
-    """Density of the length of a frequency, of the kernel with bandwidth 1.
-
-    What has no case here is taken for the rational quadratic: ``why_not`` must refuse it.
-    """
+    """Density of the length of a frequency, of the kernel with bandwidth 1 of a name in ``SPECTRAL``."""
     r = rho.clamp(min=1e-12)
     if name == "gaussian":
         return _chi(dim, r.log()).exp()
@@ -188,7 +191,7 @@ def frequency_density(name: str, parameter: float, dim: int, rho: Tensor) -> Ten
         logarithm = (dim - 1) * r.log() - (n + dim) / 2 * torch.log1p(r**2 / n)
         constant = math.lgamma((n + dim) / 2) - math.lgamma(n / 2) - math.lgamma(dim / 2) - dim / 2 * math.log(n)
         return (logarithm + constant + math.log(2)).exp()
-    alpha = 0.5 if name == "imq" else parameter
+    alpha = {"imq": 0.5, "rational_quadratic": parameter}[name]
     return torch.cat([_gamma_mixture(alpha, dim, part) for part in r.split(1 << 9)])
 
 
