@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gwf_fast import ops
 from gwf_fast.drift._checks import check_sets, require_grad
-from gwf_fast.drift.joint import Targets, join
+from gwf_fast.drift.joint import EXCLUDED, Targets, join
 from gwf_fast.kernels.cpp import drift as drift_cpp
 from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete
@@ -17,8 +17,6 @@ from gwf_fast.pairs.kernels import Laplace
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import as_positive, check_counts
-
-_EXCLUDED = 1e30  # a distance that no pair has
 
 
 @entry
@@ -93,7 +91,7 @@ def gmd(
             joint = join(particles, n, [Targets(negative, None, m)], Targets(positive, None, p), floored=False)
             kind = x.dtype if 1e-30 < temperature < 1e30 else torch.float64  # until it is in units of the points
             temperatures = particles.new_full((1, count), float(temperature), dtype=kind)
-            own = particles.new_full((len(particles),), _EXCLUDED) if exclude_self else None
+            own = particles.new_full((len(particles),), EXCLUDED) if exclude_self else None
             return joint.forces(temperatures, own, floor=0.0, clip=clip or 0.0, backend=backend)[0].view(x.shape)
     centre = centre_of(y, y_lengths)  # differences of means do not mind where the origin is
     u, positive = _fold(x - centre), _fold(y - centre)

@@ -17,6 +17,9 @@ from gwf_fast.ops.modes import is_concrete
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import exists, members
 
+EXCLUDED = 1e30
+"""A distance that no pair has, in any unit: of a pair that does not count."""
+
 
 class Targets(NamedTuple):
     """Samples of one kind.
@@ -58,7 +61,8 @@ class Joint(NamedTuple):
         compute = self._implementation(backend).forces
         if self.unit == 1:
             return compute(*self[:5], temperatures.to(self.x.dtype), own, floor, clip)
-        own = None if own is None else own / self.unit
+        if own is not None:  # a distance that no pair has stays one
+            own = torch.where(own >= EXCLUDED, own, own / self.unit)
         at = (temperatures / self.unit).to(self.x.dtype)
         return compute(*self[:5], at, own, floor / self.unit**2, clip) * self.unit
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gwf_fast.drift._checks import check_sets, inverse_counts
 from gwf_fast.drift.sliced import sliced_energy
-from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.pairs.kernels import Kernel, Riesz
 from gwf_fast.pairs.reductions import kernel_gradient
 from gwf_fast.pairs.validation import as_number, check_counts
@@ -17,6 +17,7 @@ from gwf_fast.randomness.seeded import own_generator
 
 
 @entry
+@widens
 def mmd(
     x: Tensor,
     y: Tensor,
@@ -64,6 +65,7 @@ def mmd(
 
 
 @entry
+@widens
 def energy(
     x: Tensor,
     y: Tensor,

@@ -221,6 +221,8 @@ def blob_velocity(
 ) -> Tensor:
     y = x if sources is None else sources
     mass, scale, kernel = _normal(R, x, y, weights, bandwidth)
+    if m == 2:  # the density to the power of 0
+        return -2 * scale * kernel_gradient(R, x, y, mass, kernel=kernel)
     own = blob_density(R, x, y, weights, bandwidth=bandwidth) ** (m - 2)
     if form == "density":
         return -m * own[:, None] * scale * kernel_gradient(R, x, y, mass, kernel=kernel)

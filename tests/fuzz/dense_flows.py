@@ -110,6 +110,8 @@ def _potentials(R: Rounding, x, y, a, b, epsilon: float, rho: float | None, same
             f, g = f + step[:n], g + step[n:]
             if size <= 1e-14 * (epsilon + float(f.abs().max())):
                 break
+        if not size <= 1e-9 * (epsilon + float(f.abs().max())):  # no truth then
+            f, g = f * math.nan, g * math.nan
         f = damping * _soft(cost, log_b, g, epsilon)
         return ((f + g) / 2,) * 2 if same else (f, g)
 

@@ -62,7 +62,11 @@ def judge(
         return Verdict(None, 0.0)
 
     def size(t: Tensor) -> Tensor:
-        return t.norm(dim=-1) if rows else t.abs()
+        if not rows:
+            return t.abs()
+        unit = t.abs().amax(-1, keepdim=True) if t.shape[-1] else t.new_ones(*t.shape[:-1], 1)
+        unit = torch.where((unit > 0) & unit.isfinite(), unit, 1.0)  # squares of 1e160 are infinite
+        return (t / unit).norm(dim=-1) * unit[..., 0]
 
     def bad(t: Tensor) -> Tensor:
         return t.isnan().any(-1) if rows else t.isnan()

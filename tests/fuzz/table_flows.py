@@ -157,6 +157,8 @@ def _gmd_multi_truth(R: Rounding, *, normalization: str, **rest: Any) -> Any:
 def _critic(rng: Random, call: Call) -> None:
     _alone(rng, call)
     call["options"]["wave"] = [round(rng.uniform(-2, 2) / call["scale"], 6) for _ in range(call["d"])]
+    if call["dtype"] == "float16" and call["place"] == "shifted":  # its phase is no half
+        call["place"] = "plain"
     call["options"]["transform"] = rng.choice(gwf.drift.critics.TRANSFORMS)
     if call["options"]["transform"] == "minimax":
         call["options"]["shift"] = round(rng.uniform(-1, 2), 2)

@@ -212,3 +212,19 @@ def test_slices_of_a_cloud_that_is_short_beside_the_bandwidth(spread):
     theta = torch.nn.functional.normalize(points(5, 3, 1).double(), dim=-1)
     got = gwf.kernel_sum(x, x + 0, kernel=gwf.Gaussian(1.0), method=gwf.Sliced(directions=theta))
     close(got, torch.full((20,), 20.0, dtype=torch.float64), 2e-6 + 10 * spread**2)
+
+
+def test_a_pair_that_does_not_count_does_not_in_any_unit():
+    """The distance of no pair, 1e30, was divided by the unit of length: at 1e29 a particle met itself."""
+    x, y = points(6, 2), points(5, 2, 1) + 1
+    truth = gwf.drift.gmd(x.double(), y.double(), temperature=2.0, clip=1e-6)
+    close(gwf.drift.gmd(x * 1e29, y * 1e29, temperature=2e29, clip=1e-6) / 1e29, truth, 1e-5)
+
+
+def test_second_derivatives_of_the_logarithm_of_a_set_with_itself():
+    x = points(12, 100) / 10
+
+    def density(of: Tensor) -> Tensor:
+        return gwf.kernel_logsumexp(of, of, kernel=gwf.Gaussian(0.3)) + 1
+
+    close(along(density, x, 2), along(density, x.double(), 2), 1e-5)
