@@ -60,8 +60,8 @@ def blob_density(
 
 
 @entry
-@widens
 @method_options
+@widens
 def blob_energy(
     x: Tensor, bandwidth: float, *, m: float = 1.0, method: Method = "exact", backend: str | None = None
 ) -> Tensor:
@@ -80,8 +80,8 @@ def blob_energy(
 
 @entry
 @renamed(masses="weights")
-@widens
 @method_options
+@widens
 def blob_velocity(
     x: Tensor,
     bandwidth: float,

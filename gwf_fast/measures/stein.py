@@ -57,16 +57,6 @@ def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True, bac
     return mean.view(x.shape[:-2])
 
 
-_USUAL = 2.0**20
-"""Bandwidths, and one over them, up to which float32 has the derivatives that are formed."""
-
-
-def _unit(spec: tuple[float, ...]) -> float:
-    """What points are divided by, and scores multiplied: a power of two near the least bandwidth, if unusual."""
-    least = min(spec[2::4])
-    return 1.0 if 1 / _USUAL <= least <= _USUAL else 2.0 ** math.frexp(least)[1]
-
-
 @entry
 def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | None = None) -> Tensor:
     """phi(x_i) = mean_j [k(x_j, x_i) score_j + grad_{x_j} k(x_j, x_i)] (Liu & Wang 2016, equation 8).
@@ -157,6 +147,16 @@ class _SteinMean(torch.autograd.Function):
             factor = factor.to(wide)
         gx, gs = ((factor * g * scale).to(x.dtype) for g, scale in zip(gradients, (1 / unit, unit), strict=True))
         return gx, gs, None, None, None, None
+
+
+_USUAL = 2.0**20
+"""Bandwidths, and one over them, up to which float32 has the derivatives that are formed."""
+
+
+def _unit(spec: tuple[float, ...]) -> float:
+    """What points are divided by, and scores multiplied: a power of two near the least bandwidth, if unusual."""
+    least = min(spec[2::4])
+    return 1.0 if 1 / _USUAL <= least <= _USUAL else 2.0 ** math.frexp(least)[1]
 
 
 def _in_units(x: Tensor, score: Tensor, spec: tuple[float, ...]) -> tuple[Tensor, Tensor, tuple[float, ...], float]:

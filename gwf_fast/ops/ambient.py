@@ -68,8 +68,10 @@ HALVES = (torch.float16, torch.bfloat16)
 def widens(function: Callable[P, T]) -> Callable[P, T]:
     """Make a function compute in float32 on CPUs where it is called with halves, which do not hold what it forms.
 
-    Such as a mean over h^2, or a power of a density. Tensors of one type come in, and go out in it.
+    Such as a mean over h^2, or a power of a density. Tensors of one type come in, and go out in it. It stands next to
+    the function: ``entry`` passes by what is between.
     """
+    assert not hasattr(function, "without_former"), f"widens goes next to {function.__name__}"
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -64,12 +64,23 @@ def kernel_sum(
         if fast is not None:
             return fast
     if is_own(x, y, exclude_self, x_lengths, y_lengths):
-        apart = kernel_sum(
-            x, y, weights, kernel=kernel, exclude_self=True, x_lengths=x_lengths, y_lengths=y_lengths, backend=name
-        )
+        apart = _sum(x, y, weights, kernel, True, x_lengths, y_lengths, name)
         own = torch.stack([own_share(x, x_lengths, spec, name) for _, spec in kernel.passes]).sum(0)
         own = own if weights is not None and weights.ndim == y.ndim else own[..., 0]
         return apart + members(own if weights is None else own * weights, x_lengths)
+    return _sum(x, y, weights, kernel, exclude_self, x_lengths, y_lengths, name)
+
+
+def _sum(
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor | None,
+    kernel: Kernel,
+    exclude_self: bool,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    name: str,
+) -> Tensor:
     if x.ndim <= 3 and kernel.spec is not None:  # the usual case, without detours
         return ops.pair_sum(x, y, weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
     channels = weights is not None and weights.ndim == y.ndim
@@ -122,10 +133,21 @@ def kernel_gradient(
         if fast is not None:
             return fast
     if is_own(x, y, exclude_self, x_lengths, y_lengths):
-        apart = kernel_gradient(
-            x, y, weights, kernel=kernel, exclude_self=True, x_lengths=x_lengths, y_lengths=y_lengths, backend=name
-        )
+        apart = _gradient(x, y, weights, kernel, True, x_lengths, y_lengths, name)
         return apart + members(own_share(x, x_lengths).expand_as(x), x_lengths)
+    return _gradient(x, y, weights, kernel, exclude_self, x_lengths, y_lengths, name)
+
+
+def _gradient(
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor | None,
+    kernel: Kernel,
+    exclude_self: bool,
+    x_lengths: Tensor | None,
+    y_lengths: Tensor | None,
+    name: str,
+) -> Tensor:
     if x.ndim <= 3 and kernel.spec is not None:
         return ops.pair_gradient(x, y, weights, kernel.spec, exclude_self, x_lengths, y_lengths, name)
     others = (_fold_values(weights),)

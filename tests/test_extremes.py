@@ -116,6 +116,8 @@ def test_factors_that_overflow_leave_other_rows_their_gradient():
         lambda x, y: gwf.drift.gmd_multi(x, y).velocity,
         lambda x, y: gwf.parzen_score(x, y, 0.02),
         lambda x, y: gwf.blob_velocity(x, 0.4, sources=y),
+        lambda x, y: gwf.blob_energy(y.repeat(30, 1), 3.0, m=3.0),
+        lambda x, y: gwf.drift.mmd(x, y, kernel=gwf.PowerLaw(3, -1)),
     ],
 )
 def test_halves_are_computed_in_float32(function):
