@@ -44,17 +44,17 @@ def former(
         names: The former arguments. They are in no signature.
         call: ``call(function, args, kwargs)``, which warns (:func:`warn_former`) and calls the function as it is now.
     """
-    known = frozenset(names)
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-            if known.isdisjoint(kwargs):
-                return function(*args, **kwargs)
-            result: T = call(function, args, kwargs)
-            return result
+            for name in names:
+                if name in kwargs:
+                    result: T = call(function, args, kwargs)
+                    return result
+            return function(*args, **kwargs)
 
-        wrapped.former_names, wrapped.without_former = known, function  # type: ignore[attr-defined]
+        wrapped.former_names, wrapped.without_former = names, function  # type: ignore[attr-defined]
         return wrapped
 
     def mark(function: C) -> C:

@@ -36,13 +36,17 @@ def entry(function: Any = None, *, differentiates: bool = False) -> Any:
         return functools.partial(entry, differentiates=differentiates)
 
     # Calls are of a few microseconds, and a layer is half of one: it is passed by where no former argument is given.
-    former: frozenset[str] = getattr(function, "former_names", frozenset())
+    # A tuple: torch.compile of torch 2.6 has no guard for sets in a closure.
+    former: tuple[str, ...] = getattr(function, "former_names", ())
     direct = getattr(function, "without_former", function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not _is_any_autocast_enabled() and not (differentiates and _is_inference_mode()):
-            return (direct if former.isdisjoint(kwargs) else function)(*args, **kwargs)
+            for name in former:
+                if name in kwargs:
+                    return function(*args, **kwargs)
+            return direct(*args, **kwargs)
         with plain_modes(differentiates):
             args, kwargs = _fitted(args, differentiates), _fitted(kwargs, differentiates)
             return function(*args, **kwargs)
