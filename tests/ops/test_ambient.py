@@ -163,7 +163,7 @@ def test_other_kinds_of_tensors_are_refused(name, kind):
 
 
 def test_public_functions_close_over_no_sets():
-    """torch.compile of torch 2.6 has no guard for a set in a closure: a traced call would fail (`make test-versions`)."""
+    """torch.compile of torch 2.6 has no guard for a set in a closure (`make test-versions` compiles there)."""
     inspected = 0
     for name in gwf.__all__:
         function = getattr(gwf, name)
