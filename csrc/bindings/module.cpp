@@ -13,6 +13,7 @@
 #include "bindings/mlp.h"
 #include "bindings/primal_dual.h"
 #include "bindings/sliced.h"
+#include "bindings/transport.h"
 #include "near/near_field.h"
 #include "pairwise/pairwise.h"
 #include "stein/stein.h"
@@ -257,6 +258,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("threads", available_threads,
           "Threads that a call may use: those of the pool, which is torch's own; one in a forked child.");
     bind_drift(m, [] { return active->name; });
+    bind_transport(m, [] { return active->name; });
     bind_mlp(m, [] { return active->name; });
     bind_primal_dual(m, [] { return active->name; });
     bind_sliced(m, [] { return active->name; });

@@ -17,7 +17,8 @@ from gwf_fast.measures.discrepancy import mmd2
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Laplace, Riesz
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.reductions import kernel_sum
-from gwf_fast.transport.cost import half_self_cost, transport_cost
+from gwf_fast.pairs.validation import check_pair
+from gwf_fast.transport import small
 from gwf_fast.transport.problem import Entropic
 from gwf_fast.transport.solve import anneal, bounding_diameter, schedule
 
@@ -90,15 +91,20 @@ class SamplesLoss(nn.Module):
         Returns:
             A scalar, or [B]; with ``potentials`` two tensors of the shapes of a and b.
         """
+        a: Tensor | None = None
+        b: Tensor | None = None
         if len(args) == 2:
             x, y = args
-            a, b = (t.new_full(t.shape[:-1], 1 / max(t.shape[-2], 1)) for t in (x, y))
         elif len(args) == 4:
             a, x, b, y = args
         else:
             raise ValueError(f"a SamplesLoss takes (x, y) or (a, x, b, y), got {len(args)} arguments")
         if x.ndim not in (2, 3):
             raise ValueError(f"x must have shape [N, D] or [B, N, D], got {list(x.shape)}")
+        if self.loss == "sinkhorn" and not self.potentials and (value := self._small_sinkhorn(a, x, b, y)) is not None:
+            return value
+        if a is None or b is None:
+            a, b = _equal(x), _equal(y)
         shapes = a.shape, b.shape
         a, b = a.reshape(x.shape[:-1]), b.reshape(y.shape[:-1])
         diameter = self.diameter
@@ -126,6 +132,37 @@ class SamplesLoss(nn.Module):
 
         return witness(x), -witness(y)
 
+    def _small_sinkhorn(self, a: Tensor | None, x: Tensor, b: Tensor | None, y: Tensor) -> Tensor | None:
+        """In one compiled call, where there is one for such problems."""
+        check_pair(x, y)
+
+        def problem(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Entropic:
+            a, b = (_equal(t) if w is None else w for t, w in ((x, a), (y, b)))
+            centre = centre_of(y)
+            return Entropic(x - centre, y - centre, a, b, self.p, strength)
+
+        strength = None if self.reach is None else self.reach**self.p
+        if a is not None and b is not None:
+            a, b = a.reshape(x.shape[:-1]), b.reshape(y.shape[:-1])
+        found = small.divergence(
+            small.Sets(x, y, a, b), small.NO_STARTS, problem, debias=self.debias, keep=False,
+            epsilon=self.blur**self.p, p=self.p, strength=strength, scaling=self.scaling,
+            diameter=self.diameter, only_anneal=True,
+        )  # fmt: skip
+        if found is None:
+            return None
+        return self._with_masses(found[0], a, b)
+
+    def _with_masses(self, value: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+        """geomloss leaves the masses out of the biased loss, and has their square in the other."""
+        if self.reach is None:
+            return value
+        epsilon = self.blur**self.p
+        total_a, total_b = (1.0 if w is None else w.sum(-1) for w in (a, b))
+        if self.debias:
+            return value + 0.5 * epsilon * (total_a - total_b) ** 2
+        return value - epsilon * (total_a * total_b - 0.5 * (total_a + total_b))
+
     def _sinkhorn(
         self, a: Tensor, x: Tensor, b: Tensor, y: Tensor, diameter: float | None
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -147,12 +184,9 @@ class SamplesLoss(nn.Module):
                 at_x = at_x - own[0][0].row_update(own[0][1], epsilon)
                 at_y = at_y - own[1][0].row_update(own[1][1], epsilon)
             return at_x, at_y
-        value = transport_cost(problem, epsilon, f, g)
-        for itself, potential in own:
-            value = value - half_self_cost(itself, epsilon, potential)
-        if strength is not None:  # geomloss leaves the masses out of the biased loss, and has their square in the other
-            total_a, total_b = a.sum(-1), b.sum(-1)
-            if self.debias:
-                return value + 0.5 * epsilon * (total_a - total_b).square()
-            return value - epsilon * (total_a * total_b - 0.5 * (total_a + total_b))
-        return value
+        value = small.value_at(problem, epsilon, f, g, *([potential for _, potential in own] or (None, None)))
+        return self._with_masses(value, a, b)
+
+
+def _equal(points: Tensor) -> Tensor:
+    return points.new_full(points.shape[:-1], 1 / max(points.shape[-2], 1))

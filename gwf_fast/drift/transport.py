@@ -10,9 +10,12 @@ from typing_extensions import Unpack
 
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.ragged import members
+from gwf_fast.pairs.validation import check_pair
+from gwf_fast.transport import small
 from gwf_fast.transport.arguments import Numbers, make_problem
 from gwf_fast.transport.cost import moving_own_potential, moving_potential
-from gwf_fast.transport.sinkhorn import DivergencePotentials, SolverOptions, solve_cross, solve_own, warn_unconverged
+from gwf_fast.transport.results import DivergencePotentials, potentials_of, starts_of
+from gwf_fast.transport.sinkhorn import SolverOptions, solve_cross, solve_own, warn_unconverged
 
 
 @overload
@@ -75,17 +78,26 @@ def sinkhorn(
     Warns:
         RuntimeWarning: If ``tolerance`` was not reached.
     """
+    check_pair(x, y)
+    numbers = Numbers.of(epsilon, max_iterations, tolerance, scaling, marginal_strength)
+    epsilon, max_iterations, tolerance, scaling, marginal_strength = numbers
+    cross_start, own_start, _ = starts_of(start)
+    sets = small.Sets(x, y, x_weights, y_weights, x_lengths, y_lengths, backend)
+    known = small.velocity(sets, (cross_start, own_start, None), keep=return_potentials, **numbers._asdict())
+    if known is not None:
+        velocity, solved, largest = known
+        warn_unconverged(tolerance, largest)
+        return velocity if solved is None else (velocity, potentials_of(solved))
     problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
-    epsilon, max_iterations, tolerance, scaling = Numbers.of(epsilon, max_iterations, tolerance, scaling)
     own = problem.of_itself(problem.x, problem.a)
-    cross = solve_cross(problem, epsilon, max_iterations, tolerance, scaling, start)
-    itself = solve_own(own, epsilon, max_iterations, tolerance, None if start is None else start.x_own)
+    cross = solve_cross(problem, epsilon, max_iterations, tolerance, scaling, cross_start)
+    itself = solve_own(own, epsilon, max_iterations, tolerance, own_start)
     # The potentials move with the points and the weights: what is differentiated is the solution.
-    solved = (problem, moving_potential(problem, epsilon, cross.g)), (own, moving_own_potential(own, epsilon, itself.g))
-    towards, away = (part.row_average(None, g, epsilon) for part, g in solved)
+    moving = (problem, moving_potential(problem, epsilon, cross.g)), (own, moving_own_potential(own, epsilon, itself.g))
+    towards, away = (part.row_average(None, g, epsilon) for part, g in moving)
     if problem.strength is not None:
         for_cross, for_itself = (
-            torch.exp(-part.row_update(g, epsilon) / problem.strength)[..., None] for part, g in solved
+            torch.exp(-part.row_update(g, epsilon) / problem.strength)[..., None] for part, g in moving
         )
         towards, away = for_cross * (towards - problem.x), for_itself * (away - problem.x)
     velocity = members(towards - away, x_lengths)

@@ -254,7 +254,7 @@ OPERATIONS: dict[str, Operation] = {
     "transport": Operation(
         "all sweeps of Sinkhorn for a batch of small problems in one launch",
         ("solve_small", "fits"),
-        {"triton": Service("triton.transport")},
+        {"cpp": Service("cpp.transport"), "triton": Service("triton.transport")},
         composed=True,
     ),
     "sliced": Operation(

@@ -1,11 +1,6 @@
 """Optimal transport between samples."""
 
-from gwf_fast.transport.sinkhorn import (
-    DivergencePotentials,
-    SinkhornResult,
-    barycentric_map,
-    sinkhorn,
-    sinkhorn_divergence,
-)
+from gwf_fast.transport.results import DivergencePotentials, SinkhornResult
+from gwf_fast.transport.sinkhorn import barycentric_map, sinkhorn, sinkhorn_divergence
 
 __all__ = ["DivergencePotentials", "SinkhornResult", "barycentric_map", "sinkhorn", "sinkhorn_divergence"]

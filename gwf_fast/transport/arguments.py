@@ -28,7 +28,6 @@ def make_problem(
     for name, points in (("x", x), ("y", y)):
         if points.shape[-2] == 0:
             raise ValueError(f"{name} must have at least one point to transport, got shape {list(points.shape)}")
-    strength = None if strength is None else as_positive("marginal_strength", strength)
     sides = ("x", x, x_weights, x_lengths), ("y", y, y_weights, y_lengths)
     same = x is y and x_weights is y_weights and x_lengths is y_lengths
     a = masses(*sides[0])
@@ -63,9 +62,12 @@ class Numbers(NamedTuple):
     max_iterations: int = 1
     tolerance: float = 0.0
     scaling: float | None = None
+    strength: float | None = None
 
     @classmethod
-    def of(cls, epsilon: Any, max_iterations: Any = 1, tolerance: Any = 0.0, scaling: Any = None) -> Numbers:
+    def of(
+        cls, epsilon: Any, max_iterations: Any = 1, tolerance: Any = 0.0, scaling: Any = None, strength: Any = None
+    ) -> Numbers:
         """From arguments.
 
         Raises:
@@ -76,4 +78,5 @@ class Numbers(NamedTuple):
             as_integer("max_iterations", max_iterations),
             as_number("tolerance", tolerance, "a number >= 0", least=0),
             None if scaling is None else as_number("scaling", scaling, "a number between 0 and 1", above=0, below=1),
+            None if strength is None else as_positive("marginal_strength", strength),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, overload
 
 import torch
@@ -18,49 +17,11 @@ from gwf_fast.ops.modes import is_readable
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import check_companion, check_pair
+from gwf_fast.transport import small
 from gwf_fast.transport.arguments import Numbers, make_problem
-from gwf_fast.transport.cost import half_self_cost, transport_cost
 from gwf_fast.transport.problem import Entropic
+from gwf_fast.transport.results import DivergencePotentials, SinkhornResult, potentials_of, starts_of
 from gwf_fast.transport.solve import Solution, alternate, anneal, average, bounding_diameter, schedule
-
-
-@dataclass(frozen=True)
-class SinkhornResult:
-    """Dual potentials of entropic transport.
-
-    Attributes:
-        f: Potential at x, [*B, N].
-        g: Potential at y, [*B, M].
-        n_iterations: Sweeps over both sides, the most that a problem of the batch took; a tensor while a CUDA graph is
-            captured.
-        error: What is left of the marginal error [*B]: sum_j |sum_i pi_ij - b_j| over the total weight.
-    """
-
-    f: Tensor
-    g: Tensor
-    n_iterations: int | Tensor
-    error: Tensor
-
-
-@dataclass(frozen=True)
-class DivergencePotentials:
-    """The solutions that a Sinkhorn divergence or its drift rests on: a start for the next one, close by.
-
-    Attributes:
-        cross: Of x and y.
-        x_own: Of x with itself, f = g; None where it was not needed.
-        y_own: Of y with itself, likewise.
-    """
-
-    cross: SinkhornResult
-    x_own: SinkhornResult | None = None
-    y_own: SinkhornResult | None = None
-
-    @property
-    def error(self) -> Tensor:
-        """The largest marginal error [*B] of the problems."""
-        parts = [part.error for part in (self.cross, self.x_own, self.y_own) if part is not None]
-        return torch.stack(parts).amax(0)
 
 
 class SolverOptions(TypedDict, total=False):
@@ -133,9 +94,15 @@ def sinkhorn(
     Warns:
         RuntimeWarning: If ``tolerance`` was not reached.
     """
-    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
-    epsilon, max_iterations, tolerance, scaling = Numbers.of(epsilon, max_iterations, tolerance, scaling)
+    check_pair(x, y)
+    numbers = Numbers.of(epsilon, max_iterations, tolerance, scaling, marginal_strength)
+    epsilon, max_iterations, tolerance, scaling, marginal_strength = numbers
     g = start.g if isinstance(start, SinkhornResult) else start
+    sets = small.Sets(x, y, x_weights, y_weights, x_lengths, y_lengths, backend)
+    if (known := small.solve(sets, g, **numbers._asdict())) is not None:
+        warn_unconverged(tolerance, known.largest)
+        return SinkhornResult(known.f, known.g, known.sweeps[0], known.errors[0])
+    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
     if g is not None:
         check_companion("start", g, y, channels=False)
         g = members(g, y_lengths)
@@ -211,22 +178,37 @@ def sinkhorn_divergence(
     Warns:
         RuntimeWarning: If ``tolerance`` was not reached.
     """
-    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
-    epsilon, max_iterations, tolerance, scaling = Numbers.of(epsilon, max_iterations, tolerance, scaling)
-    numbers = epsilon, max_iterations, tolerance
-    cross = solve_cross(problem, *numbers, scaling, start)
-    value = transport_cost(problem, epsilon, cross.f, cross.g)
-    own: list[SinkhornResult | None] = [None, None]
-    if debias:
-        earlier = (None, None) if start is None else (start.x_own, start.y_own)
-        for side, (points, weights) in enumerate(((problem.x, problem.a), (problem.y, problem.b))):
-            itself = problem.of_itself(points, weights)
-            own[side] = result = solve_own(itself, *numbers, earlier[side])
-            value = value - half_self_cost(itself, epsilon, result.f)
-        if marginal_strength is not None:
-            value = value + 0.5 * epsilon * (problem.a.sum(-1) - problem.b.sum(-1)).square()
-    warn_unconverged(tolerance, *(part.error for part in (cross, *own) if part is not None))
-    return (value, DivergencePotentials(cross, *own)) if return_potentials else value
+    check_pair(x, y)
+    numbers = Numbers.of(epsilon, max_iterations, tolerance, scaling, marginal_strength)
+    epsilon, max_iterations, tolerance, scaling, marginal_strength = numbers
+
+    def problem_of(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Entropic:
+        return make_problem(x, y, a, b, marginal_strength, x_lengths, y_lengths, backend)
+
+    sets = small.Sets(x, y, x_weights, y_weights, x_lengths, y_lengths, backend)
+    starts = starts_of(start) if debias else (starts_of(start)[0], None, None)
+    known = small.divergence(sets, starts, problem_of, debias=debias, keep=return_potentials, **numbers._asdict())
+    potentials: DivergencePotentials | None
+    if known is not None:
+        value, solved, largest = known
+        warn_unconverged(tolerance, largest)
+        potentials = potentials_of(solved) if return_potentials and solved is not None else None
+        sums = _total(x_weights, x_lengths), _total(y_weights, y_lengths)
+    else:
+        problem = problem_of(x, y, x_weights, y_weights)
+        cross = solve_cross(problem, epsilon, max_iterations, tolerance, scaling, starts[0])
+        own: list[SinkhornResult | None] = [None, None]
+        if debias:
+            for side, (points, weights) in enumerate(((problem.x, problem.a), (problem.y, problem.b))):
+                itself = problem.of_itself(points, weights)
+                own[side] = solve_own(itself, epsilon, max_iterations, tolerance, starts[1 + side])
+        value = small.value_at(problem, epsilon, cross.f, cross.g, *(None if part is None else part.f for part in own))
+        potentials = DivergencePotentials(cross, *own)
+        warn_unconverged(tolerance, *(part.error for part in (cross, *own) if part is not None))
+        sums = problem.a.sum(-1), problem.b.sum(-1)
+    if debias and marginal_strength is not None:
+        value = value + 0.5 * epsilon * (sums[0] - sums[1]) ** 2
+    return (value, potentials) if return_potentials and potentials is not None else value
 
 
 @entry
@@ -267,33 +249,29 @@ def solve_cross(
     max_iterations: int,
     tolerance: float,
     scaling: float | None,
-    start: DivergencePotentials | None,
+    start: Tensor | None,
 ) -> SinkhornResult:
     """The potentials of a divergence's problem of two samples, without a graph."""
     if start is not None:
-        _check_start(start)
-        check_companion("start.cross.g", start.cross.g, problem.y, channels=False)
+        check_companion("start.cross.g", start, problem.y, channels=False)
     with torch.no_grad():
-        g = None if start is None else start.cross.g
-        solution = _solve(problem.detached(), False, epsilon, max_iterations, tolerance, scaling, g)
+        solution = _solve(problem.detached(), False, epsilon, max_iterations, tolerance, scaling, start)
     return SinkhornResult(*solution)
 
 
 def solve_own(
-    problem: Entropic, epsilon: float, max_iterations: int, tolerance: float, start: SinkhornResult | None
+    problem: Entropic, epsilon: float, max_iterations: int, tolerance: float, start: Tensor | None
 ) -> SinkhornResult:
     """Those of a sample with itself."""
     if start is not None:
-        check_companion("start", start.f, problem.x, channels=False, y_name="the points")
+        check_companion("start", start, problem.x, channels=False, y_name="the points")
     with torch.no_grad():
-        f = None if start is None else start.f
-        solution = _solve(problem.detached(), True, epsilon, max_iterations, tolerance, None, f)
+        solution = _solve(problem.detached(), True, epsilon, max_iterations, tolerance, None, start)
     return SinkhornResult(*solution)
 
 
-def _check_start(start: object) -> None:
-    if not isinstance(start, DivergencePotentials):
-        raise TypeError(f"start must be DivergencePotentials, from return_potentials, got {type(start).__name__}")
+def _total(weights: Tensor | None, lengths: Tensor | None) -> Tensor | float:
+    return 1.0 if weights is None else members(weights, lengths).sum(-1)
 
 
 def _solve(
@@ -353,13 +331,18 @@ _TRACED = Opaque(
 )
 
 
-def warn_unconverged(tolerance: float, *errors: Tensor) -> None:
+def warn_unconverged(tolerance: float, *errors: Tensor | float) -> None:
     """Warn once a call, at the caller of the public function; with one text, so that one call site is told once."""
-    readable = [error for error in errors if error.numel() and is_readable(error)]  # it is in the result too
-    if not all(float(error.max()) <= tolerance for error in readable):
-        warnings.warn(
-            f"Sinkhorn stopped before its marginal error was below the tolerance of {tolerance:.1e}: raise "
-            "max_iterations or epsilon, or set scaling; the error that is left is in what sinkhorn() returns",
-            RuntimeWarning,
-            stacklevel=caller_level(),
-        )
+    for error in errors:
+        if isinstance(error, Tensor):
+            if not (error.numel() and is_readable(error)):  # it is in the result too
+                continue
+            error = float(error.max())
+        if not error <= tolerance:
+            warnings.warn(
+                f"Sinkhorn stopped before its marginal error was below the tolerance of {tolerance:.1e}: raise "
+                "max_iterations or epsilon, or set scaling; the error that is left is in what sinkhorn() returns",
+                RuntimeWarning,
+                stacklevel=caller_level(),
+            )
+            return

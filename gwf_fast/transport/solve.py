@@ -112,9 +112,9 @@ def average(problem: Entropic, epsilon: float, f: Tensor | None, *, max_iteratio
 def _in_one_launch(
     problem: Entropic, epsilon: float, start: Tensor | None, max_iterations: int, tolerance: float
 ) -> Solution | None:
-    """The same on a GPU for problems that a program has in its registers: each until its own marginals hold.
+    """The same for problems that a GPU's program has in its registers, a CPU's core in its cache.
 
-    None where they are not, or elsewhere.
+    Each until its own marginals hold. None where they are not small, or ask for more care.
     """
     x, y, a, b = problem.x, problem.y, problem.a, problem.b
     if not is_concrete(x, y, a, b, start):
@@ -128,10 +128,13 @@ def _in_one_launch(
     itself = y is x and b is a
     v, c = (u, w) if itself else (y.reshape(-1, *y.shape[-2:]), b.reshape(-1, b.shape[-1]))
     start = None if start is None else start.reshape(-1, start.shape[-1])
-    f, g, sweeps, error = module.solve_small(
+    found = module.solve_small(
         u, v, w, c, start, epsilon,
         p=problem.p, strength=problem.strength, max_iterations=max_iterations, tolerance=tolerance,
     )  # fmt: skip
+    if found is None:
+        return None
+    f, g, sweeps, error = found
     most = sweeps.amax() if sweeps.numel() else sweeps.sum()
     f, g = f.view(a.shape), g.view(b.shape)
     return Solution(f, f if itself else g, int(most) if is_readable(most) else most, error.view(batch))

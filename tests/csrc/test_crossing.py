@@ -9,12 +9,14 @@ from gwf_fast.kernels.cpp import mlp as mlp_cpp
 from gwf_fast.kernels.cpp import pairs as cpp
 from gwf_fast.kernels.cpp import primal_dual as primal_dual_cpp
 from gwf_fast.kernels.cpp import sliced as sliced_cpp
+from gwf_fast.kernels.cpp.transport import Solver
 from gwf_fast.kernels.table.mlp import CompiledDensity
 
 KERNEL = gwf.Gaussian(0.7)
 GENERATOR = torch.Generator().manual_seed(0)
 B, N, M, D = 3, 40, 50, 2
 X, Y = (torch.randn(B, n, D, generator=GENERATOR, dtype=torch.float64) for n in (N, M))
+SOLVER = Solver(1.0)
 DIRECTIONS = torch.nn.functional.normalize(torch.randn(7, D, generator=GENERATOR, dtype=torch.float64), dim=-1)
 
 RAGGED = {
@@ -119,6 +121,12 @@ CROSSINGS = {
     "drift": lambda t: drift_cpp.forces(X, t, None, 20, None, torch.ones(1, B).double(), None, 0.0, 0.0),
     "drift temperatures": lambda t: drift_cpp.forces(X, Y, None, 20, None, t, None, 0.0, 0.0),
     "drift sizes": lambda t: drift_cpp.total_distances(X, Y, None, 20, t, 0.0),
+    "transport": lambda t: SOLVER.run(X, t),
+    "transport weights": lambda t: SOLVER.run(X, Y, None, t),
+    "transport start": lambda t: SOLVER.run(X, Y, starts=(None, t, None)),
+    "transport lengths": lambda t: SOLVER.run(X, Y, lengths=(t, None)),
+    "transport potentials": lambda t: SOLVER.run(X, Y, potentials=(None, t, None, None)),
+    "transport velocity": lambda t: SOLVER.run(X, Y, optimum=(None, None, None, None, None, t)),
     "sliced": lambda t: sliced_cpp.sliced("energy", X, t, DIRECTIONS),
     "sliced directions": lambda t: sliced_cpp.sliced("energy", X, Y, t),
     "sliced weights": lambda t: sliced_cpp.sliced("energy", X, Y, DIRECTIONS, weights=(t, None)),
