@@ -23,7 +23,7 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.training import Training, descend
 from gwf_fast.functionals.base import Functional, Sum, terms_of
 from gwf_fast.functionals.energies import Interaction
-from gwf_fast.functionals.evaluation import batch
+from gwf_fast.functionals.evaluation import batch, critic_objective
 from gwf_fast.measures.interaction import forward_step
 from gwf_fast.randomness.seeded import Redirected
 
@@ -150,7 +150,7 @@ def fit_critic(
         x = batch(particles, training.batch_size)
         z = functional.draw(training.batch_size, reference)
         for _ in range(training.critic_steps):
-            loss = -functional.critic_objective(network, x, z, reference)
+            loss = -critic_objective(functional, network, x, z, reference)
             descend(optimizer, loss, parameters, training.gradient_clip)
     if not loss.isfinite():
         raise NonFiniteError(f"the loss of the critic of the explicit step is {loss.item()}")

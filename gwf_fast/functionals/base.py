@@ -23,9 +23,11 @@ from gwf_fast.checkpoint.portable import portable
 from gwf_fast.functionals.evaluation import (
     Target,
     check_target,
+    critic_objective,
     descent_direction,
     draw_target,
     evaluated,
+    map_objective,
     matched,
     raw_output,
     require_descent,
@@ -90,7 +92,7 @@ class Functional:
         """
         if not self.needs_critic:
             raise NotImplementedError(f"{type(self).__name__} has no explicit step")
-        return descent_direction(lambda rows: self.map_objective(critic, rows, None, reference), x)
+        return descent_direction(lambda rows: map_objective(self, critic, rows, None, reference), x)
 
     def check_moves(self, before: Tensor, moved: Tensor, step_size: float) -> None:
         """Raise NonFiniteError where a step of size a took a particle where no minimiser would; both [N, D]."""
@@ -176,11 +178,11 @@ class Sum(Functional):
     @override
     def critic_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
         each = self._each(critic, z, reference)
-        return _total(c * term.critic_objective(h, x, zi, ri) for c, term, h, zi, ri in each if h is not None)
+        return _total(c * critic_objective(term, h, x, zi, ri) for c, term, h, zi, ri in each if h is not None)
 
     @override
     def map_objective(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
-        return _total(c * t.map_objective(h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
+        return _total(c * map_objective(t, h, x, zi, ri) for c, t, h, zi, ri in self._each(critic, z, reference))
 
     @override
     def value(self, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:

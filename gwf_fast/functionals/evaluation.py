@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from gwf_fast.pairs.validation import check_kind
 from gwf_fast.potentials import Density
 from gwf_fast.randomness.draws import Draws
 from gwf_fast.randomness.seeded import asked, own_generator
+
+if TYPE_CHECKING:
+    from gwf_fast.functionals.base import Functional
 
 Target = Tensor | Callable[[int], Tensor]
 """Samples of Q: a tensor [M, D], or a callable n -> [n, D]."""
@@ -113,6 +117,27 @@ def evaluated(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Ten
     if not isinstance(out, Tensor) or out.shape != x.shape[:-1]:
         got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"{name} must give a tensor of shape {list(x.shape[:-1])} for x {list(x.shape)}, got {got}")
+    return out
+
+
+def map_objective(functional: Functional, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+    """``functional.map_objective``, as every loop asks for it.
+
+    Raises:
+        ValueError: If it is no scalar: where a mean was forgotten it would be broadcast over what is added to it.
+    """
+    return _scalar(functional, "map_objective", functional.map_objective(critic, x, z, reference))
+
+
+def critic_objective(functional: Functional, critic: nn.Module | None, x: Tensor, z: Any, reference: Any) -> Tensor:
+    """The same of ``functional.critic_objective``."""
+    return _scalar(functional, "critic_objective", functional.critic_objective(critic, x, z, reference))
+
+
+def _scalar(functional: Functional, method: str, out: object) -> Tensor:
+    if not isinstance(out, Tensor) or out.ndim:
+        got = f"a tensor {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"{type(functional).__name__}.{method} must give a scalar, a tensor [], got {got}")
     return out
 
 

@@ -12,8 +12,10 @@ from gwf_fast.flows.engines.base import StepProblem
 from gwf_fast.flows.engines.choice import ENGINES
 from gwf_fast.flows.engines.fused import compiled_problem
 from gwf_fast.flows.training import Training
+from gwf_fast.functionals.base import terms_of
 from gwf_fast.kernels.cpp.primal_dual import PrimalDual, philox_uniforms
 from gwf_fast.nn import MLP
+from gwf_fast.potentials import Density
 from tests.flows.test_fused_engine import assert_close, assert_same_path, densities, samples, solved
 from tests.gpu.loops import inner_problem
 
@@ -47,6 +49,7 @@ FUNCTIONALS = {
     "entropy": lambda: gwf.GeneralizedEntropy(2) + gwf.Potential(squares),
     "entropy, m = 1": lambda: 0.5 * gwf.GeneralizedEntropy(1) + gwf.Potential(squares),
     "interaction + entropy": lambda: gwf.Interaction(KERNEL) + 0.1 * gwf.GeneralizedEntropy(3),
+    "f-divergence": lambda: gwf.FDivergence("squared_hellinger", samples()),
     "js + mmd": lambda: gwf.JensenShannon(samples()) + 3.0 * gwf.SquaredMMD(samples(n=200), KERNEL),
     "mmd + ipm": lambda: gwf.SquaredMMD(samples(n=200), KERNEL) + 0.4 * gwf.IPM(samples()),
     "callables": lambda: mmd(source) + 0.5 * gwf.JensenShannon(source) + mmd(source),
@@ -60,6 +63,60 @@ def test_every_functional_against_the_torch_path(name):
     training = Training(batch_size=64, iterations=12, critic_steps=2, map_steps=2)
     # Riesz: our kernels' own rounding where two points are close, in both paths
     assert_same_path(FUNCTIONALS[name](), training=training)
+
+
+def test_every_functional_and_compiled_density_has_a_row():
+    """What is exported, and what the compiled loop knows: a new one without a row would never meet it."""
+    exported = [getattr(gwf, name) for name in gwf.__all__]
+    wanted = {c for c in exported if isinstance(c, type) and issubclass(c, gwf.Functional)} - {gwf.Functional}
+    met = {type(term) for make in FUNCTIONALS.values() for _, term in terms_of(make())}
+    assert {gwf.JensenShannon} <= wanted, "the list of what is exported is not what it was"
+    assert wanted - met == set(), "a functional needs a row in FUNCTIONALS above"
+    kinds = [getattr(gwf.potentials, name) for name in gwf.potentials.__all__]
+    compiled = {c for c in kinds if isinstance(c, type) and c.compiled is not Density.compiled}
+    assert len(compiled) >= 3 and Density not in compiled
+    met = {type(density) for density in densities().values()}
+    assert compiled - met == set(), "a potential with compiled() needs a row in densities() of test_fused_engine.py"
+
+
+class Means(gwf.Functional):
+    """One that forgot to take a mean, or gives no tensor at all."""
+
+    def __init__(self, of_map):
+        self.of_map = of_map
+
+    def map_objective(self, critic, x, z, reference):
+        return self.of_map(x)
+
+    value = map_objective
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("beside", [None, gwf.Potential(squares)], ids=["alone", "in a sum"])
+@pytest.mark.parametrize(
+    ("of_map", "got"),
+    [
+        (squares, r"a tensor \[64\]"),
+        (lambda x: x.mean(0, keepdim=True).mean(1), r"a tensor \[1\]"),
+        (lambda x: x.mean().item(), "float"),
+        (lambda x: None, "NoneType"),
+    ],
+)
+def test_an_objective_that_is_no_scalar(engine, beside, of_map, got):
+    functional = Means(of_map) if beside is None else Means(of_map) + beside
+    with pytest.raises(ValueError, match=rf"Means\.map_objective must give a scalar, a tensor \[\], got {got}"):
+        solved(engine, functional, torch.float64, training=Training(batch_size=64, iterations=2))
+
+
+def test_a_critic_objective_that_is_no_scalar():
+    class Critical(Means):
+        needs_critic = True
+
+        def critic_objective(self, critic, x, z, reference):
+            return critic(x).squeeze(-1)
+
+    with pytest.raises(ValueError, match=r"Critical\.critic_objective must give a scalar, a tensor \[\], got .*\[64\]"):
+        solved("torch", Critical(squares), torch.float64, training=Training(batch_size=64, iterations=2))
 
 
 def test_a_target_that_is_a_callable():

@@ -24,7 +24,7 @@ from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.engines.base import Engine, StepProblem, ThreadChoice, Watch
 from gwf_fast.flows.training import CHECK_EVERY, USERS_OPTIMIZER, Training
 from gwf_fast.functionals.base import Functional, Sum, terms_of
-from gwf_fast.functionals.evaluation import matched
+from gwf_fast.functionals.evaluation import map_objective, matched
 from gwf_fast.functionals.forms import CriticForm, FusedForm, form_of
 from gwf_fast.kernels.table.mlp import CompiledDensity
 from gwf_fast.nn import MLP
@@ -338,7 +338,7 @@ class _Terms:
         with torch.enable_grad():
             y.requires_grad_()
             values = [
-                _times(c, term.map_objective(None, y, z, reference))
+                _times(c, map_objective(term, None, y, z, reference))
                 for (c, term, reference), z in zip(self._rest, self._samples, strict=True)
             ]
             log_q = None

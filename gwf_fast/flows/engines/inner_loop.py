@@ -11,7 +11,7 @@ from torch import Tensor
 from gwf_fast.flows.engines.graph import plain_attributes
 from gwf_fast.flows.training import USERS_OPTIMIZER, Rates, average_into, descend
 from gwf_fast.functionals.base import terms_of
-from gwf_fast.functionals.evaluation import ASKED, is_asked
+from gwf_fast.functionals.evaluation import ASKED, critic_objective, is_asked, map_objective
 from gwf_fast.nn.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
 from gwf_fast.randomness.draws import DeviceDraws, Draws
 from gwf_fast.randomness.seeded import Redirected
@@ -108,7 +108,7 @@ class InnerLoop:
             still = tx.detach()
             for i in range(training.critic_steps):
                 begin_pass(self._critic, ASCENTS, i)
-                critic_loss = -functional.critic_objective(self._critic, still, z, reference)
+                critic_loss = -critic_objective(functional, self._critic, still, z, reference)
                 self._descend(problem.critic_optimizer, critic_loss, self._critic_parameters)
             self._losses[2] = critic_loss.detach()
         for i in range(training.map_steps):
@@ -117,7 +117,7 @@ class InnerLoop:
                 tx = self._net(inputs)
             begin_pass(self._critic, DESCENTS, i)
             loss = (tx - x).square().sum() * (0.5 / problem.step_size / len(x))
-            loss = loss + functional.map_objective(self._critic, tx, z, reference)
+            loss = loss + map_objective(functional, self._critic, tx, z, reference)
             self._descend(problem.map_optimizer, loss, self._map_parameters)
             if training.ema is not None:
                 average_into(self._average, self._map_parameters, training.ema)
