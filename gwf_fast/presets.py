@@ -22,6 +22,7 @@ from gwf_fast.flows.training import Training
 from gwf_fast.functionals.adversarial import IPM
 from gwf_fast.functionals.base import FDivergence, Functional, JensenShannon, SquaredMMD
 from gwf_fast.functionals.evaluation import Target
+from gwf_fast.nn.divergences import ParametricName, VariationalName
 from gwf_fast.pairs.kernels import Gaussian, Kernel
 
 __all__ = ["f_gan", "gan", "gmmn", "wgan_gp", "wgan_sn"]
@@ -45,7 +46,14 @@ def gan(target: Target, dim: int, **options: Any) -> JKOFlow:
     )
 
 
-def f_gan(name: str, target: Target, dim: int, *, parameter: float | None = None, **options: Any) -> JKOFlow:
+def f_gan(
+    name: VariationalName | ParametricName,
+    target: Target,
+    dim: int,
+    *,
+    parameter: float | None = None,
+    **options: Any,
+) -> JKOFlow:
     """f-GAN (Nowozin et al. 2016), with the model first: their KL is our reverse KL, their Pearson our Neyman.
 
     Args:

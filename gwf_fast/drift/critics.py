@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,11 +21,17 @@ _TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "identity": lambda d, c: torch.ones_like(d),
     "arcsinh": lambda d, c: (1 + d * d).rsqrt(),
 }
+Transform = Literal[
+    "wgan", "log_sigmoid", "minimax", "identity", "arcsinh",
+    "kl", "reverse_kl", "js", "pearson", "neyman", "squared_hellinger", "jeffreys", "log_d",
+]  # fmt: skip
 TRANSFORMS = (*_TRANSFORMS, *(name for name in SMOOTH if name not in PARAMETRIC))
 """What ``critic`` knows; those of VGrow, s(d), are slopes of divergences at log q/p = -d."""
 
 
-def critic(x: Tensor, critic: Callable[[Tensor], Tensor], *, transform: str = "wgan", shift: float = 0.0) -> Tensor:
+def critic(
+    x: Tensor, critic: Callable[[Tensor], Tensor], *, transform: Transform = "wgan", shift: float = 0.0
+) -> Tensor:
     """h'(d(x)) grad d(x), the flow along a critic d.
 
     Args:
@@ -51,7 +58,7 @@ def critic_step(
     critic: Callable[[Tensor], Tensor],
     step_size: float,
     *,
-    transform: str = "kl",
+    transform: Transform = "kl",
     shift: float = 0.0,
     bounds: tuple[float, float] | None = None,
     out: Tensor | None = None,
@@ -87,7 +94,7 @@ def critic_step(
 
 @entry(differentiates=True)
 def _weight_and_gradient(
-    x: Tensor, critic: Callable[[Tensor], Tensor], transform: str, shift: float
+    x: Tensor, critic: Callable[[Tensor], Tensor], transform: Transform, shift: float
 ) -> tuple[Tensor | None, Tensor]:  # [*B, N, 1], None for ones; [*B, N, D]
     if transform not in TRANSFORMS:
         raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")

@@ -13,6 +13,7 @@ from gwf_fast.drift.joint import EXCLUDED, Targets, join
 from gwf_fast.kernels.cpp import drift as drift_cpp
 from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Laplace
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import members
@@ -32,7 +33,7 @@ def gmd(
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
     negatives_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """The drift of Algorithm 2 (Deng et al. 2026): affinities normalised over rows and over columns.
 

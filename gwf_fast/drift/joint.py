@@ -14,6 +14,7 @@ from gwf_fast.kernels.reference import drift as drift_reference
 from gwf_fast.kernels.reference.range import largest_finite
 from gwf_fast.ops.dispatch import load, resolve
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import exists, members
 
@@ -55,7 +56,7 @@ class Joint(NamedTuple):
     unit: float = 1.0
 
     def forces(
-        self, temperatures: Tensor, own: Tensor | None, *, floor: float, clip: float, backend: str | None = None
+        self, temperatures: Tensor, own: Tensor | None, *, floor: float, clip: float, backend: BackendName | None = None
     ) -> Tensor:
         """V at each temperature, [K, B, N, D], as x was joined; temperatures [K, B], own [B]."""
         compute = self._implementation(backend).forces
@@ -66,11 +67,11 @@ class Joint(NamedTuple):
         at = (temperatures / self.unit).to(self.x.dtype)
         return compute(*self[:5], at, own, floor / self.unit**2, clip) * self.unit
 
-    def total_distances(self, *, floor: float, backend: str | None = None) -> Tensor:
+    def total_distances(self, *, floor: float, backend: BackendName | None = None) -> Tensor:
         """sum_ij w_j r_ij [B] in float64."""
         return self._implementation(backend).total_distances(*self[:5], floor / self.unit**2) * self.unit
 
-    def _implementation(self, backend: str | None = None) -> ModuleType:
+    def _implementation(self, backend: BackendName | None = None) -> ModuleType:
         if not is_concrete(*self[:3]):
             return drift_reference  # by name: a module is not imported while a graph is traced
         kind = self.x.device, self.x.dtype, False, "drift", self.x.shape[-1]

@@ -10,6 +10,7 @@ from torch import Tensor
 from gwf_fast.drift._checks import check_sets, inverse_counts
 from gwf_fast.drift.sliced import sliced_energy
 from gwf_fast.ops.ambient import entry, widens
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Kernel, Riesz
 from gwf_fast.pairs.reductions import kernel_gradient
 from gwf_fast.pairs.validation import as_number, check_counts
@@ -28,7 +29,7 @@ def mmd(
     generator: torch.Generator | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """Minus the gradient of the witness E_q k - E_p k: the Wasserstein flow of MMD^2 / 2 (Arbel et al. 2019).
 
@@ -75,7 +76,7 @@ def energy(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """The flow of half the (generalised) energy distance, 2 E|x - y|^e - E|x - x'|^e - E|y - y'|^e (Szekely 2003).
 

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from gwf_fast.checkpoint.optimizer_state import optimizer_tensors, restore_optimizer
 from gwf_fast.drift._checks import check_sets
-from gwf_fast.drift.critics import TRANSFORMS, critic
+from gwf_fast.drift.critics import TRANSFORMS, Transform, critic
 from gwf_fast.nn import MLP
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import as_integer, as_number, as_positive
@@ -44,7 +44,7 @@ class LearnedCritic:
     def __init__(
         self,
         dim: int,
-        transform: str = "wgan",
+        transform: Transform = "wgan",
         *,
         network: nn.Module | None = None,
         steps: int = 5,

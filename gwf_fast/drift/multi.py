@@ -13,6 +13,7 @@ from gwf_fast.drift._checks import check_sets
 from gwf_fast.drift.joint import Targets, join
 from gwf_fast.errors import renamed
 from gwf_fast.ops.ambient import entry, widens
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.ragged import member_weights, members
 from gwf_fast.pairs.validation import as_positive, check_counts
 
@@ -51,7 +52,7 @@ def gmd_multi(
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
     negatives_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> MultiDrift:
     """The released variant of drifting (Deng et al. 2026).
 
@@ -109,7 +110,7 @@ def gmd_multi(
 
 @torch.no_grad()
 def _normalised(
-    x: Tensor, kinds: list[Targets], rates: list[float], clip: float, per_problem: bool, backend: str | None
+    x: Tensor, kinds: list[Targets], rates: list[float], clip: float, per_problem: bool, backend: BackendName | None
 ) -> MultiDrift:
     """The drift of x [*B, N, D], which are the first of the kinds; the positives are the last."""
     dim = x.shape[-1]

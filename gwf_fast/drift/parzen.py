@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gwf_fast.drift._checks import check_sets, inverse_counts
-from gwf_fast.nn.divergences import SMOOTH, split_name
+from gwf_fast.nn.divergences import SMOOTH, ParametricName, SmoothName, split_name
 from gwf_fast.nn.divergences import divergence as row_of
 from gwf_fast.ops.ambient import entry, widens
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Gaussian
 from gwf_fast.pairs.passes import centre_of, over
 from gwf_fast.pairs.ragged import members
@@ -30,7 +30,7 @@ def parzen_kl(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """grad log p_h - grad log q_h, the flow of KL(q|p) between Parzen estimates: (m_p - m_q) / h^2, m mean shifts.
 
@@ -74,11 +74,11 @@ def f_divergence(
     y: Tensor,
     bandwidth: float,
     *,
-    divergence: str | Sequence,
+    divergence: SmoothName | tuple[ParametricName, float],
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """-grad f'(q_h / p_h) = r f''(r) (grad log p_h - grad log q_h), r = q_h / p_h, of Parzen estimates.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from gwf_fast.drift._checks import inverse_counts
 from gwf_fast.measures.sliced import sliced_energy_distance, sliced_wasserstein2
 from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling
 from gwf_fast.pairs.ragged import members
 
@@ -28,7 +29,7 @@ def sliced_wasserstein(
     y_weights: Tensor | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """The flow of SW_2^2 / 2: v = E_theta theta (Q_y(F_x(theta . x)) - theta . x) (Bonneel et al. 2015).
 
@@ -75,7 +76,7 @@ def sliced_energy(
     exponent: float,
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
-    backend: str | None,
+    backend: BackendName | None,
 ) -> Tensor:
     """The flow of half the energy distance, by slices (Hertrich et al. 2024); [*B, N, D]."""
     options = {

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import check_pair
 from gwf_fast.transport import small
@@ -42,7 +43,7 @@ def sinkhorn(
     return_potentials: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor | tuple[Tensor, DivergencePotentials]:
     """Velocity T_ab(x_i) - T_aa(x_i) [*B, N, D] of the flow of the Sinkhorn divergence; ``gwf.drift.sinkhorn``.
 

@@ -26,11 +26,13 @@ from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow, Study
 from gwf_fast.experiments.finite_volume import Equation, Grid
 from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.schemes import Scheme
 from gwf_fast.flows.state import FlowResult
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.energies import GeneralizedEntropy, Interaction
 from gwf_fast.measures.discrepancy import mmd2
 from gwf_fast.nn import MLP
+from gwf_fast.nn.functions import ActivationName
 from gwf_fast.pairs.kernels import Gaussian, Riesz
 
 _EXPONENT = 3.0
@@ -73,7 +75,7 @@ def build(settings: _Settings) -> base.Problem:
     )
     cloud = (2 * torch.rand(settings.particles, 2, generator=base.generator(settings.seed)) - 1) * _HALF_WIDTH
 
-    def member(scheme: str, activation: str, lr: float) -> Flow:
+    def member(scheme: Scheme, activation: ActivationName, lr: float) -> Flow:
         flow = JKOFlow(
             functional,
             2,

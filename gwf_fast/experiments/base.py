@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.experiments.computation import Computation
+from gwf_fast.flows.engines.choice import EngineName
 from gwf_fast.functionals.base import Functional, JensenShannon, SquaredMMD
 from gwf_fast.functionals.evaluation import Target
 
@@ -138,9 +139,9 @@ def sample_functional(name: str, target: Target, mmd_scale: float, kernel: Any =
     return JensenShannon(target) if name == "js" else JensenShannon(target) + mmd
 
 
-def engine(name: str) -> str | None:
+def engine(name: str) -> EngineName | None:
     """What ``JKOFlow`` takes for one of ``ENGINES``."""
-    return None if name == "auto" else name
+    return None if name == "auto" else typing.cast(EngineName, name)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow
 from gwf_fast.experiments.images import Whitening, sheet
 from gwf_fast.experiments.two_sample import two_sample_checks
-from gwf_fast.flows.jko import PARAMETRIZATIONS, JKOFlow
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.schemes import PARAMETRIZATIONS, Parametrization
 from gwf_fast.flows.state import FlowResult
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.evaluation import batch
@@ -71,7 +72,7 @@ def build(settings: _Settings) -> base.Problem:
         base.sample_functional(settings.functional, target, _MMD_SCALE[settings.functional]),
         dim,
         settings.step_size,
-        parametrization=settings.parametrization,
+        parametrization=cast(Parametrization, settings.parametrization),
         map=MLP([dim, _WIDTH, _WIDTH, dim], "leaky_relu", residual=True),
         critic=MLP([dim, _WIDTH, _WIDTH, 1], "leaky_relu"),
         training=Training(

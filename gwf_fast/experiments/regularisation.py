@@ -19,7 +19,8 @@ from torch import Tensor
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.experiments import base
 from gwf_fast.experiments.computation import Flow, Say, Study
-from gwf_fast.flows.jko import PARAMETRIZATIONS, JKOFlow
+from gwf_fast.flows.jko import JKOFlow
+from gwf_fast.flows.schemes import PARAMETRIZATIONS, Parametrization
 from gwf_fast.flows.state import FlowResult
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.adversarial import IPM, DonskerVaradhan
@@ -137,7 +138,9 @@ def _samples(n: int, seed: int) -> Tensor:
         return ring().sample(n)
 
 
-def _member(settings: _Settings, functional: Functional, step_size: float, parametrization: str) -> _Attempt:
+def _member(
+    settings: _Settings, functional: Functional, step_size: float, parametrization: Parametrization
+) -> _Attempt:
     training = Training(
         gradient_clip=None,  # as it was measured
         batch_size=settings.batch_size,

@@ -26,13 +26,13 @@ from gwf_fast.checkpoint.keeper import require_storable
 from gwf_fast.checkpoint.run_folder import RunFolder
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.engines.base import Engine, StepProblem
-from gwf_fast.flows.engines.choice import explained, require_known, resolve
+from gwf_fast.flows.engines.choice import EngineName, explained, require_known, resolve
 from gwf_fast.flows.engines.inner_loop import require_shape
 from gwf_fast.flows.jko_checkpoint import Keeper, load, save
 from gwf_fast.flows.networks import default_critic, default_map, make_module
 from gwf_fast.flows.progress import inner_progress
 from gwf_fast.flows.progress import progress as shown_progress
-from gwf_fast.flows.schemes import SCHEMES, ForwardStep, fit_critic, split
+from gwf_fast.flows.schemes import PARAMETRIZATIONS, SCHEMES, ForwardStep, Parametrization, Scheme, fit_critic, split
 from gwf_fast.flows.state import FlowResult, FlowState, Source, StepRecord, check_source, push, require_finite
 from gwf_fast.flows.training import Training, new_optimizer
 from gwf_fast.functionals.base import Functional
@@ -41,7 +41,6 @@ from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import as_integer, as_number
 from gwf_fast.randomness.seeded import asked, seeded
 
-PARAMETRIZATIONS = ("composition", "generator")
 _VALUE_SAMPLES = 8192  # samples in the estimate of F(P) after a step
 
 
@@ -79,13 +78,13 @@ class JKOFlow:
         dim: int,
         step_size: float,
         *,
-        scheme: str = "jko",
-        parametrization: str = "composition",
+        scheme: Scheme = "jko",
+        parametrization: Parametrization = "composition",
         map: nn.Module | Callable[[], nn.Module] | None = None,
         critic: nn.Module | Callable[[], nn.Module] | None = None,
         training: Training | None = None,
         seed: int = 0,
-        engine: str | None = None,
+        engine: EngineName | None = None,
         latent_dim: int | None = None,
     ) -> None:
         if not isinstance(functional, Functional):

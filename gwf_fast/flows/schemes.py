@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,10 @@ from gwf_fast.functionals.evaluation import batch, critic_objective
 from gwf_fast.measures.interaction import forward_step
 from gwf_fast.randomness.seeded import Redirected
 
-SCHEMES = ("jko", "forward_backward", "crank_nicolson", "explicit")
+Scheme = Literal["jko", "forward_backward", "crank_nicolson", "explicit"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+Parametrization = Literal["composition", "generator"]
+PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
 
 KEPT_SOURCES = 1 << 16
 """Particles that an explicit step keeps, for new samples to interact with when they are pushed through it."""

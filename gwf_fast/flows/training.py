@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from gwf_fast.pairs.validation import as_integer, as_number, as_positive
 OptimizerChoice = str | Callable[..., torch.optim.Optimizer] | None
 """None: Adam, as compiled loops have it; the name of a class of ``torch.optim``; or (parameters, lr=) -> optimiser."""
 
-Schedule = str | Callable[[int, int], float]
-"""A name of :data:`SCHEDULES`, or (iteration from 0, iterations) -> what the learning rate is multiplied by."""
+Schedule = Literal["constant", "cosine"] | Callable[[int, int], float]
+"""A name, or (iteration from 0, iterations) -> what the learning rate is multiplied by."""
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = get_args(get_args(Schedule)[0])
 USERS_OPTIMIZER = "the optimiser is not this package's Adam"
 """Why a loop that is compiled, or recorded, can't take it."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ from gwf_fast.nn.objective import gradient_penalty
 from gwf_fast.pairs.validation import as_positive
 from gwf_fast.randomness.draws import Draws
 
-CONSTRAINTS = ("gradient_penalty", "spectral_norm")
+Constraint = Literal["gradient_penalty", "spectral_norm"]
+CONSTRAINTS: tuple[Constraint, ...] = get_args(Constraint)
 
 
 class _Batch(NamedTuple):
@@ -52,7 +53,7 @@ class IPM(Functional):
     """
 
     target: Target
-    constraint: str = "gradient_penalty"
+    constraint: Constraint = "gradient_penalty"
     penalty: float = 10.0
     needs_critic: ClassVar[bool] = True
 

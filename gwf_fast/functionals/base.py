@@ -34,7 +34,7 @@ from gwf_fast.functionals.evaluation import (
 )
 from gwf_fast.functionals.forms import CalledBack, CriticForm, FusedForm, compiled_of, whitening
 from gwf_fast.kernels.table.mlp import CompiledDensity
-from gwf_fast.nn.divergences import objective, tame_exp, variational
+from gwf_fast.nn.divergences import ParametricName, VariationalName, objective, tame_exp, variational
 from gwf_fast.pairs.validation import as_number
 from gwf_fast.potentials import Density, Gaussian
 from gwf_fast.randomness.draws import Draws
@@ -313,7 +313,7 @@ class FDivergence(Functional):
         parameter: alpha or m, for the two rows that have one.
     """
 
-    name: str
+    name: VariationalName | ParametricName
     target: Target
     parameter: float | None = None
     needs_critic: ClassVar[bool] = True
@@ -354,7 +354,7 @@ class JensenShannon(FDivergence):
         target: Samples of Q, [M, D] or a callable n -> [n, D].
     """
 
-    name: str = field(init=False, default="js")
+    name: VariationalName | ParametricName = field(init=False, default="js")
     parameter: float | None = field(init=False, default=None)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gwf_fast.errors import renamed
 from gwf_fast.ops.ambient import entry, widens
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Gaussian
 from gwf_fast.pairs.methods import Method, method_options
 from gwf_fast.pairs.passes import times
@@ -36,7 +37,7 @@ def blob_density(
     sources: Tensor | None = None,
     weights: Tensor | None = None,
     method: Method = "exact",
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """rho(x_i) = sum_j m_j N(x_i; s_j, bandwidth^2 I).
 
@@ -63,7 +64,7 @@ def blob_density(
 @method_options
 @widens
 def blob_energy(
-    x: Tensor, bandwidth: float, *, m: float = 1.0, method: Method = "exact", backend: str | None = None
+    x: Tensor, bandwidth: float, *, m: float = 1.0, method: Method = "exact", backend: BackendName | None = None
 ) -> Tensor:
     """E f(rho)/rho over particles x [*B, N, D] of equal mass: mean rho^(m-1) / (m-1), or mean log rho for m = 1; [*B].
 
@@ -91,7 +92,7 @@ def blob_velocity(
     weights: Tensor | None = None,
     form: Form = "energy",
     method: Method = "exact",
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """How diffusion dP/dt = lap P^m moves particles, without noise.
 

@@ -13,6 +13,7 @@ from gwf_fast.kernels.reference.sliced import sliced as sliced_by_torch
 from gwf_fast.measures.discrepancy import mmd2
 from gwf_fast.measures.exponentials import power_of_distance
 from gwf_fast.ops.dispatch import load, resolve
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Riesz
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import exists, member_weights, members
@@ -96,7 +97,7 @@ def directional(
     y_weights: Tensor | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean over directions [*B], and the value of each [*B, P] in float64, without a graph."""
     batch = x.shape[:-2]

@@ -15,6 +15,7 @@ from gwf_fast import ops
 from gwf_fast.kernels.plain import plain
 from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Riesz
 from gwf_fast.pairs.passes import centre_of, is_own, over, own_share, scaled_passes
 from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
@@ -30,7 +31,7 @@ def mmd2(
     unbiased: bool = False,
     x_weights: Tensor | None = None,
     y_weights: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """Squared maximum mean discrepancy: a' Kxx a + b' Kyy b - 2 a' Kxy b; value and gradient in one fused pass.
 
@@ -72,7 +73,7 @@ def mmd2(
 
 
 @entry
-def energy_distance(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
+def energy_distance(x: Tensor, y: Tensor, *, backend: BackendName | None = None) -> Tensor:
     """2 E|x - y| - E|x - x'| - E|y - y'| (Szekely & Rizzo 2013): the squared MMD of the kernel -r.
 
     Args:
@@ -89,7 +90,7 @@ def energy_distance(x: Tensor, y: Tensor, *, backend: str | None = None) -> Tens
 @entry
 @widens
 def parzen_log_density(
-    x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: str | None = None
+    x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: BackendName | None = None
 ) -> Tensor:
     """Logarithm of the Gaussian kernel density estimate mean_j N(x_i; y_j, h^2 I).
 
@@ -116,7 +117,7 @@ def parzen_log_density(
 @entry
 @widens
 def parzen_score(
-    x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: str | None = None
+    x: Tensor, y: Tensor, bandwidth: float | Tensor, *, exclude_self: bool = False, backend: BackendName | None = None
 ) -> Tensor:
     """Gradient of ``parzen_log_density`` in x: (mean shift - x) / h^2 (Fukunaga & Hostetler 1975).
 

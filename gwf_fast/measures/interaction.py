@@ -16,6 +16,7 @@ from gwf_fast import ops
 from gwf_fast.kernels.plain import plain
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.methods import Auto, Method, as_method, method_options
 from gwf_fast.pairs.passes import moved
@@ -25,7 +26,9 @@ from gwf_fast.pairs.validation import as_number, check_kind, check_pair, check_p
 
 @entry
 @method_options
-def interaction_energy(x: Tensor, *, kernel: Kernel, method: Method = "exact", backend: str | None = None) -> Tensor:
+def interaction_energy(
+    x: Tensor, *, kernel: Kernel, method: Method = "exact", backend: BackendName | None = None
+) -> Tensor:
     """(1/2) mean_ij W(x_i - x_j), over all N^2 pairs.
 
     Args:
@@ -53,7 +56,7 @@ def interaction_velocity(
     *,
     kernel: Kernel,
     method: Method = "exact",
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """-mean_j grad W(x_i - s_j): where the particles go.
 
@@ -85,7 +88,7 @@ def forward_step(
     sources: Tensor | None = None,
     out: Tensor | None = None,
     method: Method = "exact",
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """The explicit Euler step x_i - a mean_j grad W(x_i - s_j) of the interaction flow.
 
@@ -133,7 +136,7 @@ def forward_step(
 # ---------------------------------------------------------------------------------------------- helpers
 
 
-def _backend(requested: str | None, x: Tensor, kernel: Kernel, how: object) -> str | None:
+def _backend(requested: BackendName | None, x: Tensor, kernel: Kernel, how: object) -> BackendName | None:
     if not isinstance(kernel, Kernel):
         raise TypeError(f"kernel must be a kernel such as gwf_fast.Gaussian(1.0), got {type(kernel).__name__}")
     if how is not None and not (isinstance(how, Auto) and not x.is_cpu):  # no backend has a part, or not yet

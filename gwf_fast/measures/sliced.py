@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gwf_fast.measures.directional import directional
 from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling, checked_directions
 from gwf_fast.pairs.validation import as_number, check_pair
 
@@ -26,7 +27,7 @@ def sliced_wasserstein2(
     y_weights: Tensor | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """SW_2^2 = E_theta W_2^2(theta . x, theta . y), theta uniform on the sphere (Bonneel et al. 2015).
 
@@ -71,7 +72,7 @@ def sliced_energy_distance(
     y_weights: Tensor | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """2 E|x - y|^e - E|x - x'|^e - E|y - y'|^e by slices: c times the mean of the projections' (Hertrich et al. 2024).
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from gwf_fast import ops
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Gaussian, Kernel
 from gwf_fast.pairs.passes import centre_of, over, scaled_passes
 from gwf_fast.pairs.reductions import kernel_gradient, kernel_sum
@@ -21,7 +22,9 @@ _FUSED_RADIUS = 8.0
 
 
 @entry
-def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True, backend: str | None = None) -> Tensor:
+def ksd2(
+    x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True, backend: BackendName | None = None
+) -> Tensor:
     """Squared kernel Stein discrepancy of samples from a density with the given score (Liu et al. 2016).
 
     The mean over pairs of k s_i.s_j + s_i.grad_y k + s_j.grad_x k + tr grad_x grad_y k, in one pass that takes each
@@ -58,7 +61,7 @@ def ksd2(x: Tensor, score: Tensor, *, kernel: Kernel, unbiased: bool = True, bac
 
 
 @entry
-def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | None = None) -> Tensor:
+def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: BackendName | None = None) -> Tensor:
     """phi(x_i) = mean_j [k(x_j, x_i) score_j + grad_{x_j} k(x_j, x_i)] (Liu & Wang 2016, equation 8).
 
     Args:
@@ -93,7 +96,7 @@ def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: str | N
     return (driving - repulsion) / x.shape[-2]
 
 
-def _in_one_launch(x: Tensor, score: Tensor, kernel: Kernel, backend: str | None) -> Tensor | None:
+def _in_one_launch(x: Tensor, score: Tensor, kernel: Kernel, backend: BackendName | None) -> Tensor | None:
     """The direction without a graph on a GPU, a launch a bandwidth; None where a graph is wanted, or elsewhere."""
     if not isinstance(kernel, Kernel) or kernel.has_formula or not is_concrete(x, score):
         return None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -245,6 +245,12 @@ def _generalized_entropy(m: float) -> Divergence:
         compiled=(_RAW, Compiled("entropy_power", m)),
     )
 
+
+VariationalName = Literal["kl", "reverse_kl", "js", "pearson", "neyman", "squared_hellinger", "total_variation"]
+SmoothName = Literal["kl", "reverse_kl", "js", "pearson", "neyman", "squared_hellinger", "jeffreys", "log_d"]
+ParametricName = Literal["alpha", "generalized_entropy"]
+ObjectiveName = Literal["ipm", "hinge", "donsker_varadhan", "kl_density"]
+"""What type checkers know of the tables below; a test holds them to be equal."""
 
 _Rows = dict[str, Callable[..., Divergence]]
 _PLAIN: _Rows = {

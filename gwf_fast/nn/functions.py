@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gwf_fast.nn.divergences import DIVERGENCES, Compiled, split_name, variational
+from gwf_fast.nn.divergences import DIVERGENCES, Compiled, ParametricName, VariationalName, split_name, variational
 
 
 class Activation(NamedTuple):
@@ -18,7 +18,10 @@ class Activation(NamedTuple):
     compiled: Compiled
 
 
-ACTIVATIONS: dict[str, Activation] = {
+ActivationName = Literal[
+    "identity", "relu", "leaky_relu", "prelu", "celu", "elu", "silu", "softplus", "tanh", "sigmoid"
+]
+ACTIVATIONS: dict[ActivationName, Activation] = {
     "identity": Activation(nn.Identity, Compiled("identity")),
     "relu": Activation(nn.ReLU, Compiled("leaky", 0.0)),
     "leaky_relu": Activation(lambda: nn.LeakyReLU(0.2), Compiled("leaky", 0.2)),
@@ -31,6 +34,15 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": Activation(nn.Sigmoid, Compiled("sigmoid", 1.0)),
 }
 """What may stand between layers, and after the last one but for "prelu"."""
+_PlainOutput = Literal["identity", "relu", "leaky_relu", "celu", "elu", "silu", "softplus", "tanh", "sigmoid"]
+Output = (
+    _PlainOutput
+    | Literal["square", "expm1"]
+    | VariationalName
+    | tuple[ParametricName | Literal["scaled_sigmoid"], float]
+    | None
+)
+"""What may follow the last layer."""
 
 
 class Elementwise(nn.Module):
@@ -116,7 +128,7 @@ def output_activation(output: str | Sequence) -> Activation:
         return Activation(lambda: OutputActivation(name, parameter), variational(name, parameter).compiled[0])
     if name == "scaled_sigmoid" and parameter is not None:
         return Activation(lambda: ScaledSigmoid(parameter), Compiled("sigmoid", parameter))
-    plain = {key: value for key, value in ACTIVATIONS.items() if key != "prelu"}
+    plain: dict[str, Activation] = {key: value for key, value in ACTIVATIONS.items() if key != "prelu"}
     plain["square"] = Activation(lambda: Elementwise("square", torch.square), Compiled("square"))
     plain["expm1"] = Activation(lambda: Elementwise("expm1", torch.expm1), Compiled("expm1"))
     if name not in plain or parameter is not None:

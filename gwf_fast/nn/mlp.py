@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gwf_fast.checkpoint.portable import portable
-from gwf_fast.nn.functions import ACTIVATIONS, SETTINGS, output_activation
+from gwf_fast.nn.functions import ACTIVATIONS, SETTINGS, ActivationName, Output, output_activation
 from gwf_fast.ops.mlp import MLPSpec, is_served, mlp, value_and_gradient
 from gwf_fast.ops.modes import PLAIN, is_eager, is_strided, is_transformed
 from gwf_fast.ops.report import SUMMARIES, arguments, explained_by, first_tensor, header, others
@@ -68,8 +68,8 @@ class MLP(nn.Sequential):
     def __init__(
         self,
         sizes: Sequence[int],
-        activation: str = "prelu",
-        output: str | Sequence | None = None,
+        activation: ActivationName = "prelu",
+        output: Output = None,
         residual: bool = False,
     ) -> None:
         sizes = tuple(int(s) for s in sizes)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from gwf_fast.nn.divergences import Compiled, Objective, split_name
+from gwf_fast.nn.divergences import Compiled, Objective, ObjectiveName, ParametricName, VariationalName, split_name
 from gwf_fast.nn.divergences import objective as row_of
 from gwf_fast.nn.mlp import MLP, explain_network
 from gwf_fast.ops.ambient import entry
@@ -38,7 +38,7 @@ def critic_objective(
     x: Tensor,
     z: Tensor,
     *,
-    divergence: str | Sequence,
+    divergence: VariationalName | ObjectiveName | tuple[ParametricName | Literal["entropy"], float],
     penalty: float = 0.0,
     mixing: Tensor | None = None,
 ) -> Tensor:

@@ -7,15 +7,15 @@ import importlib
 import warnings
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from gwf_fast.ops.adapt import adapt
-from gwf_fast.ops.table import AUTOMATIC, BACKENDS, OPERATIONS
+from gwf_fast.ops.table import AUTOMATIC, BACKENDS, OPERATIONS, BackendName
 
 # Plain dicts: torch.compile warns of functools.cache.
-_RESOLVED: dict[tuple[Any, ...], str] = {}
+_RESOLVED: dict[tuple[Any, ...], BackendName] = {}
 _LOADED: dict[str, ModuleType] = {}
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {}
 
@@ -27,7 +27,7 @@ def resolve(
     formula: bool = False,
     operation: str | None = None,
     dim: int | None = None,
-) -> str:
+) -> BackendName:
     """The name of the backend that serves a call of this kind.
 
     Args:
@@ -50,7 +50,7 @@ def resolve(
     return name
 
 
-def _choose(requested: str | None, device: torch.device, dtype: torch.dtype, *kind: Any) -> str:
+def _choose(requested: str | None, device: torch.device, dtype: torch.dtype, *kind: Any) -> BackendName:
     if requested is None:
         return _first(device, dtype, *kind)
     name, _, precision = requested.partition(":")
@@ -64,7 +64,7 @@ def _choose(requested: str | None, device: torch.device, dtype: torch.dtype, *ki
     reason = BACKENDS[name].refusal(device, dtype, *kind)
     if reason is not None:
         raise ValueError(f"backend={requested!r} can't serve {dtype} tensors on {device.type}: {reason}")
-    return requested
+    return cast(BackendName, requested)
 
 
 # torch.compile takes the answer as a constant and does not trace the search for installed packages, which older
@@ -72,7 +72,9 @@ def _choose(requested: str | None, device: torch.device, dtype: torch.dtype, *ki
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _first(device: torch.device, dtype: torch.dtype, formula: bool, operation: str | None, dim: int | None) -> str:
+def _first(
+    device: torch.device, dtype: torch.dtype, formula: bool, operation: str | None, dim: int | None
+) -> BackendName:
     names = AUTOMATIC["formula"] if formula else AUTOMATIC.get(operation or "", AUTOMATIC[""])
     chosen = next(n for n in names if BACKENDS[n].refusal(device, dtype, formula, operation, dim) is None)
     if device.type == "cuda" and chosen == "torch" and not formula:  # it works, and is slow: not in silence

@@ -7,12 +7,18 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 _FLOATS = (torch.float32, torch.float64)
 _HALVES = (torch.float16, torch.bfloat16)
+
+
+BackendName = Literal[
+    "cpp", "cuda", "triton", "triton:fp16x3", "triton:ieee", "triton:tf32x3", "triton:tf32", "keops", "torch"
+]
+"""What ``backend=`` takes: names of BACKENDS, with or without what its products are computed in."""
 
 
 class Requirement(NamedTuple):
@@ -299,7 +305,7 @@ def needed(operation: str | None) -> tuple[str, ...]:
     return REDUCTIONS if operation is None else COMPOSED_OF.get(operation, (operation,))
 
 
-AUTOMATIC = {
+AUTOMATIC: dict[str, tuple[BackendName, ...]] = {
     "interaction": ("cpp", "cuda", "triton", "torch"),
     "formula": ("keops", "torch"),
     "": ("cpp", "triton", "torch"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.errors import called, former, warn_former
 from gwf_fast.ops.report import ORDER, arguments, by_table, explain, explained_by, first_tensor, header, others
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.fast import Directions, FastOptions, choose, fast_reduction
 from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling, check_sampling, checked_directions
 from gwf_fast.pairs.fast.entry import refusal, sliced_refusal
@@ -135,7 +136,7 @@ Method = Literal["exact", "nufft", "sliced", "auto"] | NUFFT | Sliced | Auto
 _NAMED: dict[str, type[NUFFT] | type[Sliced] | type[Auto]] = {"nufft": NUFFT, "sliced": Sliced, "auto": Auto}
 
 
-def as_method(method: Any, backend: str | None = None) -> _Options | None:
+def as_method(method: Any, backend: BackendName | None = None) -> _Options | None:
     """The object that a method stands for; None for the exact one.
 
     Raises:

@@ -14,6 +14,7 @@ from torch import Tensor
 from gwf_fast import ops
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.methods import Method, as_method, fast_sum, method_options
 from gwf_fast.pairs.passes import centre_of, exists, is_own, own_share, scaled_passes
@@ -33,7 +34,7 @@ def kernel_sum(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """sum_j k(x_i, y_j) w_j.
 
@@ -102,7 +103,7 @@ def kernel_gradient(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """sum_j w_j grad_x k(x_i, y_j): the gradient of ``kernel_sum`` in each target, as if x and y were distinct.
 
@@ -165,7 +166,7 @@ def kernel_logsumexp(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """Logarithm of sum_j w_j k(x_i, y_j), stable far from the data, where the sum itself underflows.
 
@@ -211,7 +212,7 @@ def kernel_average(
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """sum_j w_j k(x_i, y_j) v_j / sum_j w_j k(x_i, y_j), stable far from the data.
 
@@ -285,7 +286,7 @@ def _check(
     exclude_self: bool,
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
-    backend: str | None,
+    backend: BackendName | None,
     operation: str | None = None,
 ) -> str:
     """Everything the reductions have in common. Returns the name of the backend."""

@@ -18,14 +18,14 @@ from torch import Tensor
 from gwf_fast.kernels.reference import mlp as mlp_reference
 from gwf_fast.kernels.table.mlp import MLPSpec, Side
 from gwf_fast.nn import MLP
-from gwf_fast.nn.functions import ACTIVATIONS
+from gwf_fast.nn.functions import ACTIVATIONS, ActivationName, Output
 from gwf_fast.ops import dispatch
 from gwf_fast.randomness.seeded import reproducible
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 """Relative error in the 2-norm; in half precision every layer rounds what it passes on."""
 
-OUTPUTS = ("reverse_kl", "js", "neyman", "total_variation", "square", "expm1", ("scaled_sigmoid", 2.5), "softplus")
+OUTPUTS: tuple[Output, ...] = ("reverse_kl", "js", "neyman", "total_variation", "square", "expm1", ("scaled_sigmoid", 2.5), "softplus")
 """Between them, every function that can follow the last layer."""
 
 
@@ -46,8 +46,8 @@ class NetworkCase:
     sizes: tuple[int, ...]
     rows: int = 70
     dtype: torch.dtype = torch.float32
-    activation: str = "prelu"
-    output: str | tuple[str, float] | None = None
+    activation: ActivationName = "prelu"
+    output: Output = None
     residual: bool = False
     operation: str = "mlp"
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from gwf_fast.ops.modes import is_readable
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import exists, member_weights, members
 from gwf_fast.pairs.validation import as_integer, as_number, as_positive, check_counts, check_pair
@@ -21,7 +22,7 @@ def make_problem(
     strength: float | None,
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Entropic:
     """A validated problem; its points are centred, so that float32 does not mind where the clouds are."""
     check_pair(x, y)

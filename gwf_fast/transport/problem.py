@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Laplace
 from gwf_fast.pairs.passes import over, times
 from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
@@ -53,7 +54,7 @@ class Entropic:
     b: Tensor
     p: int = 2
     strength: float | None = None
-    backend: str | None = None
+    backend: BackendName | None = None
 
     def damping(self, epsilon: float) -> float:
         """rho / (rho + eps): what a finite marginal strength leaves of an update (Chizat et al. 2018)."""

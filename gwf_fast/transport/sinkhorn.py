@@ -14,6 +14,7 @@ from gwf_fast.errors import caller_level
 from gwf_fast.ops import Opaque
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_readable
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import check_companion, check_pair
@@ -36,7 +37,7 @@ class SolverOptions(TypedDict, total=False):
     start: DivergencePotentials | None
     x_lengths: Tensor | None
     y_lengths: Tensor | None
-    backend: str | None
+    backend: BackendName | None
 
 
 class DivergenceOptions(SolverOptions, total=False):
@@ -60,7 +61,7 @@ def sinkhorn(
     start: Tensor | SinkhornResult | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> SinkhornResult:
     """Potentials of min_pi <pi, r^2/2> + eps KL(pi | a x b) with marginals a, b (Cuturi 2013), in the log domain.
 
@@ -145,7 +146,7 @@ def sinkhorn_divergence(
     return_potentials: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor | tuple[Tensor, DivergencePotentials]:
     """OT_eps(a, b) - OT_eps(a, a) / 2 - OT_eps(b, b) / 2 (Genevay et al. 2018; Feydy et al. 2019).
 
@@ -220,7 +221,7 @@ def barycentric_map(
     epsilon: float,
     y_weights: Tensor | None = None,
     y_lengths: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """T(x_i) = sum_j pi_ij y_j / sum_j pi_ij [*B, N, D]: where the entropic plan sends each point on average.
 
@@ -310,7 +311,7 @@ def _run_traced(
     max_iterations: int,
     tolerance: float,
     scaling: float | None,
-    backend: str | None,
+    backend: BackendName | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     problem = Entropic(x, x if own else y, a, a if own else b, 2, strength, backend)
     f, g, n, error = _solve(problem, own, epsilon, max_iterations, tolerance, scaling, start)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gwf_fast.ops import dispatch
 from gwf_fast.ops.modes import PLAIN, is_eager
+from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.validation import check_counts
 from gwf_fast.transport.cost import half_self_cost, transport_cost
 from gwf_fast.transport.problem import Entropic
@@ -42,7 +43,7 @@ class Sets(NamedTuple):
     b: Tensor | None = None
     x_lengths: Tensor | None = None
     y_lengths: Tensor | None = None
-    backend: str | None = None
+    backend: BackendName | None = None
 
     def require_grad(self) -> bool:
         """Whether a result has a graph."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gwf_fast.experiments import regularisation, runner
-from gwf_fast.flows.jko import PARAMETRIZATIONS
+from gwf_fast.flows.schemes import PARAMETRIZATIONS
 from gwf_fast.functionals.base import JensenShannon, Potential
 
 

@@ -63,3 +63,21 @@ result = flow.run(x, 3, progress=False)
 assert_type(result, gwf.FlowResult)
 assert_type(result.particles, Tensor)
 gwf.mmd2(x, kernel=kernel)  # type: ignore[call-arg]
+
+# Names that are rows of tables.
+gwf.kernel_sum(x, y, kernel=kernel, backend="triton:tf32")
+gwf.kernel_sum(x, y, kernel=kernel, backend="cpu")  # type: ignore[arg-type]
+gwf.JKOFlow(functional, 2, 0.1, scheme="crank-nicolson")  # type: ignore[arg-type]
+gwf.JKOFlow(functional, 2, 0.1, engine="cpp")  # type: ignore[arg-type]
+gwf.JKOFlow(functional, 2, 0.1, parametrization="generator", training=gwf.Training(lr_schedule="cosine"))
+gwf.Training(lr_schedule="linear")  # type: ignore[arg-type]
+gwf.Training(lr_schedule=lambda iteration, iterations: 0.5)
+gwf.FDivergence("alpha", y, 0.5) + gwf.IPM(y, "spectral_norm")
+gwf.FDivergence("jensen", y)  # type: ignore[arg-type]
+gwf.IPM(y, "lipschitz")  # type: ignore[arg-type]
+gwf.drift.f_divergence(x, y, 1.0, divergence="total_variation")  # type: ignore[arg-type]
+gwf.drift.critic(x, gwf.nn.MLP([2, 8, 1]), transform="js")
+gwf.drift.LearnedCritic(2, "gan")  # type: ignore[arg-type]
+gwf.nn.MLP([2, 8, 1], "gelu")  # type: ignore[arg-type]
+gwf.nn.MLP([2, 8, 1], "silu", ("scaled_sigmoid", 2.0))
+gwf.nn.critic_objective(gwf.nn.MLP([2, 8, 1]), x, y, divergence=("entropy", 2.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
 from gwf_fast.flows.engines.base import Engine
@@ -11,6 +13,7 @@ from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional
 from gwf_fast.ops.report import ORDER, others
 
+EngineName = Literal["fused", "torch"]
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (FusedEngine(), TorchEngine())}
 """Engines by name, the preferred one first."""
 
