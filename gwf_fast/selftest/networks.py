@@ -25,7 +25,16 @@ from gwf_fast.randomness.seeded import reproducible
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 """Relative error in the 2-norm; in half precision every layer rounds what it passes on."""
 
-OUTPUTS: tuple[Output, ...] = ("reverse_kl", "js", "neyman", "total_variation", "square", "expm1", ("scaled_sigmoid", 2.5), "softplus")
+OUTPUTS: tuple[Output, ...] = (
+    "reverse_kl",
+    "js",
+    "neyman",
+    "total_variation",
+    "square",
+    "expm1",
+    ("scaled_sigmoid", 2.5),
+    "softplus",
+)
 """Between them, every function that can follow the last layer."""
 
 
