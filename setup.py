@@ -50,6 +50,7 @@ def cpu_sources() -> list[str]:
         "csrc/bindings/mlp.cpp",
         "csrc/bindings/primal_dual.cpp",
         "csrc/bindings/sliced.cpp",
+        "csrc/bindings/svgd.cpp",
         "csrc/bindings/transport.cpp",
         *sorted((str(path) for path in Path("csrc/isa").glob("*.cpp")), key=lambda path: ("_avx" in path, path)),
     ]

@@ -89,6 +89,7 @@ def main() -> None:
         primal_dual,
         reductions,
         sliced,
+        small,
         stein,
         transport,
     )

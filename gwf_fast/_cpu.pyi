@@ -195,3 +195,26 @@ def transport(
     optimum: Sequence[Tensor | None],
     /,
 ) -> tuple[int, int, int, float] | None: ...
+def mmd(
+    kernel: Kernel,
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    unbiased: bool,
+    value: Tensor,
+    x_gradient: Tensor | None,
+    y_gradient: Tensor | None,
+    a_gradient: Tensor | None,
+    b_gradient: Tensor | None,
+    /,
+) -> None: ...
+def svgd(
+    x: Tensor,
+    score: Tensor | None,
+    rule: int,
+    bandwidth: float,
+    out: Tensor | None,
+    bandwidths: Tensor | None,
+    /,
+) -> bool: ...

@@ -13,8 +13,10 @@
 #include "bindings/mlp.h"
 #include "bindings/primal_dual.h"
 #include "bindings/sliced.h"
+#include "bindings/svgd.h"
 #include "bindings/transport.h"
 #include "near/near_field.h"
+#include "pairwise/mmd.h"
 #include "pairwise/pairwise.h"
 #include "stein/stein.h"
 #include "team.h"
@@ -147,6 +149,34 @@ void stein(const Kernel& kernel, const Array& x, py::handle score, bool diagonal
     run(call);
 }
 
+template <class T>
+void mmd(const Kernel& kernel, const PairShapes& shapes, py::handle x, py::handle y, py::handle a, py::handle b,
+         bool unbiased, py::handle value, const std::array<py::handle, 4>& gradients,
+         void (*run)(const PairwiseCall<T>&)) {
+    Crossing crossing;
+    const auto& [rows, columns, batch, n, m, dim] = shapes;
+    Shape of_batch;
+    if (rows.count() == 2) of_batch.add(batch);
+    const MmdCall<T> call{kernel.terms,
+                          batch,
+                          n,
+                          m,
+                          dim,
+                          crossing.read<T>(x, "x", rows.with(dim)),
+                          crossing.read<T>(y, "y", columns.with(dim)),
+                          crossing.read_if<T>(a, "x_weights", rows),
+                          crossing.read_if<T>(b, "y_weights", columns),
+                          unbiased,
+                          crossing.write<T>(value, "value", of_batch),
+                          crossing.write_if<T>(gradients[0], "x_gradient", rows.with(dim)),
+                          crossing.write_if<T>(gradients[1], "y_gradient", columns.with(dim)),
+                          crossing.write_if<T>(gradients[2], "x_weights_gradient", rows),
+                          crossing.write_if<T>(gradients[3], "y_weights_gradient", columns)};
+    if (n < 1 || m < 1) throw py::value_error("mmd: a set without points");
+    py::gil_scoped_release release;
+    Mmd<T>(call, run).compute();
+}
+
 void run_near_field(const NearFieldCall& call) {
 #if defined(__x86_64__)
     if (active == &pairwise_avx512) return near_field_avx512(call);
@@ -191,6 +221,22 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("y"), py::arg("b"), py::arg("out"), py::arg("out2") = py::none(), py::arg("exclude_self") = false,
         py::arg("a") = py::none(), py::arg("row_shift") = py::none(), py::arg("column_shift") = py::none(),
         py::arg("row_lengths") = py::none(), py::arg("column_lengths") = py::none(), py::arg("tangents") = py::tuple());
+
+    m.def(
+        "mmd",
+        [](const Kernel& kernel, py::handle x, py::handle y, py::handle a, py::handle b, bool unbiased,
+           py::handle value, py::handle gx, py::handle gy, py::handle ga, py::handle gb) {
+            const Array first = Crossing().leading(x, "x", 2, 3);
+            const PairShapes shapes(first, Crossing::look(y, "y"));
+            const std::array<py::handle, 4> gradients{gx, gy, ga, gb};
+            if (first.is_double())
+                mmd<double>(kernel, shapes, x, y, a, b, unbiased, value, gradients, active->run_double);
+            else
+                mmd<float>(kernel, shapes, x, y, a, b, unbiased, value, gradients, active->run_float);
+        },
+        "The squared MMD and its gradients (csrc/pairwise/mmd.h); None where an array is absent.", py::arg("kernel"),
+        py::arg("x"), py::arg("y"), py::arg("a"), py::arg("b"), py::arg("unbiased"), py::arg("value"),
+        py::arg("x_gradient"), py::arg("y_gradient"), py::arg("a_gradient"), py::arg("b_gradient"), py::pos_only());
 
     m.def(
         "stein",
@@ -258,6 +304,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("threads", available_threads,
           "Threads that a call may use: those of the pool, which is torch's own; one in a forked child.");
     bind_drift(m, [] { return active->name; });
+    bind_svgd(m, [] { return active->name; });
     bind_transport(m, [] { return active->name; });
     bind_mlp(m, [] { return active->name; });
     bind_primal_dual(m, [] { return active->name; });

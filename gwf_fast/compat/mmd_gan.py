@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gwf_fast.measures.discrepancy import mmd2
-from gwf_fast.pairs.kernels import Gaussian
+from gwf_fast.pairs.kernels import Gaussian, Kernel
 
 __all__ = ["mix_rbf_mmd2"]
 
@@ -31,5 +31,9 @@ def mix_rbf_mmd2(X: Tensor, Y: Tensor, sigma_list: Sequence[float], biased: bool
     """
     if len(sigma_list) == 0:  # arrays have no truth value
         raise ValueError("sigma_list must have at least one bandwidth, got none")
-    kernel = functools.reduce(operator.add, [Gaussian(float(s)) for s in sigma_list])
-    return mmd2(X, Y, kernel=kernel, unbiased=not biased)
+    return mmd2(X, Y, kernel=_mixture(tuple(float(s) for s in sigma_list)), unbiased=not biased)
+
+
+@functools.lru_cache(maxsize=64)
+def _mixture(bandwidths: tuple[float, ...]) -> Kernel:
+    return functools.reduce(operator.add, [Gaussian(h) for h in bandwidths])

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from gwf_fast.kernels.cpp import small as small_cpp
 from gwf_fast.measures.stein import svgd_direction
 from gwf_fast.pairs.kernels import Gaussian
 
@@ -58,12 +59,19 @@ class SVGD:
             if debug and (iteration + 1) % 1000 == 0:
                 print(f"iter {iteration + 1}")
             x, score = torch.from_numpy(theta), torch.from_numpy(np.asarray(lnprob(theta), dtype=np.float64))
-            h = median_rule(x) if bandwidth < 0 else bandwidth
-            gradient = svgd_direction(x, score, kernel=Gaussian(h)).numpy()
+            gradient = _direction(x, score, bandwidth).numpy()
             square = gradient**2
             history = square if iteration == 0 else alpha * history + (1 - alpha) * square
             theta = theta + stepsize * gradient / (_FUDGE + np.sqrt(history))
         return theta
+
+
+def _direction(x: Tensor, score: Tensor, bandwidth: float) -> Tensor:
+    if score.shape == x.shape and 1 < len(x) <= small_cpp.LARGEST_SVGD:
+        found = small_cpp.svgd(x, score, "all" if bandwidth < 0 else float(bandwidth))
+        if found is not None:
+            return found
+    return svgd_direction(x, score, kernel=Gaussian(median_rule(x) if bandwidth < 0 else bandwidth))
 
 
 def median_rule(x: Tensor) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast import ops
+from gwf_fast.kernels.cpp import small as small_cpp
 from gwf_fast.kernels.plain import plain
 from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete
@@ -62,6 +63,11 @@ def mmd2(
     if y_weights is not None:
         check_companion("y_weights", y_weights, y, channels=False)
     backend = ops.resolve(backend, x.device, x.dtype, kernel.has_formula, "mmd", x.shape[-1])
+    if backend == "cpp" and x.ndim <= 3 and kernel.spec is not None and is_concrete(x, y, x_weights, y_weights):
+        tensors = (x, y, x_weights, y_weights)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            return _CompiledMMD2.apply(*tensors, kernel.spec, unbiased)
+        return small_cpp.mmd2(*tensors, kernel.spec, unbiased)[0]
     a = _weights(x_weights, x)
     b = _weights(y_weights, y)
     parts = []
@@ -166,6 +172,9 @@ def median_bandwidth(x: Tensor) -> Tensor:
     if n > MEDIAN_SAMPLE:
         index = torch.arange(MEDIAN_SAMPLE, device=x.device) * (n - 1) // (MEDIAN_SAMPLE - 1)
         x = x.index_select(-2, index)
+    small = n <= small_cpp.LARGEST_SVGD and x.is_cpu and is_concrete(x) and x.ndim <= 4
+    if small and x.dtype in (torch.float32, torch.float64) and (found := small_cpp.median_bandwidth(x)) is not None:
+        return found
     sets = x.reshape(-1, *x.shape[-2:]).to(torch.promote_types(x.dtype, torch.float32))
     medians = [_median_distance(points) for points in sets]
     h = torch.stack(medians) / math.sqrt(2 * math.log(n + 1)) if medians else x.new_empty(0)
@@ -307,6 +316,32 @@ def _mmd2(x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool,
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _MMD2.apply(*tensors, spec, unbiased, backend)
     return _parts(*tensors, spec, unbiased, backend, (False,) * 4).value
+
+
+class _CompiledMMD2(torch.autograd.Function):
+    """In one call with its gradients; a differentiated backward pass computes them by operators."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, spec: Any, unbiased: bool
+    ) -> Tensor:
+        value, gradients = small_cpp.mmd2(x, y, a, b, spec, unbiased, ctx.needs_input_grad[:4])
+        ctx.save_for_backward(x, y, a, b, *gradients)
+        ctx.rest = spec, unbiased
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        x, y, a, b, *gradients = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            sets = x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:]), _weights(a, x), _weights(b, y)
+            spec, unbiased = ctx.rest
+            found = _parts(*sets, spec, unbiased, "cpp", ctx.needs_input_grad[:4]).gradients
+            gradients = [
+                None if d is None or t is None else d.view(t.shape) for d, t in zip(found, (x, y, a, b), strict=True)
+            ]
+        shapes = (g[..., None, None], g[..., None, None], g[..., None], g[..., None])
+        return *(None if d is None else c * d for c, d in zip(shapes, gradients, strict=True)), None, None
 
 
 class _MMD2(torch.autograd.Function):

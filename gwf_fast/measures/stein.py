@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast import ops
+from gwf_fast.kernels.cpp import small as small_cpp
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.ops.table import BackendName
@@ -79,7 +80,8 @@ def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: Backend
     _check(x, score)
     if x.numel() == 0:
         return x + score  # nothing moves nothing
-    fused = _in_one_launch(x, score, kernel, backend)
+    fused = _in_one_call(x, score, kernel, backend)
+    fused = _in_one_launch(x, score, kernel, backend) if fused is None else fused
     if fused is not None:
         return fused
     if isinstance(kernel, Gaussian) and kernel.spec is not None and is_concrete(x, score) and x.is_cpu:
@@ -94,6 +96,19 @@ def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: Backend
     driving = kernel_sum(x, x, score, kernel=kernel, backend=backend)
     repulsion = kernel_gradient(x, x, kernel=kernel, backend=backend)  # k is symmetric: grad in x_j is minus this
     return (driving - repulsion) / x.shape[-2]
+
+
+def _in_one_call(x: Tensor, score: Tensor, kernel: Kernel, backend: BackendName | None) -> Tensor | None:
+    """The direction without a graph on a CPU, of a set that its core's cache holds the distances of; else None."""
+    if not (type(kernel) is Gaussian and x.is_cpu and is_concrete(x, score) and x.ndim <= 4):
+        return None
+    h = kernel.bandwidth
+    graph = torch.is_grad_enabled() and any(t.requires_grad for t in (x, score, h) if isinstance(t, Tensor))
+    if graph or x.shape[-2] > small_cpp.LARGEST_SVGD:
+        return None
+    if ops.resolve(backend, x.device, x.dtype, False, "svgd", x.shape[-1]) != "cpp":
+        return None
+    return small_cpp.svgd(x, score, float(h))
 
 
 def _in_one_launch(x: Tensor, score: Tensor, kernel: Kernel, backend: BackendName | None) -> Tensor | None:

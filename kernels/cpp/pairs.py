@@ -39,6 +39,11 @@ def _kernel(spec: tuple[float, ...]) -> _cpu.Kernel:
     return _cpu.Kernel(list(spec))
 
 
+def kernel_of(spec: tuple[float, ...]) -> _cpu.Kernel:
+    """A kernel as compiled code has it."""
+    return _kernel(tuple(spec))
+
+
 def _per_row(x: Tensor, *channels: int) -> Tensor:
     """An output of a number, or of some channels, a row. (Slices of a shape would take longer than a small sum.)"""
     shape = x.shape
@@ -61,7 +66,7 @@ def pair_sum(
     else:
         channels = 1
         out = _per_row(x)
-    _cpu.pairwise(_kernel(tuple(spec)), _SUM, x, y, b, out, None, exclude_self, None, None, None, x_lengths, y_lengths)
+    _cpu.pairwise(kernel_of(spec), _SUM, x, y, b, out, None, exclude_self, None, None, None, x_lengths, y_lengths)
     return out
 
 
@@ -77,9 +82,7 @@ def pair_gradient(
 ) -> Tensor:
     """sum_j b_j grad_x k_ij, [B, N, D]; written to ``out`` where given, contiguous and not x or y."""
     out = torch.empty_like(x) if out is None else out
-    _cpu.pairwise(
-        _kernel(tuple(spec)), _GRADIENT, x, y, b, out, None, exclude_self, None, None, None, x_lengths, y_lengths
-    )
+    _cpu.pairwise(kernel_of(spec), _GRADIENT, x, y, b, out, None, exclude_self, None, None, None, x_lengths, y_lengths)
     return out
 
 
@@ -95,7 +98,7 @@ def pair_sum_gradient(
     """Both of the above in one pass over the pairs, [B, N] and [B, N, D]."""
     out, out2 = _per_row(x), torch.empty_like(x)
     _cpu.pairwise(
-        _kernel(tuple(spec)), _SUM_GRADIENT, x, y, b, out, out2, exclude_self, None, None, None, x_lengths, y_lengths
+        kernel_of(spec), _SUM_GRADIENT, x, y, b, out, out2, exclude_self, None, None, None, x_lengths, y_lengths
     )
     return out, out2
 
@@ -112,7 +115,7 @@ def pair_logsumexp(
     """log sum_j e^beta_j k_ij, [B, N]."""
     out = _per_row(x)
     _cpu.pairwise(
-        _kernel(tuple(spec)), _LOGSUMEXP, x, y, None, out, None, exclude_self, None, None, beta, x_lengths, y_lengths
+        kernel_of(spec), _LOGSUMEXP, x, y, None, out, None, exclude_self, None, None, beta, x_lengths, y_lengths
     )
     return out
 
@@ -130,9 +133,7 @@ def pair_average(
     """sum_j p_ij v_j with p_ij in proportion to e^beta_j k_ij, [B, N, C], and the log-sum-exp, [B, N]."""
     channels = x.shape[-1] if v is None else v.shape[-1]
     out, out2 = _per_row(x, channels), _per_row(x)
-    _cpu.pairwise(
-        _kernel(tuple(spec)), _AVERAGE, x, y, v, out, out2, exclude_self, None, None, beta, x_lengths, y_lengths
-    )
+    _cpu.pairwise(kernel_of(spec), _AVERAGE, x, y, v, out, out2, exclude_self, None, None, beta, x_lengths, y_lengths)
     return out, out2
 
 
@@ -152,7 +153,7 @@ def pair_jet(
     """The (x, a) part of grad D_t1 .. D_tk E (csrc/pairwise/jet.h), [B, N, D] and [B, N, C]."""
     out, out2 = torch.empty_like(x), torch.empty_like(a)
     _cpu.pairwise(
-        _kernel(tuple(spec)), _JET, x, y, b, out, out2, exclude_self, a, alpha, beta, x_lengths, y_lengths, tangents
+        kernel_of(spec), _JET, x, y, b, out, out2, exclude_self, a, alpha, beta, x_lengths, y_lengths, tangents
     )
     return out, out2
 
@@ -160,14 +161,14 @@ def pair_jet(
 def stein_sum(x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool) -> Tensor:
     """sum_ij of the Stein kernel (csrc/stein/stein.h), [B] in float64; x, score [B, N, D]."""
     total = x.new_zeros(x.shape[0], dtype=torch.float64)
-    _cpu.stein(_kernel(tuple(spec)), x, score, diagonal, total)
+    _cpu.stein(kernel_of(spec), x, score, diagonal, total)
     return total
 
 
 def stein_sum_gradients(x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool) -> tuple[Tensor, Tensor]:
     """The derivatives of ``stein_sum`` in x and score, [B, N, D] each."""
     gx, gs = torch.empty_like(x), torch.empty_like(score)
-    _cpu.stein(_kernel(tuple(spec)), x, score, diagonal, None, gx, gs)
+    _cpu.stein(kernel_of(spec), x, score, diagonal, None, gx, gs)
     return gx, gs
 
 
@@ -190,5 +191,5 @@ def near_field(
     padded[:dim, :columns], padded[dim, :columns] = y.T, b
     out = x.new_zeros(rows, (1, dim, dim * (dim + 1) // 2)[order])
     cells = [1] * (3 - dim) + list(grid)
-    _cpu.near_field(_kernel(tuple(spec)), order, degree, radius, x, cell, padded, start, cells, reach, out)
+    _cpu.near_field(kernel_of(spec), order, degree, radius, x, cell, padded, start, cells, reach, out)
     return out

@@ -9,6 +9,7 @@ from gwf_fast.kernels.cpp import mlp as mlp_cpp
 from gwf_fast.kernels.cpp import pairs as cpp
 from gwf_fast.kernels.cpp import primal_dual as primal_dual_cpp
 from gwf_fast.kernels.cpp import sliced as sliced_cpp
+from gwf_fast.kernels.cpp import small as small_cpp
 from gwf_fast.kernels.cpp.transport import Solver
 from gwf_fast.kernels.table.mlp import CompiledDensity
 
@@ -121,6 +122,9 @@ CROSSINGS = {
     "drift": lambda t: drift_cpp.forces(X, t, None, 20, None, torch.ones(1, B).double(), None, 0.0, 0.0),
     "drift temperatures": lambda t: drift_cpp.forces(X, Y, None, 20, None, t, None, 0.0, 0.0),
     "drift sizes": lambda t: drift_cpp.total_distances(X, Y, None, 20, t, 0.0),
+    "mmd": lambda t: small_cpp.mmd2(X, t, None, None, KERNEL.spec, False),
+    "mmd weights": lambda t: small_cpp.mmd2(X, Y, None, t, KERNEL.spec, False),
+    "svgd": lambda t: small_cpp.svgd(X, t, "pairs"),
     "transport": lambda t: SOLVER.run(X, t),
     "transport weights": lambda t: SOLVER.run(X, Y, None, t),
     "transport start": lambda t: SOLVER.run(X, Y, starts=(None, t, None)),
