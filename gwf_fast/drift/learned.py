@@ -12,6 +12,7 @@ from gwf_fast.checkpoint.optimizer_state import optimizer_tensors, restore_optim
 from gwf_fast.drift._checks import check_sets
 from gwf_fast.drift.critics import TRANSFORMS, Transform, critic
 from gwf_fast.nn import MLP
+from gwf_fast.nn.descent import descend
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import as_integer, as_number, as_positive
 from gwf_fast.randomness.seeded import own_generator
@@ -73,10 +74,9 @@ class LearnedCritic:
         self.network.to(x)
         objective = self._wgan if self.transform == "wgan" else self._logistic
         with torch.enable_grad():
+            parameters = [p for p in self.network.parameters() if p.requires_grad]
             for _ in range(self.steps):
-                self._optimizer.zero_grad()
-                objective(x, y).backward()
-                self._optimizer.step()
+                descend(self._optimizer, objective(x, y), parameters)
         return critic(x, self.network, transform=self.transform, shift=self.shift)
 
     def state_dict(self) -> dict[str, Tensor]:

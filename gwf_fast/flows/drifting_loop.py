@@ -15,8 +15,9 @@ from gwf_fast.drift.loss import drifting_loss
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.drifting_state import DriftingState
 from gwf_fast.flows.engines.graph import Recorder, Repeated, plain_attributes
-from gwf_fast.flows.training import USERS_OPTIMIZER, Rates, average_into, follow
+from gwf_fast.flows.training import USERS_OPTIMIZER, Rates
 from gwf_fast.functionals.evaluation import ASKED, Target, draw_target, is_asked
+from gwf_fast.nn.descent import average_into, differentiate, follow, step_unless
 from gwf_fast.randomness.seeded import Redirected, asked, own_generator, seed_step, seeded
 
 if TYPE_CHECKING:
@@ -130,21 +131,13 @@ class DriftingLoop:
         y = draw_target(self._target, model.n_targets).to(like)
         velocity, size = _velocity(asked(state.drift, x.detach(), y))
         loss = drifting_loss(x, _normalized(velocity))
-        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        for parameter, gradient in zip(self._parameters, found, strict=True):
-            parameter.grad = gradient
-        norm = torch.stack(torch._foreach_norm([g for g in found if g is not None])).sum()
+        norm = torch.stack(torch._foreach_norm(differentiate(loss, self._parameters))).sum()
         is_bad = ~(size.isfinite() & norm.isfinite())
         torch.maximum(self._failed, is_bad.to(self._failed), out=self._failed)
         self._report.index_copy_(1, self._position, torch.stack((size, self._failed.double()))[:, None])
         self._position += 1
         self._rates.set(self._first + number)
-        if model.optimizer is None:
-            state.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
-            state.optimizer.step()
-            del state.optimizer.found_inf  # type: ignore[attr-defined]
-        elif not self._failed:  # others know no such thing: a look
-            state.optimizer.step()
+        step_unless(self._failed, state.optimizer, is_ours=model.optimizer is None)
         if state.average is not None and model.ema is not None:
             average_into(list(state.average.parameters()), self._all_parameters, model.ema, self._failed)
             follow(list(state.average.buffers()), list(state.generator.buffers()), self._failed)

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gwf_fast.errors import NonFiniteError
-from gwf_fast.flows.training import Training, descend
+from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional, Sum, terms_of
 from gwf_fast.functionals.energies import Interaction
 from gwf_fast.functionals.evaluation import batch, critic_objective
 from gwf_fast.measures.interaction import forward_step
+from gwf_fast.nn.descent import descend
 from gwf_fast.randomness.seeded import Redirected
 
 Scheme = Literal["jko", "forward_backward", "crank_nicolson", "explicit"]

@@ -1,7 +1,4 @@
-"""How networks are trained: settings, optimisers, rates by a schedule, descents, moving averages.
-
-``JKOFlow``, ``DriftingModel`` and the critics of explicit steps are made of these.
-"""
+"""How the networks of flows are trained: settings, optimisers, rates by a schedule. Steps are ``nn/descent.py``."""
 
 from __future__ import annotations
 
@@ -93,51 +90,6 @@ def new_optimizer(
     for group in made.param_groups:
         group |= {"initial_lr": lr, "lr": lr}
     return made
-
-
-def descend(
-    optimizer: torch.optim.Optimizer, loss: Tensor, parameters: Sequence[Tensor], clip: float | None = None
-) -> None:
-    """One step down a loss, by some of the parameters that it depends on.
-
-    Args:
-        optimizer: Takes the step.
-        loss: A scalar.
-        parameters: Those of the optimiser; no other gradient is computed.
-        clip: Largest norm of their gradient; None for no clipping.
-    """
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    if clip is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, clip)
-    optimizer.step()
-
-
-@torch.no_grad()
-def average_into(means: Sequence[Tensor], values: Sequence[Tensor], decay: float, failed: Tensor | None = None) -> None:
-    """One step of moving averages of parameters.
-
-    Args:
-        means: Are changed.
-        values: What they follow.
-        decay: Of the averages.
-        failed: Where it is 1, nothing changes; a scalar on the device.
-    """
-    if not means:
-        return
-    weight = 1 - decay
-    if failed is None:
-        torch._foreach_lerp_(list(means), [value.detach() for value in values], weight)
-        return
-    for mean, value in zip(means, values, strict=True):
-        mean.lerp_(value, weight * (1 - failed.to(mean.dtype)))
-
-
-@torch.no_grad()
-def follow(kept: Sequence[Tensor], current: Sequence[Tensor], failed: Tensor) -> None:
-    """Copies of buffers (statistics of batches, counters), which are not averaged; nothing where ``failed`` is 1."""
-    for copy_, now in zip(kept, current, strict=True):
-        copy_.copy_(torch.where(failed == 1, copy_, now))
 
 
 class Rates:

@@ -118,8 +118,3 @@ def centre_of(y: Tensor, y_lengths: Tensor | None = None) -> Tensor:  # [*B, M, 
     closer = torch.fmin(above, below)
     spread = torch.where(closer > 0, closer, torch.fmax(above, below))
     return torch.where(short.isfinite() & (middle.abs() > 8 * spread), short, 0.0)
-
-
-def exists(points: Tensor, lengths: Tensor) -> Tensor:  # [*B, N, 1]
-    """Which points of padded sets are theirs."""
-    return (torch.arange(points.shape[-2], device=points.device) < lengths.unsqueeze(-1)).unsqueeze(-1)

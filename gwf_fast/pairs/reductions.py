@@ -17,8 +17,8 @@ from gwf_fast.ops.modes import is_concrete
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.methods import Method, as_method, fast_sum, method_options
-from gwf_fast.pairs.passes import centre_of, exists, is_own, own_share, scaled_passes
-from gwf_fast.pairs.ragged import members
+from gwf_fast.pairs.passes import centre_of, is_own, own_share, scaled_passes
+from gwf_fast.pairs.ragged import exists, members
 from gwf_fast.pairs.validation import check_companion, check_lengths, check_pair
 
 
@@ -273,7 +273,7 @@ def kernel_average(
     out = _unfold(out, x)
     if centre is None:
         return out
-    return out + (centre if x_lengths is None else torch.where(exists(x, x_lengths), centre, 0.0))
+    return out + (centre if x_lengths is None else torch.where(exists(x, x_lengths)[..., None], centre, 0.0))
 
 
 # ---------------------------------------------------------------------------------------------- helpers

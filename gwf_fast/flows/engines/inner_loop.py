@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gwf_fast.flows.engines.graph import plain_attributes
-from gwf_fast.flows.training import USERS_OPTIMIZER, Rates, average_into, descend
+from gwf_fast.flows.training import USERS_OPTIMIZER, Rates
 from gwf_fast.functionals.base import terms_of
 from gwf_fast.functionals.evaluation import ASKED, critic_objective, is_asked, map_objective
+from gwf_fast.nn.descent import average_into, descend
 from gwf_fast.nn.dropout import ASCENTS, DESCENTS, MAP_PASSES, Thinned, begin_pass
 from gwf_fast.randomness.draws import DeviceDraws, Draws
 from gwf_fast.randomness.seeded import Redirected
