@@ -32,6 +32,20 @@ POINTS = [
     (X, Y, {"backend": "cuda"}, ValueError, "backend='cuda' can't serve torch.float32 tensors on cpu"),
     (X, Y, {"x_lengths": torch.tensor([4])}, ValueError, "x_lengths must have the batch shape"),
     (X[None], Y[None], {"x_lengths": torch.tensor([5])}, ValueError, r"x_lengths must lie in 0\.\.4"),
+    (
+        X[None],
+        Y[None],
+        {"x_lengths": torch.tensor([5]), "backend": "torch"},
+        ValueError,
+        r"x_lengths must lie in 0\.\.4",
+    ),
+    (
+        X[None],
+        Y[None],
+        {"y_lengths": torch.tensor([-1]), "backend": "torch"},
+        ValueError,
+        r"y_lengths must lie in 0\.\.3",
+    ),
     (X[None], Y[None], {"y_lengths": torch.tensor([3.0])}, TypeError, "y_lengths must be an int64 tensor"),
     (X[None], Y[None], {"y_lengths": [3]}, TypeError, "y_lengths must be an int64 tensor, got list"),
 ]

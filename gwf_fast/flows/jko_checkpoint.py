@@ -24,7 +24,6 @@ from gwf_fast.checkpoint.run_folder import (
     told_in_one_line,
     verify,
 )
-from gwf_fast.flows.schemes import ForwardStep
 from gwf_fast.flows.state import FlowState, Source, StepRecord
 from gwf_fast.flows.training import Training
 from gwf_fast.functionals.base import Functional
@@ -137,12 +136,6 @@ def load(
         return flow, _state(folder, manifest, flow), manifest["n_steps"], source
 
 
-def _trained_part(transport: nn.Module) -> nn.Module:
-    """Of a step's map, what its optimiser trained."""
-    parts = list(transport.children())
-    return parts[-1] if len(parts) == 2 and isinstance(parts[0], ForwardStep) else transport
-
-
 def _check_points(path: Path, name: str, points: Any, like: Tensor | None, dim: int) -> Tensor:
     """Points of a state: a floating tensor [N, D] of finite numbers, as many and of the precision of ``like``."""
     fits = isinstance(points, Tensor) and points.ndim == 2 and points.shape[1] == dim and points.is_floating_point()
@@ -155,6 +148,7 @@ def _check_points(path: Path, name: str, points: Any, like: Tensor | None, dim: 
 
 
 def _check_moments(path: Path, name: str, slots: dict[int, dict[str, Any]], module: nn.Module | None) -> None:
+    """Moments of what is trained of a module: nothing of an explicit step is."""
     try:
         require_moments(slots, [] if module is None else [p for p in module.parameters() if p.requires_grad])
     except ValueError as error:
@@ -185,7 +179,7 @@ def _state(folder: RunFolder, manifest: dict[str, Any], flow: JKOFlow) -> FlowSt
         for key, tensor in nested(moving, name).items():
             index, slot = key.split(".", 1)
             slots.setdefault(int(index), {})[slot] = tensor
-        trained = critic if name == "critic_optimizer" else _trained_part(maps[-1]) if maps else None
+        trained = critic if name == "critic_optimizer" else maps[-1] if maps else None
         if flow.training.optimizer is None:  # who knows what another one keeps
             _check_moments(path, name, slots, trained)
         groups = [{**g, "params": p} for g, p in zip(stored["param_groups"], stored["params"], strict=True)]

@@ -162,6 +162,23 @@ def test_a_run_goes_on_bit_for_bit(scheme, tmp_path):
     torch.testing.assert_close(whole.push(x0), whole.particles)
 
 
+def test_a_run_with_a_critic_in_its_explicit_step_goes_on(tmp_path):
+    """Whose parameters are no part of what the implicit step trains, and have no moments in the checkpoint."""
+    options = {"scheme": "crank_nicolson", "training": QUICK}
+    flow = gwf.JKOFlow(gwf.KL(gwf.potentials.Gaussian(torch.zeros(2), torch.eye(2))), 2, 0.1, **options)
+    x0 = cloud(80, 2, dtype=torch.float32)
+    whole = flow.run(x0, 2, progress=False)
+    flow.run(x0, 1, progress=False, checkpoint=tmp_path)
+    resumed = gwf.JKOFlow.resume(tmp_path, n_steps=2, progress=False)
+    assert torch.equal(resumed.particles, whole.particles)
+
+
+def test_blobs_of_a_batch_are_those_of_its_sets():
+    x = cloud(14, 3).view(2, 7, 3)
+    for call in (gwf.blob_energy, gwf.blob_density, gwf.blob_velocity):
+        torch.testing.assert_close(call(x, 0.5), torch.stack([call(each, 0.5) for each in x]))
+
+
 def test_runaway_particles_keep_the_last_good_state():
     flow = gwf.JKOFlow(gwf.Interaction(gwf.PowerLaw(4, 2) * 1e38), 2, 1.0, scheme="explicit")
     state = flow.init(100 * cloud(20, 2, dtype=torch.float32))
@@ -243,6 +260,8 @@ def test_ellipsoid(dim):
     torch.manual_seed(0)
     r = ellipsoid.gaussian.whiten(ellipsoid.sample(20_000)).norm(dim=1) / 1.5
     assert r.max() <= 1 + 1e-12 and r.pow(dim).mean().item() == pytest.approx(0.5, abs=0.01)  # r^D is uniform
+    seen = ellipsoid.coordinates(ellipsoid.sample(2_000)).norm(dim=1)  # by the critic: a ball of radius sqrt(D)
+    assert 0.9 * dim**0.5 < seen.max() <= (1 + 1e-12) * dim**0.5
 
 
 @pytest.mark.parametrize("m", [1, 2, 3])

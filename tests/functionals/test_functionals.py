@@ -1,15 +1,17 @@
 """Functionals: the table of f-divergences by finite differences, variational forms against exact values."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
+import gwf_fast as gwf
 from gwf_fast.errors import NonFiniteError
 from gwf_fast.flows.jko import JKOFlow
 from gwf_fast.functionals.base import KL, FDivergence, Functional, JensenShannon, Potential
 from gwf_fast.nn.divergences import DIVERGENCES, PARAMETRIC, SMOOTH, divergence, variational
-from gwf_fast.potentials import Gaussian
+from gwf_fast.potentials import Density, Gaussian
 
 DTYPE = torch.float64
 ROWS = [(name, None) for name in DIVERGENCES if name not in PARAMETRIC] + [
@@ -21,6 +23,21 @@ ROWS = [(name, None) for name in DIVERGENCES if name not in PARAMETRIC] + [
 ]
 U = torch.tensor([0.05, 0.3, 0.7, 1.4, 2.0, 5.0], dtype=DTYPE)  # not 1, where |u - 1| has its kink
 rows = pytest.mark.parametrize(("name", "parameter"), ROWS, ids=[f"{n}-{p}" if p else n for n, p in ROWS])
+
+
+@pytest.mark.parametrize("name", [*gwf.__all__, *(f"potentials.{name}" for name in gwf.potentials.__all__)])
+def test_functionals_and_densities_do_not_change_and_are_themselves(name):
+    """A run holds what it was given; and comparing tensors by == would ask each element."""
+    kind = getattr(gwf.potentials if "." in name else gwf, name.split(".")[-1])
+    if not (isinstance(kind, type) and issubclass(kind, (Functional, Density)) and dataclasses.is_dataclass(kind)):
+        return
+    one, other = object.__new__(kind), object.__new__(kind)
+    field = dataclasses.fields(kind)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(one, field, 1.0)
+    for each in (one, other):
+        object.__setattr__(each, field, torch.ones(2))
+    assert one == one and one != other and len({one, other}) == 2
 
 
 @rows
