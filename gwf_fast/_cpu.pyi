@@ -218,3 +218,18 @@ def svgd(
     bandwidths: Tensor | None,
     /,
 ) -> bool: ...
+def joint_drift(
+    x: Tensor,
+    x_weights: Tensor | None,
+    negatives: Sequence[tuple[Tensor, Tensor | None]],
+    y: Tensor,
+    y_weights: Tensor | None,
+    temperatures: list[float],
+    clip: float,
+    exclude_self: bool,
+    per_problem: bool,
+    velocity: Tensor,
+    scale: Tensor | None,
+    raw: Tensor | None,
+    /,
+) -> bool: ...

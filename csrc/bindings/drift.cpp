@@ -1,11 +1,15 @@
 // The drifts' part of gwf_fast._cpu.
 #include "bindings/drift.h"
 
+#include <pybind11/stl.h>
+
 #include <stdexcept>
 #include <string_view>
+#include <vector>
 
 #include "bindings/crossing.h"
 #include "drift/drift.h"
+#include "drift/joint.h"
 
 namespace py = pybind11;
 
@@ -13,6 +17,15 @@ namespace gwf {
 namespace {
 
 const char* (*active_set)() = nullptr;
+
+template <class T> void run(const DriftCall<T>& call) {
+#if defined(__x86_64__)
+    const std::string_view name = active_set();
+    if (name == "avx512") return drift_avx512(call);
+    if (name == "avx2") return drift_avx2(call);
+#endif
+    drift_baseline(call);
+}
 
 template <class T>
 void drift(const Array& x, py::handle targets, py::handle weights, int64_t split, py::handle sizes,
@@ -44,12 +57,49 @@ void drift(const Array& x, py::handle targets, py::handle weights, int64_t split
     check({rows, split, columns});
     for (int64_t b = 0; call.sizes && b < batch; b++) check(call.sizes[b]);
     py::gil_scoped_release release;
-#if defined(__x86_64__)
-    const std::string_view name = active_set();
-    if (name == "avx512") return drift_avx512(call);
-    if (name == "avx2") return drift_avx2(call);
-#endif
-    drift_baseline(call);
+    run(call);
+}
+
+// Sets are (points, weights or None).
+template <class T>
+bool joint_drift(const Array& x, py::handle x_weights, const py::sequence& negatives, py::handle y,
+                 py::handle y_weights, const std::vector<double>& temperatures, double clip, bool exclude_self,
+                 bool per_problem, py::handle velocity, py::handle scale, py::handle raw) {
+    Crossing crossing;
+    Shape batch;
+    JointCall<T> call{};
+    call.batch = 1, call.dim = x.size(-1);
+    for (int i = 0; i + 2 < x.dims; i++) batch.add(x.size(i)), call.batch *= x.size(i);
+    auto set = [&](py::handle points, py::handle weights, const char* name) -> typename JointCall<T>::Set {
+        const Array found = Crossing::look(points, name);
+        const int64_t count = found.dims >= 2 ? found.size(-2) : 0;
+        if (count < 1) throw py::value_error("joint_drift: a set without points");
+        return {count, crossing.read<T>(points, name, batch.with(count).with(call.dim)),
+                crossing.read_if<T>(weights, "weights", batch.with(count))};
+    };
+    call.x = set(x.tensor, x_weights, "x");
+    call.y = set(y, y_weights, "y");
+    for (const py::handle each : negatives) {
+        const auto pair = py::cast<py::sequence>(each);
+        const py::object points = pair[0], weights = pair[1];
+        call.negatives.push_back(set(points, weights, "negatives"));
+    }
+    call.temperatures = temperatures;
+    call.clip = clip;
+    call.exclude_self = exclude_self;
+    call.velocity = crossing.write<T>(velocity, "velocity", batch.with(call.x.count).with(call.dim));
+    call.released = !scale.is_none();
+    call.per_problem = per_problem;
+    const Shape none;
+    const Shape of_means = per_problem ? batch : none;
+    call.scale = crossing.write_if<T>(scale, "scale", of_means);
+    const auto rates = int64_t(temperatures.size());
+    if (call.released) call.raw = crossing.write<T>(raw, "raw", of_means.with(rates));
+    if (call.negatives.empty() || rates < 1 || (!call.released && rates != 1) ||
+        (exclude_self && call.negatives[0].count < call.x.count))
+        throw py::value_error("joint_drift: negatives, and a temperature");
+    py::gil_scoped_release release;
+    return Joint<T>(call, run<T>).compute();
 }
 
 }  // namespace
@@ -67,6 +117,21 @@ void bind_drift(py::module_& m, const char* (*instruction_set)()) {
         "Forces of drifting for a batch of problems (csrc/drift/drift.h); None where an array is absent.", py::arg("x"),
         py::arg("targets"), py::arg("weights"), py::arg("split"), py::arg("sizes"), py::arg("temperatures"),
         py::arg("own"), py::arg("floor"), py::arg("clip"), py::arg("out"), py::arg("total"));
+    m.def(
+        "joint_drift",
+        [](py::handle x, py::handle x_weights, const py::sequence& negatives, py::handle y, py::handle y_weights,
+           const std::vector<double>& temperatures, double clip, bool exclude_self, bool per_problem,
+           py::handle velocity, py::handle scale, py::handle raw) {
+            const Array points = Crossing().leading(x, "x", 2, 4);
+            return (points.is_double() ? joint_drift<double>
+                                       : joint_drift<float>)(points, x_weights, negatives, y, y_weights, temperatures,
+                                                             clip, exclude_self, per_problem, velocity, scale, raw);
+        },
+        "Drifting from the sets themselves (csrc/drift/joint.h), released where there is room for a scale; False where "
+        "coordinates ask for more care.",
+        py::arg("x"), py::arg("x_weights"), py::arg("negatives"), py::arg("y"), py::arg("y_weights"),
+        py::arg("temperatures"), py::arg("clip"), py::arg("exclude_self"), py::arg("per_problem"), py::arg("velocity"),
+        py::arg("scale"), py::arg("raw"), py::pos_only());
 }
 
 }  // namespace gwf

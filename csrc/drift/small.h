@@ -44,12 +44,17 @@ template <class T> struct DriftProblem {
 };
 
 template <class T> void pack_drift(DriftProblem<T>& p, const T* x, const T* y, const T* weights) {
-    for (int64_t i = 0; i < p.rows; i++)
-        for (int64_t d = 0; d < p.D; d++)
-            p.panels[i / PJ * PJ * p.D + d * PJ + i % PJ] = x[std::min(i, p.N - 1) * p.D + d];
+    for (int64_t i = 0; i < p.rows; i++) {
+        const T* from = x + std::min(i, p.N - 1) * p.D;
+        T* to = p.panels + i / PJ * PJ * p.D + i % PJ;
+        for (int64_t d = 0; d < p.D; d++) to[d * PJ] = from[d];
+    }
     for (int64_t j = 0; j < p.blocks * R<T>; j++) {
         const bool real = j < p.M;
-        for (int64_t d = 0; d < p.width; d++) p.points[j * p.width + d] = real && d < p.D ? y[j * p.D + d] : T(0);
+        T* to = p.points + j * p.width;
+        const int64_t kept = real ? p.D : 0;
+        std::copy_n(y + j * p.D, kept, to);
+        std::fill(to + kept, to + p.width, T(0));
         const T weight = !real ? T(0) : weights ? weights[j] : T(1);
         p.negative[j] = j < p.split ? weight : T(0);
         p.positive[j] = j < p.split ? T(0) : weight;

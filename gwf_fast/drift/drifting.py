@@ -70,7 +70,7 @@ def gmd(
         negatives_lengths = x_lengths
     check_sets(x, y, exclude_self)
     check_sets(x, negatives, exclude_self, "negatives")
-    kernel = Laplace(as_positive("temperature", temperature))
+    temperature = as_positive("temperature", temperature)
     check_counts("x_lengths", x_lengths, x, 1 + exclude_self)
     check_counts("y_lengths", y_lengths, y, 1)
     check_counts("negatives_lengths", negatives_lengths, negatives, 1 + exclude_self)
@@ -86,6 +86,11 @@ def gmd(
     backend = ops.resolve(backend, x.device, x.dtype)
     n, p, m = (None if lengths is None else lengths.flatten() for lengths in (x_lengths, y_lengths, negatives_lengths))
     if clip is not None or _is_fused(backend, x, y, negatives):
+        usual = backend == "cpp" and n is None and p is None and m is None and x.ndim <= 4
+        if usual and x.numel() and 1e-30 < temperature < 1e30 and is_concrete(x, y, negatives):
+            found = drift_cpp.gmd(x, y, negatives, temperature, clip or 0.0, exclude_self)
+            if found is not None:
+                return found
         with torch.no_grad():
             count = math.prod(x.shape[:-2])
             particles, positive, negative = (t.reshape(count, *t.shape[-2:]) for t in (x, y, negatives))
@@ -94,6 +99,7 @@ def gmd(
             temperatures = particles.new_full((1, count), float(temperature), dtype=kind)
             own = particles.new_full((len(particles),), EXCLUDED) if exclude_self else None
             return joint.forces(temperatures, own, floor=0.0, clip=clip or 0.0, backend=backend)[0].view(x.shape)
+    kernel = Laplace(temperature)
     centre = centre_of(y, y_lengths)  # differences of means do not mind where the origin is
     u, positive = _fold(x - centre), _fold(y - centre)
     negative = u if negatives is x else _fold(negatives - centre)

@@ -9,10 +9,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from gwf_fast import ops
 from gwf_fast.drift._checks import check_sets
 from gwf_fast.drift.joint import Targets, join
 from gwf_fast.errors import renamed
+from gwf_fast.kernels.cpp import drift as drift_cpp
 from gwf_fast.ops.ambient import entry, widens
+from gwf_fast.ops.modes import is_concrete
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.ragged import member_weights, members
 from gwf_fast.pairs.validation import as_positive, check_counts
@@ -118,6 +121,13 @@ def _normalised(
         each = x.shape[:-2] if per_problem else ()
         rates_first = x.new_zeros(*each, len(rates)) if per_problem else x.new_zeros(len(rates))
         return MultiDrift(torch.zeros_like(x), x.new_zeros(each), rates_first)
+    if all(is_concrete(*kind) and kind.lengths is None for kind in kinds):
+        chosen = ops.resolve(backend, x.device, x.dtype, False, "drift", dim)
+        sets = [(kind.points, kind.weights) for kind in kinds]
+        found = drift_cpp.released(sets, rates, clip, per_problem) if chosen == "cpp" else None
+        if found is not None:
+            each = x.shape[:-2] if per_problem else ()
+            return MultiDrift(found[0].view(x.shape), found[1].view(each), found[2].view(*each, len(rates)))
     joint = join(kinds[0].points, kinds[0].lengths, kinds[:-1], kinds[-1], floored=True)
     totals, masses, rows = joint.total_distances(floor=_FLOOR, backend=backend), joint.masses(), joint.row_counts()
     scale = totals / masses if per_problem else totals.sum() / masses.sum()  # [B] or []

@@ -79,6 +79,8 @@ def widens(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], Tensor) and args[0].dtype not in HALVES:  # the usual case
+            return function(*args, **kwargs)
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
         dtypes = {t.dtype for t in tensors}
         if len(dtypes) != 1 or not dtypes.issubset(HALVES) or not all(t.is_cpu for t in tensors):

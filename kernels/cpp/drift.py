@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,37 @@ def total_distances(
     total = torch.empty(len(x), dtype=torch.float64)
     _cpu().drift(x, targets, weights, split, sizes, x.new_empty(0, len(x)), None, floor, 0.0, None, total)
     return total
+
+
+def gmd(
+    x: Tensor,  # [*B, N, D], of at most two batch dimensions
+    y: Tensor,  # [*B, P, D]
+    negatives: Tensor,  # [*B, Nn, D]
+    temperature: float,
+    clip: float,
+    exclude_self: bool,
+) -> Tensor | None:
+    """The drift of Algorithm 2 from its sets, [*B, N, D]; None where coordinates are none, or ask for a unit."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    sets = x, None, ((negatives, None),), y, None
+    return out if _cpu().joint_drift(*sets, [temperature], clip, exclude_self, False, out, None, None) else None
+
+
+def released(
+    sets: Sequence[tuple[Tensor, Tensor | None]],  # points [B, M, D] and weights [B, M]: x, negatives, y
+    temperatures: list[float],
+    clip: float,
+    per_problem: bool,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Velocity [B, N, D], scale [] or [B], raw [K] or [B, K] of the released variant; None likewise."""
+    (x, x_weights), (y, y_weights) = sets[0], sets[-1]
+    velocity = torch.empty_like(x, memory_format=torch.contiguous_format)
+    each = (len(x),) if per_problem else ()
+    scale, raw = x.new_empty(each), x.new_empty(*each, len(temperatures))
+    found = _cpu().joint_drift(
+        x, x_weights, sets[:-1], y, y_weights, temperatures, clip, False, per_problem, velocity, scale, raw
+    )
+    return (velocity, scale, raw) if found else None
 
 
 def _cpu() -> Any:
