@@ -1,10 +1,10 @@
 """Mutations: which small changes of the code no test notices. ``python -m bench.mutate --sample 40 --seed 1``.
 
-A mutation is applied in a copy of the tree, csrc is built there, and the tests that ``tests/importmap.py`` puts
-nearest run until one fails. A sample is drawn from all places of csrc, kernels and gwf_fast by a seed; ``--known`` runs
-those of ``mutations.json`` instead, which once lived, each against the test that was written for it. Every outcome is a
-line of the journal: a run that was stopped goes on after the last one, and ``--report`` prints what it holds. A
-survivor may be equivalent: whether it changes a result is for the reader to say.
+A mutation is applied in a copy of the tree (``mutant.py``), csrc is built there, and the tests that
+``tests/importmap.py`` puts nearest run until one fails. A sample is drawn from all places of csrc, kernels and gwf_fast
+by a seed; ``--known`` runs those of ``mutations.json`` instead, which once lived, each against the test that was written
+for it. Every outcome is a line of the journal: a run that was stopped goes on after the last one, and ``--report``
+prints what it holds. A survivor may be equivalent, or its tests beyond the time: what it is, is for the reader to say.
 """
 
 from __future__ import annotations
@@ -18,14 +18,11 @@ import os
 import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.mutant import Copy
 from tests.importmap import ImportMap, sources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,69 +177,6 @@ def known_mutations(root: Path = ROOT) -> tuple[list[Mutation], list[str]]:
 # --- trials ----------------------------------------------------------------------------------------------------------
 
 
-class Copy:
-    """A copy of the tree with what was built, where one mutation at a time is tried."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        shutil.rmtree(folder, ignore_errors=True)
-        for path in sources(ROOT):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / path, folder / path)
-        for built in (ROOT / "gwf_fast").glob("*.so"):
-            shutil.copy2(built, folder / "gwf_fast")
-        (folder / "gwf_fast" / "kernels").symlink_to("../kernels")  # as importing from the tree wants it
-        if (ROOT / "build" / "objects").is_dir():
-            shutil.copytree(ROOT / "build" / "objects", folder / "build" / "objects", copy_function=os.link)
-        subprocess.run(["git", "init", "--quiet", "."], cwd=folder, check=True)
-
-    def build(self) -> bool:
-        """Whether the extension compiles; objects of the other instruction sets than the newest count as made."""
-        now = time.time() + 1
-        best = "avx512" if "avx512f" in Path("/proc/cpuinfo").read_text() else "avx2"
-        for made in (self.folder / "build" / "objects").rglob("*.o"):
-            if made.stem.rpartition("_")[2] in {"avx512", "avx2", "baseline"} - {best}:
-                os.utime(made, (now, now))
-        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, check=False).returncode == 0
-
-    def test(self, tests: list[Path], name: str, seconds: float) -> tuple[str, str]:
-        """(outcome, the test that failed); of one test, where it is named."""
-        if name:
-            tests = [path for path in tests if f"def {name}(" in (self.folder / path).read_text()]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-k", name]
-        command += map(str, tests)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.folder)}
-        process = subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            said, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return "timeout", ""
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
-        if process.returncode == 0:
-            return "survived", ""
-        if process.returncode == 5:
-            return "no test", ""
-        return "killed", failed[1] if failed else said[-200:]
-
-    def trial(self, mutation: Mutation, tests: list[Path], seconds: float) -> tuple[str, str]:
-        """Apply, build, test, put back."""
-        file = self.folder / mutation.path
-        text = file.read_text()
-        try:
-            file.write_text(mutation.applied(text))
-            if file.suffix in NATIVE and not self.build():
-                return "no build", ""
-            return self.test(tests, mutation.test, seconds)
-        finally:
-            file.write_text(text)
-
-
 def report(journal: Path) -> None:
     """Counts by outcome, and the survivors."""
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
@@ -260,9 +194,10 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="files whose path has this, or whose suffix it is")
+    parser.add_argument("--part", default="1/1", help="K/N: the K-th of N processes that share a sample and a journal")
     parser.add_argument("--known", action="store_true", help="those of bench/mutations.json")
     parser.add_argument("--tests", type=int, default=8, help="test files that a mutation meets, nearest first")
-    parser.add_argument("--seconds", type=float, default=600, help="for the tests of one")
+    parser.add_argument("--seconds", type=float, default=60, help="of the processor, for the tests of one")
     parser.add_argument("--journal", type=Path, default=ROOT / "build" / "mutations.jsonl")
     parser.add_argument("--report", action="store_true", help="print what the journal holds")
     arguments = parser.parse_args()
@@ -276,19 +211,25 @@ def main() -> None:
     found = [m for m in found if arguments.only in m.path or arguments.only in m.name]
     if not arguments.known:
         found = random.Random(arguments.seed).sample(found, min(arguments.sample, len(found)))
+    part, parts = map(int, arguments.part.split("/"))
+    found = found[part - 1 :: parts]
     arguments.journal.parent.mkdir(exist_ok=True, parents=True)
     done = arguments.journal.read_text().splitlines() if arguments.journal.exists() else []
     finished = {json.loads(line)["key"] for line in done}
-    graph, copy = ImportMap(), Copy(ROOT / "build" / f"mutant-{os.getpid()}")
+    graph, copy = ImportMap(), Copy(ROOT, ROOT / "build" / f"mutant-{os.getpid()}")
     for mutation in found:
         if mutation.key in finished:
             continue
         tests = graph.tests([Path(mutation.path)])[: None if mutation.test else arguments.tests]
-        outcome, killer = copy.trial(mutation, tests, arguments.seconds)
+        mutated = mutation.applied((ROOT / mutation.path).read_text())
+        outcome, killer = copy.trial(mutation.path, mutated, tests, mutation.test, arguments.seconds)
         row = {**asdict(mutation), "key": mutation.key, "outcome": outcome, "killer": killer}
         with arguments.journal.open("a") as journal:
             journal.write(json.dumps(row) + "\n")
         print(f"{outcome:9} {mutation.path} {mutation.name or mutation.old!r} -> {mutation.new!r} {killer}", flush=True)
+    done = [json.loads(line) for line in arguments.journal.read_text().splitlines()]
+    killers = sorted({row["killer"] for row in done if row["outcome"] == "killed" and "::" in row["killer"]})
+    print("\n".join(f"fails without a mutation too: {test}" for test in copy.fails(killers)))
     shutil.rmtree(copy.folder)
     return report(arguments.journal)
 

@@ -74,11 +74,16 @@ def test_a_mutation_is_tried_in_a_copy(tmp_path, monkeypatch):
     (tree / "test_sums.py").write_text(f"from gwf_fast.sums import total\n{two}")
     subprocess.run(["git", "init", "--quiet", "."], cwd=tree, check=True)
     monkeypatch.setattr(mutate, "ROOT", tree)
-    copy = mutate.Copy(tmp_path / "copy")
+    copy = mutate.Copy(tree, tmp_path / "copy")
     mutation = mutate.all_mutations(tree)[0]
     tests = [Path("test_sums.py")]
-    assert copy.trial(mutation, tests, 60) == ("killed", "test_sums.py::test_two")
-    assert copy.test(tests, "", 60) == ("survived", "")  # put back
-    assert copy.trial(mutate.Mutation(**{**vars(mutation), "test": "test_zero"}), tests, 60) == ("survived", "")
-    assert copy.trial(mutate.Mutation(**{**vars(mutation), "test": "test_none"}), tests, 60)[0] != "killed"
+    mutated = mutation.applied((tree / mutation.path).read_text())
+    assert copy.trial(mutation.path, mutated, tests, "", 60) == ("killed", "test_sums.py::test_two")
+    assert copy.test(tests, "", 60) == ("survived", "2 passed, 0 left")  # put back
+    assert copy.trial(mutation.path, mutated, tests, "test_zero", 60) == ("survived", "1 passed, 0 left")
+    assert copy.trial(mutation.path, mutated, tests, "test_none", 60) == ("no test", "")
+    assert copy.test(tests, "", -1) == ("survived", "0 passed, 2 left")  # the time was up
+    assert copy.fails(["test_sums.py"]) == []
+    (copy.folder / mutation.path).write_text(mutated)
+    assert copy.fails(["test_sums.py::test_zero", "test_sums.py::test_two"]) == ["test_sums.py::test_two"]
     assert (tree / "gwf_fast" / "sums.py").read_text() == "def total(a, b):\n    return a + b\n"
