@@ -2,9 +2,9 @@
 
 A mutation is applied in a copy of the tree (``mutant.py``), csrc is built there, and the tests that
 ``tests/importmap.py`` puts nearest run until one fails. A sample is drawn from all places of csrc, kernels and gwf_fast
-by a seed; ``--known`` runs those of ``mutations.json`` instead, which once lived, each against the test that was written
-for it. Every outcome is a line of the journal: a run that was stopped goes on after the last one, and ``--report``
-prints what it holds. A survivor may be equivalent, or its tests beyond the time: what it is, is for the reader to say.
+by a seed; ``--known`` runs those of ``mutations.json``, which once lived, each against the test written for it. Every
+outcome is a line of the journal: a run that was stopped goes on after the last one; ``--report`` prints what it holds.
+A survivor may be equivalent, or its tests beyond the time: what it is, is for the reader to say.
 """
 
 from __future__ import annotations
