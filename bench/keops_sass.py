@@ -7,8 +7,10 @@
 KeOps' code is compiled by nvcc with KeOps' own options (-use_fast_math). Ours is what the backends would launch,
 recorded on small CPU tensors (record.py), whatever the kernels are called. Counted is the loop over tiles of pairs
 (nests.py): the instructions of all threads in an iteration over the pairs of a tile, times the programs that compute
-the same pairs. "near" is the cheapest path through the loop, "far" the dearest: the form of distances is a branch that
-the device decides.
+the same pairs. "near" and "far" are forms of distances that the device chooses by the radius of the cloud. What only
+few tiles take is not in the number, and stands beside it, with the share of tiles that took it in a cloud of these
+dimensions (`shares`): differences of coordinates where float64 cannot tell a pair's distance, and sweeps that are made
+again where weights leave their window.
 Needs nvcc and pykeops, no GPU, and measures no time.
 """
 
@@ -19,6 +21,7 @@ import concurrent.futures
 import functools
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -112,15 +115,45 @@ def our_row(operation: str, kernel: str, dim: int, arch: str, precision: str, pi
     """
     parts = []
     for name, constants, warps, programs, cubin in compiled(operation, kernel, dim, arch, precision):
-        if "NEAR" in constants:
-            if constants["NEAR"] != (pick is min and kernel == "gaussian"):
-                continue
-            part = per_pair(cubin, constants, warps, programs, dim, min)
-            parts.append({"kernel": name, "warps": warps, "programs": programs} | part | sass.usage(cubin))
+        if "NEAR" in constants and constants["NEAR"] != (pick is min and kernel == "gaussian"):
             continue
-        part = per_pair(cubin, constants, warps, programs, dim, pick)
+        part = per_pair(cubin, constants, warps, programs, dim, min)
         parts.append({"kernel": name, "warps": warps, "programs": programs} | part | sass.usage(cubin))
-    return {"instructions": sum(part["instructions"] for part in parts), "kernels": parts}
+    total = sum(part["instructions"] for part in parts)
+    again = sum(part.get("rarely", 0.0) for part in parts)
+    found = {"instructions": total, "kernels": parts}
+    return found | ({"where rare": total + again, "share": share_of_rare(operation, kernel, dim)} if again else {})
+
+
+def share_of_rare(operation: str, kernel: str, dim: int) -> float:
+    """The share of tiles of a standard normal cloud that take the way which the number leaves out.
+
+    What the kernels decide (closeness in wide_sums.py, the window in averages.py), in float64, on the call's own size.
+    """
+    import torch
+
+    from gwf_fast.kernels.triton import averages, wide_packing
+    from gwf_fast.kernels.triton.packing import mixture
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(N, dim, generator=generator, dtype=torch.float64) for _ in range(2))
+    squares = torch.cdist(x, y) ** 2 / dim  # of bandwidth D^.5
+    if dim > 4:
+        import types
+
+        from gwf_fast.kernels.table.profile_numbers import profile_id
+
+        made = mixture((float(profile_id(kernel)), 1.0, dim**0.5, 0.0))
+        pairs = types.SimpleNamespace(mixture=made, halves=False, smooth=made.analytic, dtype=torch.float32, products=3)
+        _, smooth, share = wide_packing.WidePairs.limits.func(pairs)
+        radius = max(float((each - y.median(0).values).square().sum(1).max()) for each in (x, y)) * made.scale**2
+        close = -1.0 if radius <= smooth else radius * share
+        tiles = (squares * dim * made.scale**2).unfold(0, 32, 32).unfold(1, 32, 32).amin((2, 3))
+        return float((tiles < close).double().mean())
+    exponents = {"gaussian": squares / 2, "laplace": squares.sqrt()}[kernel] * math.log2(math.e)
+    probed = exponents[:, :: N // averages.PROBES.value].amin(1, keepdim=True)
+    sums = torch.exp2(probed - exponents).sum(1)  # a group is all of the columns
+    return float(((sums > averages.WINDOW.value) | (sums < 1 / averages.WINDOW.value)).double().mean())
 
 
 def per_pair(cubin: bytes, constants: dict, warps: int, programs: int, dim: int, pick: Callable) -> dict:
@@ -145,26 +178,50 @@ def per_pair(cubin: bytes, constants: dict, warps: int, programs: int, dim: int,
     around = function.parent(main)
     beside = [] if around is None else [loop for loop in around.inside if loop is not main and not exponentials(loop)]
     sweep = cost(function, main, pairs_a_warp * products, dim, pick)
+    dearest = cost(function, main, pairs_a_warp * products, dim, max, everything=True)
     unrolled = max(1, round(32 * sweep["kinds"].get("MUFU.EX2", 0) / pairs_a_warp)) if not main.inside else 1
     sweeps = [sweep["instructions"] / unrolled]
+    rarely = dearest["instructions"] / unrolled - sweeps[0]
     for loop in beside:
         other = cost(function, loop, pairs_a_warp * products, dim, pick)
         if sass.multiply_adds(other["kinds"]) >= pairs_a_warp:
-            sweeps.append(other["instructions"])
+            rarely += other["instructions"] + sweeps[0]  # for the largest weight, and again under it
     again = programs * rows / N  # programs that have the same pairs, for other channels
     kinds = {kind: round(count, 1) for kind, count in sorted(sweep.pop("kinds").items(), key=lambda i: -i[1])[:12]}
     facts = {"tile": [rows, cols], "distances computed": again * len(sweeps), "tiles an iteration": unrolled}
+    facts |= {"rarely": rarely * 32 / pairs_a_warp * again} if rarely > 0.5 else {}
     return facts | sweep | {"instructions": sum(sweeps) * 32 / pairs_a_warp * again, "kinds": kinds}
 
 
-def cost(function: nests.Function, loop: nests.Loop, pairs_a_warp: float, dim: int, pick: Callable) -> dict:
+def differences(function: nests.Function, loop: nests.Loop) -> tuple[nests.Loop, ...]:
+    """Loops inside without tensor products, where the iteration has these too: over coordinates of very close pairs."""
+
+    def products(code: list[str]) -> bool:
+        return any(kind.startswith(("HMMA", "HGMMA", "DMMA")) for kind in sass.kinds(code))
+
+    if not products(function.code(loop)):
+        return ()
+    return tuple(inner for inner in loop.inside if not products(function.code(inner)))
+
+
+def cost(
+    function: nests.Function,
+    loop: nests.Loop,
+    pairs_a_warp: float,
+    dim: int,
+    pick: Callable,
+    *,
+    everything: bool = False,
+) -> dict:
     """Instructions of an iteration over a tile: of the ways through it, that which ``pick`` chooses.
+
+    Those by ``differences`` are left out, unless ``everything`` is asked for.
 
     Loops inside run over coordinates before the exponential, and over channels after it (as many): those with the
     longest step first, the others for what is left. A step takes a power of two of them.
     """
     found = []
-    for way, code in function.ways(loop).items():
+    for way, code in function.ways(loop, without=() if everything else differences(function, loop)).items():
         total, steps = dict(code), []
         for inner in (way.before, way.after):
             left = dim

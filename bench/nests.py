@@ -76,13 +76,16 @@ class Function:
         ]
         return dict(min(totals, key=_weight))
 
-    def ways(self, loop: Loop, mark: str = "MUFU.EX2") -> dict[Way, tuple[tuple[str, float], ...]]:
+    def ways(
+        self, loop: Loop, mark: str = "MUFU.EX2", without: tuple[Loop, ...] = ()
+    ) -> dict[Way, tuple[tuple[str, float], ...]]:
         """The ways through one iteration of a loop, and the instructions by kind of the cheapest of each.
 
         Ways differ by the loops inside that they pass, before a kind of instruction and from there on; their
         instructions are without those of the loops passed. A way that skips loops which another one passes is left out:
-        it is for when there is nothing to do in them.
+        it is for when there is nothing to do in them. Ways that pass a loop in ``without`` are left out too.
         """
+        closed = {k for k, inner in enumerate(loop.inside) if any(inner is other for other in without)}
         owner = {index: k for k, inner in enumerate(loop.inside) for index in inner.blocks}
 
         def node(index: int) -> int:
@@ -100,7 +103,10 @@ class Function:
             here, marked = tuple(counts.items()), mark in counts
             rest = [item for n in following(index) for item in onwards(n).items()]
             found: dict = {}
-            for (before, after, comes), code in rest or [((frozenset(), frozenset(), False), ())]:
+            ends = not following(index)
+            if index in owner and owner[index] in closed:
+                return {}
+            for (before, after, comes), code in [((frozenset(), frozenset(), False), ())] if ends else rest:
                 if marked and not comes:
                     before, after = frozenset(), before
                 if index in owner:

@@ -241,6 +241,23 @@ def _triton_jet(profile: Profile, order: int) -> list[str]:
     return [*lines, f"return ({results},)" if order == 0 else f"return {results}"]
 
 
+def _triton_slope(profile: Profile) -> tuple[float, list[str]]:
+    """The constant factor of phi', and the lines of phi and phi' without it: it is multiplied in once a row."""
+    printer = _TritonPrinter()
+    assignments, exponent, (value, slope) = jet_statements(profile, 1)
+    factor, rest = slope.as_coeff_Mul()
+    lines = [f"{symbol} = {printer.doprint(definition)}" for symbol, definition in assignments]
+    if profile.exponent == 0:
+        results = [f"times_exp2({printer.doprint(each)}, shift)" for each in (value, rest)]
+    else:
+        lines.append(f"e = exp2_minus(shift, {printer.doprint(exponent)})")
+        results = [
+            "e" if each == 1 else printer.doprint(sp.Mul(each, sp.Symbol("e"), evaluate=False))
+            for each in (value, rest)
+        ]
+    return float(factor), [*lines, f"return {', '.join(results)}"]
+
+
 def _triton_exponent(profile: Profile) -> list[str]:
     if profile.exponent == 0:
         return ["return tl.zeros_like(t)"]
@@ -274,15 +291,19 @@ def triton() -> str:
         for order in range(MAX_ORDER + 1):
             lines += ["", "@triton.jit", f"def {profile.name}_jet{order}(t, p, shift):"]
             lines += [f"    {line}" for line in _triton_jet(profile, order)] + [""]
+        lines += ["", "@triton.jit", f"def {profile.name}_slope(t, p, shift):"]
+        lines += [f"    {line}" for line in _triton_slope(profile)[1]] + [""]
         lines += ["", "@triton.jit", f"def {profile.name}_exponent(t, p):"]
         lines += [f"    {line}" for line in _triton_exponent(profile)] + [""]
     table = [
         f'    "{profile.name}": ({", ".join(f"{profile.name}_jet{order}" for order in range(MAX_ORDER + 1))}),'
         for profile in PROFILES.values()
     ]
+    slopes = [f'    "{name}": ({name}_slope, {_triton_slope(p)[0]!r}),' for name, p in PROFILES.items()]
     exponents = [f'    "{name}": {name}_exponent,' for name in PROFILES]
     return "\n".join(
         [*lines, "", "JETS = {", *table, "}", '"""Functions of order 0..3 by profile."""', ""]
+        + ["SLOPES = {", *slopes, "}", '"""A function of phi and phi\' / factor, and the factor, by profile."""', ""]
         + ["EXPONENTS = {", *exponents, "}", '"""X(t) >= 0 such that phi = R(t) 2**-X(t) with R never small."""', ""]
     )
 

@@ -28,8 +28,11 @@ WINDOW = tl.constexpr(2.0**24)
 
 @triton.jit
 def log_bound(q, log_weight, rows, cols, parameters, EXPONENTS: tl.constexpr, EXCLUDE_SELF: tl.constexpr):
-    """An upper bound, up to a moderate factor, of the base-2 logarithm of e^beta_j k_ij."""
-    bound = log_weight[None, :] - mixture_exponent(q, parameters, EXPONENTS)
+    """An upper bound, up to a moderate factor, of the base-2 logarithm of e^beta_j k_ij; None for beta is zeros."""
+    if log_weight is None:
+        bound = -mixture_exponent(q, parameters, EXPONENTS)
+    else:
+        bound = log_weight[None, :] - mixture_exponent(q, parameters, EXPONENTS)
     if EXCLUDE_SELF:
         bound = tl.where(rows[:, None] == cols[None, :], float("-inf"), bound)
     return bound

@@ -16,7 +16,7 @@ from gwf_fast.kernels.occupancy import column_splits
 from gwf_fast.kernels.table.profiles import PROFILES, s
 from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.packing_kernels import ABSENT, CENTRED, pack_pairs_kernel
-from gwf_fast.kernels.triton.profiles_generated import EXPONENTS, JETS
+from gwf_fast.kernels.triton.profiles_generated import EXPONENTS, JETS, SLOPES
 
 PACKED = 256
 """Points of a program that packs."""
@@ -41,6 +41,14 @@ class Mixture:
     def jets(self, order: int) -> tuple:
         """The jit functions of the jets of this order."""
         return tuple(JETS[name][order] for name in self.names)
+
+    @property
+    def slope(self) -> tuple[tuple, float]:
+        """The jit functions of value and derivative, and a factor of the latter that is left to multiply with."""
+        if len(self.names) > 1:
+            return self.jets(1), 1.0
+        function, factor = SLOPES[self.names[0]]
+        return (function,), factor
 
     @property
     def exponents(self) -> tuple:

@@ -292,11 +292,12 @@ def _gradient(
     splits = pairs.splits()
     out = pairs.empty(splits, *x.shape)
     value = pairs.empty(splits, pairs.batch, pairs.n) if with_value else out
+    jets, slope = pairs.mixture.slope
     with launch.on_device(x):
         gradient_kernel[(pairs.batch * pairs.n_tiles * splits,)](
             pairs.x, pairs.y, pairs.values, pairs.parameters, pairs.x_lengths,
             pairs.y_lengths, out, value, pairs.n, pairs.n_tiles, pairs.m_tiles, splits,
-            JETS=pairs.mixture.jets(1), D=pairs.dim, WITH_VALUE=with_value, EXCLUDE_SELF=exclude_self,
+            JETS=jets, SLOPE=slope, D=pairs.dim, WITH_VALUE=with_value, EXCLUDE_SELF=exclude_self,
             BM=config.rows, BN=config.cols, GROUP=GROUP, **launch.compiler_options(config),
         )  # fmt: skip
     gradient, value = combine.add_splits(x.dtype, out, value if with_value else None)
@@ -321,7 +322,7 @@ def _average(
         return x.new_full((batch, n, channels), math.nan), x.new_full((batch, n), -math.inf)
     if max(dim, channels) > FEW:
         centred = v is None and channels > 0
-        points = WidePairs(x, y, spec, x_lengths, y_lengths, precision=precision)
+        points = WidePairs(x, y, spec, x_lengths, y_lengths, precision=precision, logarithm=True)
         values = None if centred or channels == 0 else v
         return wide.averages(
             points, values, beta, coordinates=centred, exclude_self=exclude_self, dtype=x.dtype

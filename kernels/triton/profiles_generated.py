@@ -49,6 +49,12 @@ def gaussian_jet3(t, p, shift):
 
 
 @triton.jit
+def gaussian_slope(t, p, shift):
+    e = exp2_minus(shift, t)
+    return e, e
+
+
+@triton.jit
 def gaussian_exponent(t, p):
     return t
 
@@ -97,6 +103,14 @@ def laplace_jet3(t, p, shift):
 
 
 @triton.jit
+def laplace_slope(t, p, shift):
+    ir = rsqrt0(t)
+    r = ir*t
+    e = exp2_minus(shift, r)
+    return e, e*ir
+
+
+@triton.jit
 def laplace_exponent(t, p):
     r = root(t)
     return r
@@ -134,6 +148,12 @@ def imq_jet3(t, p, shift):
     f2 = times_exp2(0.75*(w*w*w*w*w), shift)
     f3 = times_exp2(-1.875*(w*w*w*w*w*w*w), shift)
     return f0, f1, f2, f3
+
+
+@triton.jit
+def imq_slope(t, p, shift):
+    w = two_rsqrt(4.0*t + 4.0)
+    return times_exp2(w, shift), times_exp2((w*w*w), shift)
 
 
 @triton.jit
@@ -187,6 +207,14 @@ def rational_quadratic_jet3(t, p, shift):
 
 
 @triton.jit
+def rational_quadratic_slope(t, p, shift):
+    lb = log2_of(1.0 + 0.5*(t/p))
+    ib = inverse(1.0 + 0.5*(t/p))
+    e = exp2_minus(shift, lb*p)
+    return e, e*ib
+
+
+@triton.jit
 def rational_quadratic_exponent(t, p):
     lb = log2_of(1.0 + 0.5*(t/p))
     return lb*p
@@ -230,6 +258,13 @@ def matern32_jet3(t, p, shift):
     f2 = 0.08325616299723237*e*ir
     f3 = e*(-0.04162808149861619*(ir*ir*ir) - 0.028854387322885432*(ir*ir))
     return f0, f1, f2, f3
+
+
+@triton.jit
+def matern32_slope(t, p, shift):
+    r = root(t)
+    e = exp2_minus(shift, r)
+    return e*(0.6931471805599453*r + 1.0), e
 
 
 @triton.jit
@@ -278,6 +313,13 @@ def matern52_jet3(t, p, shift):
 
 
 @triton.jit
+def matern52_slope(t, p, shift):
+    r = root(t)
+    e = exp2_minus(shift, r)
+    return e*(0.6931471805599453*r + 0.16015100463940046*t + 1.0), e*(-0.05550410866482158*r - 0.08007550231970023)
+
+
+@triton.jit
 def matern52_exponent(t, p):
     r = root(t)
     return r
@@ -318,6 +360,13 @@ def distance_jet3(t, p, shift):
     f2 = times_exp2(-0.25*(ir*ir*ir), shift)
     f3 = times_exp2(0.375*(ir*ir*ir*ir*ir), shift)
     return f0, f1, f2, f3
+
+
+@triton.jit
+def distance_slope(t, p, shift):
+    ir = rsqrt0(t)
+    r = ir*t
+    return times_exp2(r, shift), times_exp2(ir, shift)
 
 
 @triton.jit
@@ -369,6 +418,13 @@ def power_jet3(t, p, shift):
 
 
 @triton.jit
+def power_slope(t, p, shift):
+    g = pow0(t, 0.5*p)
+    g1 = pow0(t, 0.5*p - 1.0)
+    return times_exp2(g, shift), times_exp2(g1*p, shift)
+
+
+@triton.jit
 def power_exponent(t, p):
     return tl.zeros_like(t)
 
@@ -411,6 +467,13 @@ def log_jet3(t, p, shift):
 
 
 @triton.jit
+def log_slope(t, p, shift):
+    ir = rsqrt0(t)
+    lt = log0(t)
+    return times_exp2(0.5*lt, shift), times_exp2((ir*ir), shift)
+
+
+@triton.jit
 def log_exponent(t, p):
     return tl.zeros_like(t)
 
@@ -427,6 +490,19 @@ JETS = {
     "log": (log_jet0, log_jet1, log_jet2, log_jet3),
 }
 """Functions of order 0..3 by profile."""
+
+SLOPES = {
+    "gaussian": (gaussian_slope, -0.6931471805599453),
+    "laplace": (laplace_slope, -0.34657359027997264),
+    "imq": (imq_slope, -0.5),
+    "rational_quadratic": (rational_quadratic_slope, -0.5),
+    "matern32": (matern32_slope, -0.24022650695910072),
+    "matern52": (matern52_slope, 1.0),
+    "distance": (distance_slope, 0.5),
+    "power": (power_slope, 0.5),
+    "log": (log_slope, 0.5),
+}
+"""A function of phi and phi' / factor, and the factor, by profile."""
 
 EXPONENTS = {
     "gaussian": gaussian_exponent,

@@ -75,10 +75,13 @@ def sum_kernel(
 def gradient_kernel(
     x, y, b, parameters, x_lengths, y_lengths, out, value_out,
     n, n_tiles, m_tiles, splits,
-    JETS: tl.constexpr, D: tl.constexpr, WITH_VALUE: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
+    JETS: tl.constexpr, SLOPE: tl.constexpr, D: tl.constexpr, WITH_VALUE: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """out [splits, B, n, D] = sum_j b_j grad_x k_ij and value_out [splits, B, n] = sum_j b_j k_ij, for D <= 4."""
+    """out [splits, B, n, D] = sum_j b_j grad_x k_ij and value_out [splits, B, n] = sum_j b_j k_ij, for D <= 4.
+
+    JETS leave a factor SLOPE of the derivative out.
+    """
     program = tl.program_id(0)
     tile = program % n_tiles
     split = (program // n_tiles) % splits
@@ -122,7 +125,7 @@ def gradient_kernel(
             value_total += tl.sum(value_sum, 1)
 
     value_scale = tl.load(parameters)
-    scale = tl.load(parameters + 1)
+    scale = tl.load(parameters + 1) * SLOPE
     inside = rows < n
     valid = rows < length
     row = (split.to(tl.int64) * batches + batch) * n + rows

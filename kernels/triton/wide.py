@@ -10,9 +10,9 @@ import triton
 from torch import Tensor
 
 from gwf_fast.kernels.triton import combine, launch
-from gwf_fast.kernels.triton.launch import GROUP
+from gwf_fast.kernels.triton.launch import GROUP, LEAN
 from gwf_fast.kernels.triton.wide_averages import wide_average_kernel
-from gwf_fast.kernels.triton.wide_packing import BLOCK, BLOCK_K, LARGEST_BLOCK, STEP, WidePairs
+from gwf_fast.kernels.triton.wide_packing import BLOCK, BLOCK_K, LARGEST_BLOCK, LARGEST_K, STEP, WidePairs
 from gwf_fast.kernels.triton.wide_sums import wide_sum_kernel
 
 IN_REGISTERS = 2
@@ -32,15 +32,25 @@ class Tile:
 
 
 NEAR_TILES = {
-    0: Tile(128, 64, 16, 4, 3), 16: Tile(64, 64, 16, 4), 32: Tile(64, 32, 32, 4), 64: Tile(64, 32, 64, 4, sub=32),
-    128: Tile(64, 32, 128, 4), 256: Tile(64, 32, 256, 8),
+    0: Tile(128, 32, 16, 4), (0, 128): Tile(128, 32, 16, 8), (0, 0): Tile(128, 64, 16, 8), 16: Tile(64, 64, 16, 4),
+    32: Tile(64, 32, 32, 4), 64: Tile(64, 32, 64, 4, sub=32), 128: Tile(128, 32, 128, 8), 256: Tile(128, 64, 256, 8),
+    (256, 16): Tile(64, 32, 256, 8, 1), (256, 32): Tile(64, 32, 256, 8, 1),
 }  # fmt: skip
 FAR_TILES = {
-    0: Tile(64, 32, 16, 4), 16: Tile(32, 32, 16, 4), 32: Tile(32, 32, 32, 4), 64: Tile(32, 16, 64, 8),
-    128: Tile(32, 16, 128, 8), 256: Tile(32, 16, 256, 8),
+    0: Tile(64, 32, 16, 4), (0, 32): Tile(64, 32, 16, 8), (0, 128): Tile(64, 32, 16, 8), 16: Tile(32, 32, 16, 4),
+    32: Tile(32, 32, 32, 4), 64: Tile(32, 16, 64, 8), 128: Tile(32, 16, 128, 8), 256: Tile(32, 16, 256, 8),
 }  # fmt: skip
+LEAN_FAR_TILES = {16: Tile(64, 32, 16, 4), 64: Tile(32, 32, 64, 4)}
 FLOAT64_TILES = {0: Tile(64, 32, 16, 4), 16: Tile(32, 16, 16, 4), 32: Tile(32, 16, 32, 8)}
-"""By the values of a program, for products of halves, of float64, and for float64 data. 0 is for sums in registers."""
+"""By the values of a program, for products of halves, of float64, and for float64 data. 0 is for sums in registers.
+
+A pair is for a number of held coordinates, 0 for more than are held; LEAN is for profiles of few registers, and
+a gradient without its sum. Tiles fit into the 99 KiB of shared memory that a
+block of a consumer card has.
+"""
+
+HELD_BESIDE_PRODUCTS = {0: LARGEST_K, 16: 64, 32: 64, 64: 64, 128: 32, 256: 32}
+"""Coordinates of its rows that a tile of products of halves holds at most, by its values."""
 
 
 def channel_block(pairs: WidePairs, channels: int) -> int:
@@ -72,14 +82,20 @@ def lengths(pairs: WidePairs) -> list[Tensor]:
     return [pairs.lengths_or(each) for each in (pairs.x_lengths, pairs.y_lengths)]
 
 
-def constants(pairs: WidePairs, exclude_self: bool, near: bool, shape: Tile) -> dict:
+def held(pairs: WidePairs, block: int, near: bool) -> int:
+    """Coordinates that a tile holds of its rows; 0 where it reads some at a time."""
+    largest = HELD_BESIDE_PRODUCTS[block] if near else LARGEST_K
+    return pairs.depth if pairs.depth <= largest else 0
+
+
+def constants(pairs: WidePairs, exclude_self: bool, near: bool, coordinates: int, shape: Tile) -> dict:
     """What every kernel is compiled for."""
     return {
         "EXCLUDE_SELF": exclude_self,
         "NEAR": near,
         "FLOAT64": pairs.dtype == torch.float64 or has_float64_products(pairs.device),
         "PRODUCTS": max(1, pairs.products),
-        "K": pairs.depth if pairs.held else 0,
+        "K": coordinates,
         "BLOCK_K": BLOCK_K,
         "BM": shape.rows,
         "BN": shape.cols,
@@ -91,10 +107,20 @@ def constants(pairs: WidePairs, exclude_self: bool, near: bool, shape: Tile) -> 
     }
 
 
-def passes(pairs: WidePairs, block: int) -> list[tuple[bool, Tile]]:
-    """The launches of a kernel: for clouds that are near and for those that are not, since the device knows which."""
-    far = FLOAT64_TILES if pairs.dtype == torch.float64 else FAR_TILES
-    return [(True, NEAR_TILES[block])] * pairs.halves + [(False, far[block])]
+def passes(pairs: WidePairs, block: int, with_value: bool = False) -> list[tuple[bool, int, Tile]]:
+    """The launches of a kernel: for clouds that are near and for those that are not, since the device knows which.
+
+    Returns:
+        Whether it is for those that are near, how many coordinates a tile holds, and its shape.
+    """
+    found = []
+    for near in (True, False) if pairs.halves else (False,):
+        tiles = NEAR_TILES if near else FLOAT64_TILES if pairs.dtype == torch.float64 else FAR_TILES
+        coordinates = held(pairs, block, near)
+        if tiles is FAR_TILES and not with_value and len(pairs.mixture.names) == 1 and pairs.mixture.names[0] in LEAN:
+            tiles = FAR_TILES | LEAN_FAR_TILES
+        found.append((near, coordinates, tiles.get((block, coordinates)) or tiles[block]))
+    return found
 
 
 def sums(
@@ -128,17 +154,18 @@ def sums(
         values = pairs.pack_values(given)
         width = values.shape[3]
     weights = few or coordinates
+    jets, slope = pairs.mixture.slope if coordinates else (pairs.mixture.jets(0), 1.0)
     b = given.contiguous() if weights else given
     with launch.on_device(out):
-        for near, shape in passes(pairs, block):
+        for near, coordinates_held, shape in passes(pairs, block, with_value):
             n_tiles = -(-n // shape.rows)
             wide_sum_kernel[(pairs.batch * n_tiles * chunks * splits,)](
                 *arguments(pairs), values, given, b, *lengths(pairs), out, value, *strides,
                 n, m, n_tiles, *starts, pairs.sizes[1], width // STEP.value, channels, chunks, splits, *pairs.limits,
-                JETS=pairs.mixture.jets(int(coordinates)), ORDER=int(coordinates), C=channels if few else 0,
+                JETS=jets, SLOPE=slope, ORDER=int(coordinates), C=channels if few else 0,
                 COUNT=0 if v is None or not weights else channels if few else 1, WITH_VALUE=with_value,
                 COORDINATES=coordinates, X_LENGTHS=pairs.x_lengths is not None, Y_LENGTHS=pairs.y_lengths is not None,
-                GROUP=GROUP, **constants(pairs, exclude_self, near, shape),
+                GROUP=GROUP, **constants(pairs, exclude_self, near, coordinates_held, shape),
             )  # fmt: skip
     return combine.add_splits(dtype, out, value if with_value else None)
 
@@ -166,14 +193,14 @@ def averages(
     width = values.shape[3] if pairs.halves and v is not None else pairs.depth
     log_weights = pairs.raw if beta is None else beta.to(pairs.dtype).contiguous()
     with launch.on_device(mean):
-        for near, shape in passes(pairs, block):
+        for near, coordinates_held, shape in passes(pairs, block):
             n_tiles = -(-pairs.n // shape.rows)
             wide_average_kernel[(pairs.batch * n_tiles * chunks * splits,)](
                 *arguments(pairs), values, given, log_weights, *lengths(pairs), mean, logarithm, mass, *strides,
                 pairs.n, pairs.m, n_tiles, *pairs.sizes, width // STEP.value, channels, chunks, splits, *pairs.limits,
                 JETS=pairs.mixture.jets(0), EXPONENTS=pairs.mixture.exponents, C=channels > 0, BETA=beta is not None,
                 COORDINATES=coordinates, X_LENGTHS=pairs.x_lengths is not None, Y_LENGTHS=pairs.y_lengths is not None,
-                **constants(pairs, exclude_self, near, shape),
+                **constants(pairs, exclude_self, near, coordinates_held, shape),
             )  # fmt: skip
     return combine.averages(
         dtype, mean if channels else mean[..., :0], logarithm, mass, pairs.parameters, pairs.x_lengths

@@ -74,16 +74,23 @@ def average_sweep(
                 xh, y64, raw, length, centre, norm64, row, col, exists, close, scale * scale, dim, depth, K, BLOCK_K,
                 FLOAT64, BM, BN,
             )  # fmt: skip
-        log_weight = tl.where(exists, 0.0, float("-inf")).to(dtype)
         if BETA:
             given = tl.load(beta + positions, mask=exists, other=float("-inf"))
             log_weight = given.to(dtype) * LOG2E
+        elif NEAR:
+            log_weight = None  # columns that don't exist are at infinity
+        else:
+            log_weight = tl.where(exists, 0.0, float("-inf")).to(dtype)
         bound = log_bound(q, log_weight, row_position, positions, parameters, EXPONENTS, EXCLUDE_SELF)
         largest = tl.maximum(reference, tl.max(bound, 1))
         origin = finite_origin(largest)
         shrink = tl.exp2(reference - origin)
         reference = largest
-        weight = mixture_jet(q, log_weight[None, :] - origin[:, None], parameters, JETS, 0)[0]
+        if log_weight is None:  # noqa: SIM108, one is decided when compiled
+            shift = -origin[:, None]
+        else:
+            shift = log_weight[None, :] - origin[:, None]
+        weight = mixture_jet(q, shift, parameters, JETS, 0)[0]
         if EXCLUDE_SELF:
             weight = tl.where(row_position[:, None] == positions[None, :], 0.0, weight)
         group = group * shrink + tl.sum(weight, 1)
@@ -96,14 +103,13 @@ def average_sweep(
             if NEAR and COORDINATES:
                 wh, wl = half_parts(weight)
                 for block in tl.static_range(BC // SUB):
-                    at = channel + block * SUB
-                    high, low = load_rows(hi, col, at, depth, BN), load_rows(lo, col, at, depth, BN)
+                    high = load_rows(hi + block * SUB, col, channel, depth, BN)
+                    low = load_rows(lo + block * SUB, col, channel, depth, BN)
                     added = added + (total[block] * factor + add_halves(wh, wl, high, low, PRODUCTS),)
             elif NEAR:
                 parts = thirds(weight)
                 for block in tl.static_range(BC // SUB):
-                    at = channel + block * SUB
-                    product = product_of_thirds(parts, values, plane, col, at, width, PRODUCTS, BN)
+                    product = product_of_thirds(parts, values + block * SUB, plane, col, channel, width, PRODUCTS, BN)
                     added = added + (total[block] * factor + product,)
             elif COORDINATES and HELD:
                 added = (tl.dot(weight.to(wide), tl.trans(y64), total[0] * factor, out_dtype=wide),)

@@ -69,12 +69,13 @@ def pack_kernel(
     x, y, x_batch, x_row, x_stride, y_batch, y_row, y_stride, x_lengths, y_lengths, scales,
     raw, centre, norm64, radius, hi, lo, norm, values, n, m, x_blocks, blocks, dim, steps,
     X_LENGTHS: tl.constexpr, Y_LENGTHS: tl.constexpr, HALVES: tl.constexpr, THIRDS: tl.constexpr,
-    BR: tl.constexpr, BK: tl.constexpr,
+    FAR_AWAY: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Panels of a block of rows: raw [B, depth, L], centre [B, depth], squared norms of x - centre in float64 [B, L].
 
     With HALVES also scaled norms in float32 [B, L], hi and lo [B, L, depth]; with THIRDS scaled coordinates
     [3, B, L, depth]. radius [B], which starts at 0, gets the largest scaled squared norm, as the bits of a float32.
+    FAR_AWAY puts infinity into the scaled norms of columns that don't exist: kernels that have a logarithm are 0 there.
     """
     x_length, length, depth = panel_sizes(x_blocks, blocks, steps)
     program = tl.program_id(0)
@@ -126,6 +127,8 @@ def pack_kernel(
                 tl.store(values + 2 * plane + place, third, mask=inside)
     tl.store(norm64 + row, total)
     if HALVES:
+        if FAR_AWAY:
+            scaled_total = tl.where(exists | (not in_y), scaled_total, float("inf"))
         tl.store(norm + row, scaled_total)
     square = (total * scale * scale).to(tl.float32)
     bits = tl.where(square == square, square, float("inf")).to(tl.int32, bitcast=True)  # of a float >= 0: ordered alike
@@ -175,8 +178,9 @@ class WidePairs:
         *,
         precision: str,
         coordinates: bool = False,
+        logarithm: bool = False,
     ) -> None:
-        """Packs; with ``coordinates`` they are values too (gradients, averages of positions)."""
+        """Packs; with ``coordinates`` they are values too (gradients); ``logarithm`` is for averages."""
         self.batch, self.n, self.dim = x.shape
         self.m = y.shape[1]
         self.device = x.device
@@ -214,7 +218,7 @@ class WidePairs:
                 self.hi, self.lo, self.norm, self.values,
                 self.n, self.m, *self.sizes, self.dim, self.depth // STEP.value,
                 X_LENGTHS=self.x_lengths is not None, Y_LENGTHS=self.y_lengths is not None, HALVES=self.halves,
-                THIRDS=with_thirds, BR=PACKED_ROWS, BK=min(PACKED_K, self.depth),
+                THIRDS=with_thirds, FAR_AWAY=logarithm, BR=PACKED_ROWS, BK=min(PACKED_K, self.depth),
                 num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
 

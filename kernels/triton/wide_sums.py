@@ -160,8 +160,7 @@ def sweep(
             if NEAR:
                 parts = thirds(f)
                 for block in tl.static_range(BC // SUB):
-                    at = channel + block * SUB
-                    product = product_of_thirds(parts, values, plane, col, at, width, PRODUCTS, BN)
+                    product = product_of_thirds(parts, values + block * SUB, plane, col, channel, width, PRODUCTS, BN)
                     added = added + (total[block] + product,)
             elif COORDINATES and HELD:
                 added = (tl.dot(f.to(wide), tl.trans(y64), total[0], out_dtype=wide),)
@@ -190,16 +189,13 @@ def sweep(
 
 @triton.jit
 def gradient_of(
-    raw, centre, values, plane, row, channel, dim, depth, length, scale, total, mass,
-    NEAR: tl.constexpr, BM: tl.constexpr,
+    raw, centre, row, channel, dim, length, scale, total, mass, NEAR: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """sum_j w_ij (x_i - y_j) for scaled coordinates, from the sums around the centre."""
     dtype: tl.constexpr = total.dtype
-    if NEAR:
-        here = load_rows(values, row, channel, depth, BM).to(tl.float32)
-        here += load_rows(values + plane, row, channel, depth, BM).to(tl.float32)
-        here += load_rows(values + 2 * plane, row, channel, depth, BM).to(tl.float32)
-        return here * mass[:, None] - total
+    if NEAR:  # scaled as packing does
+        here = tl.trans(centred_columns(raw, length, centre, row, channel, dim, BM, tl.float64))
+        return (here * scale).to(tl.float32) * mass[:, None] - total
     else:
         here = tl.trans(centred_columns(raw, length, centre, row, channel, dim, BM, dtype))
         return (here * mass[:, None] - total) * scale.to(dtype)
@@ -215,10 +211,10 @@ def wide_sum_kernel(
     raw, centre, norm64, radius, hi, lo, norm, parameters, scales, dim, steps,
     values, v, b, x_lengths, y_lengths, out, value_out, v_batch, v_row, v_stride, n, m, n_tiles,
     row_blocks, column_blocks, blocks, width_steps, channels, chunks, splits, near_limit, smooth_limit, share,
-    JETS: tl.constexpr, ORDER: tl.constexpr, C: tl.constexpr, COUNT: tl.constexpr, WITH_VALUE: tl.constexpr,
-    COORDINATES: tl.constexpr, X_LENGTHS: tl.constexpr, Y_LENGTHS: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
-    NEAR: tl.constexpr, FLOAT64: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, SUB: tl.constexpr, GROUP: tl.constexpr,
+    JETS: tl.constexpr, SLOPE: tl.constexpr, ORDER: tl.constexpr, C: tl.constexpr, COUNT: tl.constexpr,
+    WITH_VALUE: tl.constexpr, COORDINATES: tl.constexpr, X_LENGTHS: tl.constexpr, Y_LENGTHS: tl.constexpr,
+    EXCLUDE_SELF: tl.constexpr, NEAR: tl.constexpr, FLOAT64: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr,
+    BLOCK_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, SUB: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """out [splits, B, n, channels], each split of a range of the m columns; the caller adds them up.
 
@@ -226,7 +222,7 @@ def wide_sum_kernel(
 
     Two launches, NEAR and not, of which one finds its cloud. C > 0 channels are added up in registers: sum_j k_ij b_j.
     C = 0 takes products with BC values a program: the sum of k_ij v_j, or with COORDINATES the gradient
-    sum_j b_j grad_x k_ij and, WITH_VALUE, value_out [splits, B, n].
+    sum_j b_j grad_x k_ij and, WITH_VALUE, value_out [splits, B, n]. JETS leave a factor SLOPE of the derivative out.
     """
     row_start, length, depth = panel_sizes(row_blocks, blocks, steps)
     column_start, _, _ = panel_sizes(column_blocks, blocks, steps)
@@ -269,7 +265,7 @@ def wide_sum_kernel(
         channels, JETS, ORDER, C, COUNT, WITH_VALUE, COORDINATES, EXCLUDE_SELF, NEAR, FLOAT64, PRODUCTS, K, BLOCK_K, BM,
         BN, BC, SUB, GROUP,
     )  # fmt: skip
-    factor = tl.load(parameters + (1 if COORDINATES else ORDER))
+    factor = tl.load(parameters + (1 if COORDINATES else ORDER)) * SLOPE
     inside = existing(row, n, BM)
     exists = existing(row, x_count, BM)
     place = (split.to(tl.int64) * batches + batch) * n + row
@@ -282,7 +278,7 @@ def wide_sum_kernel(
             result = total[block]
             if COORDINATES:
                 result = gradient_of(
-                    raw, centre, values, plane, row_start + row, at, dim, depth, length, scale, result, mass, NEAR, BM
+                    raw, centre, row_start + row, at, dim, length, scale, result, mass, NEAR, BM
                 )  # fmt: skip
             tl.store(
                 out + (local[:, None] * channels + at[None, :]),

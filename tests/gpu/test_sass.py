@@ -95,6 +95,23 @@ class TestNests:
         for pick, wanted in ((min, near), (max, far)):
             assert keops_sass.cost(function, tiles, 32, dim, pick)["instructions"] == wanted
 
+    def test_differences_are_not_what_a_tile_takes(self):
+        """Where tiles have tensor products, the loop without them is for very close pairs: it is counted apart."""
+        import keops_sass
+        import nests
+
+        function = nests.Function(KERNEL.replace("FFMA R4, R5, R6, R4", "DMMA.8x8x4 R4, R5, R6, R4"))
+        tiles = function.loops[0].inside[0]
+        assert len(keops_sass.differences(function, tiles)) == 2
+        assert len(keops_sass.differences(self.function(), tiles)) == 0
+        usual, all_ways = (
+            keops_sass.cost(function, tiles, 32, 8, max, everything=everything)["instructions"]
+            for everything in (False, True)
+        )
+        assert usual < all_ways
+        way = function.ways(tiles, without=keops_sass.differences(function, tiles))
+        assert [len(one.before) for one in way] == [1]
+
     def test_multiply_adds(self):
         import sass
 
