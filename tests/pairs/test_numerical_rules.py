@@ -142,3 +142,12 @@ def test_sinkhorn_ends_with_exact_rows(most, tolerance, recwarn):
     plan = torch.exp((found.f[:, None] + found.g[None] - cost) / 0.02) / (30 * 40)
     torch.testing.assert_close(plan.sum(1), torch.full((30,), 1 / 30, dtype=torch.float64), rtol=1e-10, atol=0)
     assert found.n_iterations <= most
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_averages_beyond_the_lengths_are_0_far_from_the_origin(backend):
+    """Where means are taken from a centre, which is added to them, and to nothing else."""
+    x, y = (torch.randn(2, n, 3, dtype=torch.float64) + 1e3 for n in (6, 5))
+    lengths = torch.tensor([4, 6])
+    out = gwf.kernel_average(x.requires_grad_(), y, kernel=gwf.Gaussian(1.0), x_lengths=lengths, backend=backend)
+    assert torch.equal(out[0, 4:], torch.zeros(2, 3, dtype=torch.float64)) and (out[1] > 900).all()
