@@ -55,9 +55,9 @@ template <Function f, class V> GWF_INLINE Jet<V> evaluate(V v, scalar_t<V> p) {
         const auto s = logistic(v);
         return {s.softplus + p, s.up, s.up * s.down};
     } else if constexpr (f == Function::tanh) {
-        const V e = exponential(V(T(-2) * magnitude(v))).minus_one();  // in [-1, 0]
-        const V inverse = T(1) / (T(2) + e), t = -e * inverse, signed_t = v < zero ? V(-t) : t;
-        const V first = T(4) * (T(1) + e) * inverse * inverse;
+        const auto e = exponential(V(T(-2) * magnitude(v)));
+        const V inverse = T(1) / (T(1) + e.value()), t = -e.minus_one() * inverse, signed_t = v < zero ? V(-t) : t;
+        const V first = T(4) * e.value() * inverse * inverse;
         return {signed_t * p, first * p, T(-2) * signed_t * first * p};
     } else if constexpr (f == Function::sigmoid) {
         const auto s = logistic(v);

@@ -16,13 +16,14 @@ inline constexpr double serial_below = 3e6;  // pair operations, about a millise
 // Numbers a row of out and out2.
 struct OutputWidths {
     int64_t first, second;
-    template <class T> explicit OutputWidths(const PairwiseCall<T>& call) {
-        const int64_t D = call.dim, C = call.channels;
-        const bool vector_first = call.reduction == Reduction::gradient || call.reduction == Reduction::jet;
-        const bool scalar_first = call.reduction == Reduction::logsumexp || call.reduction == Reduction::sum_gradient;
+    OutputWidths(Reduction reduction, int64_t D, int64_t C) {
+        const bool vector_first = reduction == Reduction::gradient || reduction == Reduction::jet;
+        const bool scalar_first = reduction == Reduction::logsumexp || reduction == Reduction::sum_gradient;
         first = vector_first ? D : scalar_first ? 1 : C;
-        second = call.reduction == Reduction::sum_gradient ? D : call.reduction == Reduction::average ? 1 : C;
+        second = reduction == Reduction::sum_gradient ? D : reduction == Reduction::average ? 1 : C;
     }
+    template <class T>
+    explicit OutputWidths(const PairwiseCall<T>& call) : OutputWidths(call.reduction, call.dim, call.channels) {}
 };
 
 template <class T> Problem<T> batch_element(const PairwiseCall<T>& call, int64_t b) {
@@ -98,6 +99,25 @@ void solve_share(Team& team, Problem<T>& p, SymmetricPlan<T>* plan, Arena<T>* pl
     }
 }
 
+template <class T> bool is_finite(const T* values, int64_t n) {
+    bool finite = true;
+    for (int64_t i = 0; values && i < n; i++) finite &= std::abs(values[i]) <= std::numeric_limits<T>::max();
+    return finite;
+}
+
+// A derivative of points and weights that are finite, which is not: a power of a distance left the type where the
+// derivative need not. Seen afterwards, since the shortest distance is not known before.
+template <class T> bool overflowed(const Problem<T>& p) {
+    if (is_finite(p.out, p.N * p.D) && is_finite(p.out2, p.N * p.C)) return false;
+    bool finite = is_finite(p.x, p.N * p.D) && is_finite(p.y, p.M * p.D);
+    finite = finite && is_finite(p.a, p.N * p.C) && is_finite(p.b, p.M * p.C);
+    for (const Tangent<T>& t : p.tangents) {
+        finite = finite && is_finite(t.x, p.N * p.D) && is_finite(t.y, p.M * p.D);
+        finite = finite && is_finite(t.a, p.N * p.C) && is_finite(t.b, p.M * p.C);
+    }
+    return finite;
+}
+
 // Whether the problem was solved; if not, it needs a wider type.
 template <class T> bool solve(Problem<T>& p, const KernelForms<T>& forms, int threads) {
     if (p.N == 0 || p.M == 0) return true;
@@ -117,7 +137,12 @@ template <class T> bool solve(Problem<T>& p, const KernelForms<T>& forms, int th
     Team::form(threads, [&](Team& team, int) {
         solve_share(team, p, plan ? &*plan : nullptr, plan_memory ? &*plan_memory : nullptr, largest_norm);
     });
-    return true;
+    if (p.exclude_self && p.M == 1 && !p.in_log_domain()) {  // row 0 has no pair, not even one that is 0 times NaN
+        const OutputWidths widths(p.reduction, p.D, p.C);
+        std::fill_n(p.out, widths.first, T(0));
+        if (p.out2) std::fill_n(p.out2, widths.second, T(0));
+    }
+    return sizeof(T) == 8 || !p.jet() || !overflowed(p);
 }
 
 template <class T> void run(const PairwiseCall<T>& call);

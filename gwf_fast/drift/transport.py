@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -97,9 +96,7 @@ def sinkhorn(
     moving = (problem, moving_potential(problem, epsilon, cross.g)), (own, moving_own_potential(own, epsilon, itself.g))
     towards, away = (part.row_average(None, g, epsilon) for part, g in moving)
     if problem.strength is not None:
-        for_cross, for_itself = (
-            torch.exp(-part.row_update(g, epsilon) / problem.strength)[..., None] for part, g in moving
-        )
+        for_cross, for_itself = (part.row_share(part.row_update(g, epsilon))[..., None] for part, g in moving)
         towards, away = for_cross * (towards - problem.x), for_itself * (away - problem.x)
     velocity = members(towards - away, x_lengths)
     warn_unconverged(tolerance, cross.error, itself.error)

@@ -72,8 +72,7 @@ def mmd2(
     b = _weights(y_weights, y)
     parts = []
     for u, v, _, spec in scaled_passes(x, y, kernel, None):  # the discrepancy is linear in the kernel
-        u, v = u.reshape(-1, *u.shape[-2:]), v.reshape(-1, *v.shape[-2:])
-        parts.append(_mmd2(u, v, a, b, spec, unbiased, backend))
+        parts.append(_mmd2(*_flattened(u, v), a, b, spec, unbiased, backend))
     out = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     return out.view(x.shape[:-2])
 
@@ -200,6 +199,12 @@ class _Parts(NamedTuple):
     gradients: tuple[Tensor | None, ...]  # in x [B, N, D], y [B, M, D], a [B, N], b [B, M]
 
 
+def _flattened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """With one batch dimension. A set with itself stays one: own pairs are left out of derivatives."""
+    u = x.reshape(-1, *x.shape[-2:])
+    return u, u if y is x else y.reshape(-1, *y.shape[-2:])
+
+
 def _weights(weights: Tensor | None, points: Tensor) -> Tensor:  # -> [B, N]
     if weights is not None:
         return weights.reshape(-1, points.shape[-2])
@@ -277,8 +282,8 @@ def _kernel_rows(
         options = {"exclude_self": unbiased, "gradient": need_x or need_y, "rows_of_y": need_y or need_b}
         return _Rows(*fused(*map(plain, tensors), pair, spec, **options))
     within, across = (spec, unbiased, None, None, backend), (spec, False, None, None, backend)
-    xx, grad_xx = _own_rows(x, a, within, need_x)
-    yy, grad_yy = _own_rows(y, b, within, need_y)
+    xx, grad_xx = _rows(x, x, a, within, need_x)
+    yy, grad_yy = _rows(y, y, b, within, need_y)
     xy, grad_xy = _rows(x, y, b, across, need_x)
     yx, grad_yx = _rows(y, x, a, across, need_y) if need_y or need_b else (None, None)
     gx = _cast(scales[0], x) * grad_xx - grad_xy if need_x else None
@@ -295,18 +300,11 @@ def _cast(scale: Tensor | float, x: Tensor) -> Tensor:  # [B] -> [B, 1, 1]
 
 
 def _rows(x: Tensor, y: Tensor, b: Tensor, options: Any, gradient: bool) -> tuple[Tensor, Any]:
-    if gradient:
-        return ops.pair_sum_gradient(x, y, b, *options)
-    return ops.pair_sum(x, y, b, *options), None
-
-
-def _own_rows(x: Tensor, a: Tensor, options: Any, gradient: bool) -> tuple[Tensor, Any]:
-    """Of a set with itself."""
-    spec, unbiased, *rest, backend = options
-    if not is_own(x, x, unbiased, None, None):
-        return _rows(x, x, a, options, gradient)
-    sums, gradients = _rows(x, x, a, (spec, True, *rest, backend), gradient)
-    return sums + own_share(x, None, spec, backend)[..., 0] * a, gradients
+    spec, exclude_self, *rest, backend = options
+    own = is_own(x, y, exclude_self, None, None)
+    options = (spec, exclude_self or own, *rest, backend)
+    out = ops.pair_sum_gradient(x, y, b, *options) if gradient else (ops.pair_sum(x, y, b, *options), None)
+    return (out[0] + own_share(x, None, spec, backend)[..., 0] * b, out[1]) if own else out
 
 
 def _mmd2(x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool, backend: str) -> Tensor:
@@ -334,7 +332,7 @@ class _CompiledMMD2(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, y, a, b, *gradients = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            sets = x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:]), _weights(a, x), _weights(b, y)
+            sets = *_flattened(x, y), _weights(a, x), _weights(b, y)
             spec, unbiased = ctx.rest
             found = _parts(*sets, spec, unbiased, "cpp", ctx.needs_input_grad[:4]).gradients
             gradients = [

@@ -80,6 +80,11 @@ def _identity(v: Tensor) -> Tensor:
     return v
 
 
+def _expm1(v: Tensor) -> Tensor:
+    """e^v - 1; its derivative is e^v far down as well, where autograd's, the value + 1, is a rounding."""
+    return torch.where(v < -1, v.clamp(max=-1).exp() - 1, torch.expm1(v.clamp(min=-1)))
+
+
 _RAW = Compiled("identity")
 
 
@@ -146,8 +151,8 @@ def _neyman() -> Divergence:
         f_prime=lambda u: 1 - u**-2,
         slope=lambda t: 2 * (-2 * t).exp(),
         conjugate=lambda t: 2 - 2 * (1 - t).sqrt(),
-        activation=lambda v: -torch.expm1(-v),
-        conjugate_of_activation=lambda v: -2 * torch.expm1(-v / 2),
+        activation=lambda v: -_expm1(-v),
+        conjugate_of_activation=lambda v: -2 * _expm1(-v / 2),
         compiled=(Compiled("minus_exp", 1.0), Compiled("exp_half")),
     )
 
@@ -159,8 +164,8 @@ def _squared_hellinger() -> Divergence:
         f_prime=lambda u: 1 - u**-0.5,
         slope=lambda t: 0.5 * (-0.5 * t).exp(),
         conjugate=lambda t: t / (1 - t),
-        activation=lambda v: -torch.expm1(-v),
-        conjugate_of_activation=torch.expm1,
+        activation=lambda v: -_expm1(-v),
+        conjugate_of_activation=_expm1,
         compiled=(Compiled("minus_exp", 1.0), Compiled("expm1")),
     )
 

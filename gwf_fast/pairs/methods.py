@@ -34,7 +34,8 @@ class NUFFT:
     They are done directly where a grid that resolves the kernel would have more points than there are pairs, or where
     terms cancel too much and pairs are few. Their derivatives are such sums too, to any order for kernels that are
     smooth at x = y, up to second derivatives of the kernel for the others. Last digits may change from run to run with
-    several threads. A CPU or, for kernels that are smooth at x = y, an NVIDIA GPU.
+    several threads. Even powers of the distance, and in one dimension r itself, need no transform and are summed to
+    rounding. A CPU or, for kernels that are smooth at x = y, an NVIDIA GPU.
 
     Args:
         tolerance: The error relative to the result, both in the 2-norm, not counting what rounding does in any method.
@@ -76,7 +77,7 @@ class Sliced:
 
     For powers r^1, r^2, ..., r^7, Gaussian, Laplace, IMQ, rational quadratic and Matern kernels, and mixtures of these
     (Hertrich, Fast kernel summation in high dimensions via slicing and Fourier transforms, 2024). ``gwf.with_error``
-    estimates the error. A CPU.
+    estimates the error. In one dimension there is one direction, and the sums are those of :class:`NUFFT`. A CPU.
 
     Args:
         n_projections: P; None for 64, or 4 D where that is more, which a sharp estimate of the error takes.

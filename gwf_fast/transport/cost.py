@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gwf_fast.pairs.passes import over, times
 from gwf_fast.pairs.reductions import kernel_gradient
 from gwf_fast.transport.problem import Entropic, cost_kernel
 
@@ -50,20 +51,20 @@ def _point_gradient(problem: Entropic, f: Tensor, g: Tensor, epsilon: float) -> 
         return mass * (problem.x - problem.row_average(None, g, epsilon))
     # p = 1: the mean direction away from y. With l_i = log sum_j b_j e^{g_j/eps} k_ij, grad l = -(mean of grad c)/eps.
     damping = problem.damping(epsilon)
-    log_sum = -f / (epsilon * damping)
+    log_sum = -over(f, epsilon * damping)
     scale = log_sum.detach().amax(-1, keepdim=True)
-    weights = problem.b * torch.exp(g / epsilon - scale)
+    weights = problem.b * torch.exp(over(g, epsilon) - scale)
     kernel = cost_kernel(epsilon, problem.p)
     pull = kernel_gradient(problem.x, problem.y, weights, kernel=kernel, backend=problem.backend)
-    return -epsilon * mass * pull / torch.exp(log_sum - scale)[..., None]
+    return times(mass * pull / torch.exp(log_sum - scale)[..., None], -epsilon)
 
 
 def _weight_gradient(problem: Entropic, f: Tensor, epsilon: float, other_mass: Tensor) -> Tensor:
     """The derivative [*B, N] in a."""
     if problem.strength is None:
         return f
-    lost = -torch.expm1(-f / problem.strength)
-    return (problem.strength + epsilon) * lost + epsilon * (other_mass - 1)
+    lost = -torch.expm1(-over(f, problem.strength))
+    return times(lost, problem.strength + epsilon) + times(other_mass - 1, epsilon)
 
 
 class _Cost(torch.autograd.Function):
@@ -145,7 +146,7 @@ class _Potential(torch.autograd.Function):
 
         if fixed.strength is None:  # constants are in the kernel; what is asked of g is orthogonal to them
             v = v - q * (v.sum(-1, keepdim=True) / q.sum(-1, keepdim=True))
-        w = _conjugate_gradients(product, -epsilon * damping * v, q)
+        w = _conjugate_gradients(product, times(v, -epsilon * damping), q)
         inputs = [t.detach().requires_grad_(need) for t, need in zip(inputs, ctx.needs_input_grad, strict=False)]
         with torch.enable_grad():
             moving = _rebuilt(ctx.problem, *inputs)

@@ -88,7 +88,12 @@ class Entropic:
 
     def row_mass(self, f: Tensor) -> Tensor:
         """sum_j pi_ij [*B, N] where f is the best for some g."""
-        return self.a if self.strength is None else self.a * torch.exp(-f / self.strength)
+        return self.a if self.strength is None else self.a * self.row_share(f)
+
+    def row_share(self, f: Tensor) -> Tensor:
+        """What a finite marginal strength leaves of a row's weight [*B, N], where f is the best for some g."""
+        assert self.strength is not None
+        return torch.exp(-over(f, self.strength))
 
     def swapped(self) -> Entropic:
         """The same problem seen from y."""
@@ -116,6 +121,6 @@ class Entropic:
             return (self.a * f).sum(-1) + (self.b * g).sum(-1)
         rho = self.strength
         # each factor rho + eps/2: half of eps times the mass of the plan goes to either side (Sejourne et al. 2019)
-        lost = -(self.a * torch.expm1(-f / rho)).sum(-1) - (self.b * torch.expm1(-g / rho)).sum(-1)
+        lost = -(self.a * torch.expm1(-over(f, rho))).sum(-1) - (self.b * torch.expm1(-over(g, rho))).sum(-1)
         a, b = self.a.sum(-1), self.b.sum(-1)
-        return (rho + 0.5 * epsilon) * lost + epsilon * (a * b - 0.5 * (a + b))
+        return times(lost, rho + 0.5 * epsilon) + times(a * b - 0.5 * (a + b), epsilon)

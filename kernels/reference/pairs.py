@@ -15,6 +15,7 @@ Conventions shared by all backends:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.kernels.reference.profiles import kernel_derivatives, log_kernel
-from gwf_fast.kernels.reference.range import working_dtype
+from gwf_fast.kernels.reference.range import overflowed, working_dtype
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Scalars in one [B, rows, M, D] block of differences: cache-sized on CPU, launch-bound on GPU."""
@@ -39,7 +40,7 @@ class _Rows(NamedTuple):
     """A chunk of rows against all columns."""
 
     rows: slice
-    d: Tensor  # [B, n, M, D]   x_i - y_j
+    d: Tensor  # [B, n, M, D]   x_i - y_j; 0 where absent
     absent: Tensor | None  # [B | 1, n, M]   pairs that do not exist; None: all do
 
 
@@ -78,8 +79,10 @@ class _Pairs:
         step = max(1, CHUNK.get(self.x.device.type, CHUNK["cuda"]) // max(1, batch * m * dim))
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
-            d = self.x[:, rows, None, :] - self.y[:, None, :, :]
-            yield _Rows(rows, d, self._absent(rows))
+            d, absent = self.x[:, rows, None, :] - self.y[:, None, :, :], self._absent(rows)
+            if absent is not None:  # a factor of 0 does not remove what is not finite
+                d = torch.where(absent[..., None], 0.0, d)
+            yield _Rows(rows, d, absent)
 
     def _absent(self, rows: slice) -> Tensor | None:
         absent = None
@@ -261,13 +264,25 @@ def pair_jet(
         for dx, dy, da, db in tangents
     ]
     order = len(tangents)
-    gx, ga = torch.empty_like(x), x.new_empty(a.shape)
+    gx, ga = torch.empty_like(pairs.x), pairs.x.new_empty(a.shape)
     for rows, d, absent in pairs:
         shift = _shift(alpha, beta, rows)
         phi = kernel_derivatives((d * d).sum(-1), spec, order + 1, shift)
         phi = [_without(f, absent) for f in phi]
         gx[:, rows], ga[:, rows] = _JETS[order](d, a[:, rows], b, phi, [_restrict(t, rows) for t in directions])
-    return _clean(gx, pairs.missing_rows), _clean(ga, pairs.missing_rows)
+    gx, ga = _clean(gx, pairs.missing_rows), _clean(ga, pairs.missing_rows)
+    if overflowed((gx, ga), (pairs.x, pairs.y, a, b, *itertools.chain(*directions))):
+        wide = [_doubled(*tangent) for tangent in tangents]
+        gx, ga = pair_jet(
+            x.double(), y.double(), a.double(), b.double(), alpha, beta, wide, spec,
+            exclude_self=exclude_self, x_lengths=x_lengths, y_lengths=y_lengths,
+        )  # fmt: skip
+    return gx.to(x.dtype), ga.to(x.dtype)
+
+
+def _doubled(*tangent: Tensor | None) -> Tangent:
+    dx, dy, da, db = (t if t is None else t.double() for t in tangent)
+    return dx, dy, da, db
 
 
 def _shift(alpha: Tensor | None, beta: Tensor | None, rows: slice) -> Tensor | None:

@@ -91,26 +91,33 @@ def _potentials(R: Rounding, x, y, a, b, epsilon: float, rho: float | None, same
     with torch.no_grad():
         cost, damping = pairs(R, x, y)[1] / 2, 1.0 if rho is None else rho / (rho + epsilon)
         log_a, log_b, g, n = a.log(), b.log(), torch.zeros_like(b), len(a)
-        for _ in range(20):
-            f = damping * _soft(cost, log_b, g, epsilon)
-            g = damping * _soft(cost.T, log_a, f, epsilon)
-        for _ in range(60):
-            plan = ((f[:, None] + g[None] - cost) / epsilon + log_a[:, None] + log_b[None]).exp()
-            rows, columns = plan.sum(1), plan.sum(0)
-            wanted = torch.cat((a, b) if rho is None else (a * (-f / rho).exp(), b * (-g / rho).exp()))
-            curvature = torch.cat((rows, columns)) / epsilon + (0 if rho is None else wanted / rho)
-            system = torch.diag(curvature)
-            system[:n, n:], system[n:, :n] = plan / epsilon, plan.T / epsilon
-            root = curvature.rsqrt()  # scaled to a unit diagonal; the free constant is left alone
-            scaled = root[:, None] * system * root[None]
-            gap = wanted - torch.cat((rows, columns))
-            step = root * (torch.linalg.pinv(scaled, rtol=1e-14, hermitian=True) @ (root * gap))
-            size = float(step.abs().max())
-            step = step * min(1.0, 2 * epsilon / size) if size > 0 else step
-            f, g = f + step[:n], g + step[n:]
-            if size <= 1e-14 * (epsilon + float(f.abs().max())):
+        for _ in range(4):
+            for _ in range(20):
+                f = damping * _soft(cost, log_b, g, epsilon)
+                g = damping * _soft(cost.T, log_a, f, epsilon)
+            for _ in range(60):
+                plan = ((f[:, None] + g[None] - cost) / epsilon + log_a[:, None] + log_b[None]).exp()
+                rows, columns = plan.sum(1), plan.sum(0)
+                wanted = torch.cat((a, b) if rho is None else (a * (-f / rho).exp(), b * (-g / rho).exp()))
+                curvature = torch.cat((rows, columns)) / epsilon + (0 if rho is None else wanted / rho)
+                system = torch.diag(curvature)
+                system[:n, n:], system[n:, :n] = plan / epsilon, plan.T / epsilon
+                root = curvature.rsqrt()  # scaled to a unit diagonal; the free constant is left alone
+                scaled = root[:, None] * system * root[None]
+                gap = wanted - torch.cat((rows, columns))
+                step = root * (torch.linalg.pinv(scaled, rtol=1e-14, hermitian=True) @ (root * gap))
+                size = float(step.abs().max())
+                step = step * min(1.0, 2 * epsilon / size) if size > 0 else step
+                f, g = f + step[:n], g + step[n:]
+                if size <= 1e-14 * (epsilon + float(f.abs().max())):
+                    break
+            # masses that hardly meet are a second constant to the inverse: sweeps move them
+            if size <= 1e-9 * (epsilon + float(f.abs().max())) and bool((gap.abs() <= 1e-9 * wanted).all()):
                 break
-        if not size <= 1e-9 * (epsilon + float(f.abs().max())):  # no truth then
+            for _ in range(500):
+                f = damping * _soft(cost, log_b, g, epsilon)
+                g = damping * _soft(cost.T, log_a, f, epsilon)
+        else:  # no truth then
             f, g = f * math.nan, g * math.nan
         f = damping * _soft(cost, log_b, g, epsilon)
         return ((f + g) / 2,) * 2 if same else (f, g)

@@ -52,7 +52,21 @@ class _Softplus(torch.autograd.Function):
         return g * _Sigmoid.apply(ctx.saved_tensors[0])
 
 
-_expm1, _sigmoid, _softplus = _Expm1.apply, _Sigmoid.apply, _Softplus.apply
+class _Tanh(torch.autograd.Function):
+    """Its derivative is 4 s(2 v) s(-2 v), and not 1 - tanh(v)^2."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        ctx.save_for_backward(v)
+        return torch.tanh(v)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (v,) = ctx.saved_tensors
+        return g * 4 * (_Sigmoid.apply(2 * v) * _Sigmoid.apply(-2 * v))
+
+
+_expm1, _sigmoid, _softplus, _tanh = _Expm1.apply, _Sigmoid.apply, _Softplus.apply, _Tanh.apply
 ACTIVATIONS = {
     "identity": lambda v: v,
     "relu": lambda v: torch.where(v > 0, v, 0 * v),
@@ -61,7 +75,7 @@ ACTIVATIONS = {
     "elu": lambda v: torch.where(v > 0, v, _expm1(torch.where(v > 0, 0.0, v))),
     "silu": lambda v: v * _sigmoid(v),
     "softplus": _softplus,
-    "tanh": torch.tanh,
+    "tanh": _tanh,
     "sigmoid": _sigmoid,
 }
 OUTPUTS = {
@@ -71,7 +85,7 @@ OUTPUTS = {
     "pearson": lambda v: v,
     "neyman": lambda v: -_expm1(-v),
     "squared_hellinger": lambda v: -_expm1(-v),
-    "total_variation": lambda v: torch.tanh(v) / 2,
+    "total_variation": lambda v: _tanh(v) / 2,
 }
 """Of a critic: the map onto the domain of the conjugate, by divergence."""
 CONJUGATES = {
@@ -81,7 +95,7 @@ CONJUGATES = {
     "pearson": lambda v: torch.where(v > -2, v * v / 4 + v, -1 + 0 * v),
     "neyman": lambda v: -2 * _expm1(-v / 2),
     "squared_hellinger": _expm1,
-    "total_variation": lambda v: torch.tanh(v) / 2,
+    "total_variation": lambda v: _tanh(v) / 2,
 }
 """f* of that."""
 
@@ -89,7 +103,12 @@ CONJUGATES = {
 def _curved(R: Rounding, activation: str, x: Tensor) -> Tensor:
     """An activation; the slope of tanh is 1 less the square of a rounded value, flat where it is flat."""
     value = ACTIVATIONS[activation](x)
-    if R.eps == 0 or activation != "tanh":
+    return _flattened(R, x, value) if activation == "tanh" else value
+
+
+def _flattened(R: Rounding, x: Tensor, value: Tensor) -> Tensor:
+    """A tanh whose slope has lost what a 1 does not hold."""
+    if R.eps == 0:
         return value
     lost = R.moved(torch.zeros_like(x), 1.0).detach()
     return value + lost * (x - x.detach())
@@ -138,7 +157,10 @@ def critic_objective(R: Rounding, x, z, *, divergence: str, activation: str, siz
     if divergence == "kl_density":
         tame = k.clamp(max=15).exp() + math.exp(15) * (k - 15).clamp(min=0)
         return R(h).mean() - R(R.moved(tame, k.detach().abs() * tame.detach())).mean()
-    return R(OUTPUTS[divergence](h)).mean() - R(CONJUGATES[divergence](k)).mean()
+    terms = OUTPUTS[divergence](h), CONJUGATES[divergence](k)
+    if divergence == "total_variation":
+        terms = _flattened(R, h, terms[0]), _flattened(R, k, terms[1])
+    return R(terms[0]).mean() - R(terms[1]).mean()
 
 
 OBJECTIVES = (*CONJUGATES, "ipm", "hinge", "donsker_varadhan", "kl_density")

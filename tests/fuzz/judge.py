@@ -14,6 +14,10 @@ SAFETY = 3.0
 """What an error may exceed the largest of a few drawn ones by."""
 
 
+_LEAST = 1e-150
+"""The truth is float64 itself, and squares of less are 0 in it."""
+
+
 class Verdict(NamedTuple):
     """What is wrong, or None, and the worst error in units of what is allowed."""
 
@@ -119,7 +123,7 @@ def judge(
         + ULPS * info.eps / 2 * (size(clean) + SAFETY * typical)
         + floor * whole
         + slack
-        + 1e4 * info.tiny * unit
+        + max(1e4 * info.tiny, _LEAST) * unit
     )
     ratio = torch.where((error == 0) | (allowed == math.inf), 0.0, error / allowed)
     worst = float(ratio.max())

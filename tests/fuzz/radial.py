@@ -146,7 +146,8 @@ class Dense:
     """The sum of terms, evaluated with a :class:`~tests.fuzz.rounding.Rounding` of values and of slopes."""
 
     def __init__(self, terms: Sequence[Term], rounding: Rounding) -> None:
-        self.parts = [(c, _RADIALS[name][1](*rest)) for name, c, *rest in terms]
+        held = rounding.constant
+        self.parts = [(held(c), _RADIALS[name][1](*map(held, rest))) for name, c, *rest in terms]
         self.powers = [name in ("riesz", "power_law", "imq", "rational_quadratic") for name, *_ in terms]
         self.rounding = rounding
 

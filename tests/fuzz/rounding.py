@@ -50,6 +50,12 @@ class Rounding:
         """A result that is off by a rounding of something larger."""
         return t if self.eps == 0 else t + self.eps * by * self._signs(t)
 
+    def constant(self, value: float) -> float:
+        """A parameter as the precision holds it, the same in all pairs: off by one rounding, and its square by two."""
+        if self.eps == 0 or value == round(value):
+            return value
+        return value * (1 + self.eps / ULPS * float(self._signs(torch.zeros(()))))
+
     def _signs(self, t: Tensor) -> Tensor:
         u = torch.rand(t.shape, generator=self._generator, dtype=torch.float64) - 0.5
         return u + 0.75 * u.sign()

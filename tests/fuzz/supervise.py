@@ -147,6 +147,8 @@ def _until_it_dies(
         process.stdin.write(stdin)
         process.stdin.close()
         begun: dict[str, Any] | None = None
+        line: bytes | None = b""
+        done = first
         with os.fdopen(reader, "rb", buffering=0) as pipe:
             for line in _lines(pipe, patience):
                 if line is None:
@@ -159,13 +161,15 @@ def _until_it_dies(
                     assert begun is not None
                     with lock:
                         report.add(begun["call"], message)
-                    begun = None
+                    done, begun = begun["begin"] + stride, None
         try:
             status = process.wait(max(patience, 30))  # on a loaded machine, sanitizers take their time to end
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()
         if begun is None:
+            if line is None and done != first:  # the machine stood still between two calls
+                return done
             if status != 0:
                 raise RuntimeError(f"a worker ended with {status}, not in a call:\n{_tail(errors)}")
             return last

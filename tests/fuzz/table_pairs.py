@@ -200,6 +200,8 @@ def _sliced(order: int) -> Any:
             call["dtype"] = "float32"
         h = call["scale"] * round(10 ** rng.uniform(-0.5, 0.5), 3)
         term = rng.choice((["gaussian", 1.0, h], ["riesz", 1.0, 1.0]))
+        if term[0] == "gaussian":  # on a line it is summed by transforms, which are drawn by themselves
+            call["d"] = max(2, call["d"])
         call["options"] = {"kernel": [term], "method": "sliced"}
         call["tensors"]["directions"] = "directions"
         if rng.random() < 0.5:

@@ -57,7 +57,8 @@ def test_the_tolerance_is_kept(name, dim, reduction, evaluations):
         assert got.dtype is dtype
         want = fn(*(None if a is None else a.double() for a in arguments), kernel=kernel)
         assert error(got, want) < tolerance
-    assert len(evaluations) >= 1  # at least the loosest tolerance was not a direct sum
+    if dim > 1 or name not in ("riesz", "power_4_1"):  # on a line a matter of moments and of the order of the points
+        assert len(evaluations) >= 1  # at least the loosest tolerance was not a direct sum
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e3])
@@ -185,7 +186,7 @@ def test_derivatives_agree_with_those_of_the_exact_sum(kernel, dim, evaluations)
 
     for got, want in zip(derivatives(gwf.NUFFT(1e-7)), derivatives("exact"), strict=True):
         assert error(got, want) < 1e-5
-    assert evaluations or dim == 2
+    assert evaluations or dim == 2 or kernel == gwf.PowerLaw(4, 1)  # which needs no series on a line
 
 
 def test_derivative_of_the_velocity_and_in_the_bandwidth():

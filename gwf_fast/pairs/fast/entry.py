@@ -13,7 +13,7 @@ from torch import Tensor
 from gwf_fast.ops.modes import is_concrete, is_readable
 from gwf_fast.pairs.fast import cost, moments, slicing, sums
 from gwf_fast.pairs.fast.series import SMOOTH, Spec, far_field, is_smooth, plan
-from gwf_fast.pairs.fast.sliced import Directions, sliced_sums
+from gwf_fast.pairs.fast.sliced import Directions, distance_sums, is_distance, sliced_sums
 from gwf_fast.pairs.kernels import Term
 
 METHODS = ("exact", "nufft", "sliced", "auto")
@@ -116,7 +116,7 @@ def _exact_is_faster(
     if direct < cost.FIXED or spec is None or not x.numel() or not y.numel():
         return True
     series = moments.split(spec)[1]
-    if not series:
+    if not series or (dim == 1 and is_distance(series)):
         return False
     sets = zip(x.detach().reshape(-1, n, dim), y.detach().reshape(-1, m, dim), strict=True)
     planned = []
@@ -191,6 +191,9 @@ def _one_set(
         own = float(far_field(torch.zeros((), dtype=torch.float64), spec, 0.0, 0))
     if series and options.directions is not None and x.shape[1] > 1:
         fast, error = sliced_sums(x, y, weights, series, order, options.directions)
+        out = fast if out is None else fast + out
+    elif series and x.shape[1] == 1 and is_distance(series):
+        fast = distance_sums(x, y, weights, series, order)
         out = fast if out is None else fast + out
     elif series:  # in one dimension there is but one direction
         request = sums.Request(series, order, options.tolerance, spec, own)

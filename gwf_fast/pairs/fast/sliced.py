@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gwf_fast.kernels.table.profile_numbers import profile_id
 from gwf_fast.pairs.fast.lines import line_sums
 from gwf_fast.pairs.fast.slicing import LineForm, Spec, line_form
 from gwf_fast.pairs.passes import centre_of
@@ -81,6 +82,27 @@ def sliced_sums(
     independent = 1 / shares  # as many equal groups would say as much
     error = (spread / (independent - 1)).sqrt() if independent > 1.0001 else torch.full_like(spread, math.nan)
     return SlicedSum(out.T[..., None] if order == 0 else out[:, None], error)
+
+
+def is_distance(spec: Spec) -> bool:
+    """Whether a kernel is a multiple of r: on a line its sums come, to rounding, from the order of the points."""
+    distance, power = profile_id("distance"), profile_id("power")
+    return all(spec[k] == distance or (spec[k] == power and spec[k + 3] == 1) for k in range(0, len(spec), 4))
+
+
+def distance_sums(
+    x: Tensor,  # [N, 1]
+    y: Tensor,  # [M, 1]
+    weights: Tensor,  # [M, C]; C = 1 for gradients
+    spec: Spec,
+    order: int,
+) -> Tensor:  # [N, C, 1], float64
+    """The sums of such a kernel in one dimension, or their gradient; differentiable to any order."""
+    centre = y.detach().double().mean(0)
+    u = (x.double() - centre).T
+    v = u if y is x else (y.double() - centre).T
+    form = line_form(spec, 1, 1.0, order)
+    return line_sums(u, v, weights.double().T[None], form, order)[0].T[..., None]
 
 
 def _width(points: int, channels: int) -> int:

@@ -71,7 +71,7 @@ def why_not(terms: Sequence[Term]) -> str | None:
 
 @functools.lru_cache(maxsize=256)
 def line_form(spec: Spec, dim: int, length: float, order: int) -> LineForm:
-    """f of a kernel in R^dim, dim >= 2, for distances up to a length, fit for derivatives up to the order."""
+    """f of a kernel in R^dim for distances up to a length and derivatives up to the order; dim = 1 for powers only."""
     powers = torch.zeros(LARGEST_POWER + 1, dtype=torch.float64)
     spectral: list[tuple[str, float, float, float]] = []
     for name, coefficient, bandwidth, parameter in _terms(spec):
