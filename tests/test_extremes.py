@@ -254,14 +254,6 @@ def test_curvatures_of_the_shortest_distances(backend, order):
     close(along(slope, x, order), along(slope, x.double(), order), 1e-5)
 
 
-@pytest.mark.parametrize("reduction", [gwf.kernel_sum, gwf.kernel_gradient])
-def test_a_pair_that_is_left_out_may_be_nan(reduction):
-    """0 times what it holds was NaN in the backend "torch"."""
-    x = torch.tensor([[math.nan, 0.0]])
-    assert reduction(x, x, kernel=gwf.Matern52(1.0), exclude_self=True, backend="torch").eq(0).all()
-    assert reduction(x, x, kernel=gwf.Matern52(1.0), exclude_self=True).eq(0).all()
-
-
 @pytest.mark.parametrize("function", [gwf.drift.sinkhorn, gwf.sinkhorn_divergence])
 def test_numbers_of_transport_beyond_the_type_of_the_points(function):
     """Potentials over a marginal strength of 9e38, infinite in float32, were 0: drifts 2 % off."""

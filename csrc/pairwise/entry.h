@@ -16,14 +16,13 @@ inline constexpr double serial_below = 3e6;  // pair operations, about a millise
 // Numbers a row of out and out2.
 struct OutputWidths {
     int64_t first, second;
-    OutputWidths(Reduction reduction, int64_t D, int64_t C) {
-        const bool vector_first = reduction == Reduction::gradient || reduction == Reduction::jet;
-        const bool scalar_first = reduction == Reduction::logsumexp || reduction == Reduction::sum_gradient;
+    template <class T> explicit OutputWidths(const PairwiseCall<T>& call) {
+        const int64_t D = call.dim, C = call.channels;
+        const bool vector_first = call.reduction == Reduction::gradient || call.reduction == Reduction::jet;
+        const bool scalar_first = call.reduction == Reduction::logsumexp || call.reduction == Reduction::sum_gradient;
         first = vector_first ? D : scalar_first ? 1 : C;
-        second = reduction == Reduction::sum_gradient ? D : reduction == Reduction::average ? 1 : C;
+        second = call.reduction == Reduction::sum_gradient ? D : call.reduction == Reduction::average ? 1 : C;
     }
-    template <class T>
-    explicit OutputWidths(const PairwiseCall<T>& call) : OutputWidths(call.reduction, call.dim, call.channels) {}
 };
 
 template <class T> Problem<T> batch_element(const PairwiseCall<T>& call, int64_t b) {
@@ -137,11 +136,6 @@ template <class T> bool solve(Problem<T>& p, const KernelForms<T>& forms, int th
     Team::form(threads, [&](Team& team, int) {
         solve_share(team, p, plan ? &*plan : nullptr, plan_memory ? &*plan_memory : nullptr, largest_norm);
     });
-    if (p.exclude_self && p.M == 1 && !p.in_log_domain()) {  // row 0 has no pair, not even one that is 0 times NaN
-        const OutputWidths widths(p.reduction, p.D, p.C);
-        std::fill_n(p.out, widths.first, T(0));
-        if (p.out2) std::fill_n(p.out2, widths.second, T(0));
-    }
     return sizeof(T) == 8 || !p.jet() || !overflowed(p);
 }
 

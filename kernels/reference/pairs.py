@@ -40,7 +40,7 @@ class _Rows(NamedTuple):
     """A chunk of rows against all columns."""
 
     rows: slice
-    d: Tensor  # [B, n, M, D]   x_i - y_j; 0 where absent
+    d: Tensor  # [B, n, M, D]   x_i - y_j
     absent: Tensor | None  # [B | 1, n, M]   pairs that do not exist; None: all do
 
 
@@ -79,10 +79,8 @@ class _Pairs:
         step = max(1, CHUNK.get(self.x.device.type, CHUNK["cuda"]) // max(1, batch * m * dim))
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
-            d, absent = self.x[:, rows, None, :] - self.y[:, None, :, :], self._absent(rows)
-            if absent is not None:  # a factor of 0 does not remove what is not finite
-                d = torch.where(absent[..., None], 0.0, d)
-            yield _Rows(rows, d, absent)
+            d = self.x[:, rows, None, :] - self.y[:, None, :, :]
+            yield _Rows(rows, d, self._absent(rows))
 
     def _absent(self, rows: slice) -> Tensor | None:
         absent = None

@@ -91,7 +91,8 @@ class Function:
         sizes = {"x": call["n"], "y": call["m"], "z": call.get("k", 0)}
         if 0 in batch:  # no problem at all: the shapes of one
             empty = {
-                n: t if unbatched(call["tensors"][n]) else t.new_ones(t.shape[len(batch) :]) for n, t in tensors.items()
+                n: t if unbatched(call["tensors"][n]) else t.new_full(t.shape[len(batch) :], call["scale"])
+                for n, t in tensors.items()
             }
             one = self.dense(rounding, empty, {}, call | {"batch": []})
             return tuple(t.new_zeros((*batch, *t.shape)) for t in one)
