@@ -264,3 +264,21 @@ def test_numbers_of_transport_beyond_the_type_of_the_points(function):
     loose = {"tolerance": 1e-5, "max_iterations": 2000}
     got = function(x * unit, y * unit, epsilon=0.1 * unit**2, marginal_strength=20 * unit**2, **loose)
     close(got.double() / unit**degree, truth, 1e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("divergence", ["total_variation", "squared_hellinger", "neyman"])
+def test_slopes_of_saturated_critics(divergence, order):
+    """Autograd's slope of e^v - 1 is the value + 1, and 1 + (e^-2v - 1) was that of tanh: 0 for e^-40."""
+    net = gwf.nn.MLP([1, 1]).double()
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.zero_()
+    x = torch.tensor([[40.0]], dtype=torch.float64, requires_grad=True)
+    value = gwf.nn.critic_objective(net, x, torch.zeros(1, 1, dtype=torch.float64), divergence=divergence)
+    (slope,) = torch.autograd.grad(value, x, create_graph=order == 2)
+    truth = 2 * math.exp(-80) if divergence == "total_variation" else math.exp(-40)
+    if order == 2:
+        (slope,) = torch.autograd.grad(slope.sum(), x)
+        truth *= -2 if divergence == "total_variation" else -1
+    assert float(slope) == pytest.approx(truth, rel=1e-9, abs=0)
