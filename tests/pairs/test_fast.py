@@ -201,6 +201,41 @@ def test_derivative_of_the_velocity_and_in_the_bandwidth():
         assert error(got, want) < 1e-5
 
 
+@pytest.mark.parametrize("kernel", [gwf.Gaussian(0.7), gwf.IMQ(0.8)], ids=repr)
+@pytest.mark.parametrize("n, dim", [(5, 1), (40, 2), (30, 3), (900, 1), (900, 2)])
+def test_third_derivatives_of_smooth_kernels(kernel, n, dim):
+    """Where a grid would have more points than there are pairs, too."""
+    x0, y0, out = cloud(n, dim, 0), cloud(n + 3, dim, 1), []
+    for method in (gwf.NUFFT(1e-8), "exact"):
+        x, y = x0.clone().requires_grad_(), y0.clone().requires_grad_()
+        slopes = gwf.kernel_gradient(x, y, kernel=kernel, method=method)
+        first = torch.autograd.grad((slopes.cos() * x0).sum(), (x, y), create_graph=True)
+        out.append(torch.autograd.grad(sum(g.sin().sum() for g in first), (x, y)))
+    for got, want in zip(*out, strict=True):
+        assert error(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_sums_of_far_points_keep_the_tolerance(dtype, dim):
+    """All terms are small beside the kernel's largest: what a transform rounds is then more than they are."""
+    x, y = cloud(90, dim, 0, dtype), cloud(110, dim, 1, dtype) + 20
+    for kernel in (gwf.Gaussian(3.0), gwf.Matern52(2.0)):
+        for fn in REDUCTIONS.values():
+            want = fn(x.double(), y.double(), kernel=kernel)
+            assert error(fn(x, y, kernel=kernel, method=gwf.NUFFT(1e-5)).double(), want) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kernel", [gwf.Gaussian(0.3), gwf.Matern52(0.2), gwf.Riesz(1.5)], ids=repr)
+def test_one_point_does_not_feel_itself(kernel, dtype):
+    x = cloud(1, 3, 0, dtype).requires_grad_()
+    value = gwf.kernel_sum(x, x, kernel=kernel, method=gwf.NUFFT(1e-3))
+    (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad((slope * slope.new_tensor([0.3, -0.7, 1.1])).sum(), x)
+    assert not slope.any() and not second.any()
+
+
 def test_third_derivatives_of_a_rough_kernel_are_refused():
     x, w = cloud(3000, 1, 0), torch.ones(3000, 1, dtype=torch.float64)
     request = sums.Request(gwf.Laplace(0.5).spec, 3, 1e-4)

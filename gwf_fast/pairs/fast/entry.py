@@ -154,6 +154,8 @@ def fast_reduction(
             m = sources.shape[1] if y_lengths is None else int(y_lengths.flatten()[k])
             u = points[k, :n]
             v = u if x is y and n == m else sources[k, :m]
+            if u is v and n == 1:  # one point, which is at no distance from itself wherever it moves
+                u = v = u - u
             part, error = _one_set(order, u, v, carried[k, :m], spec, options, exclude_self)
             parts.append(torch.nn.functional.pad(part, (0, 0, 0, points.shape[1] - n)))
             missed.append(error)

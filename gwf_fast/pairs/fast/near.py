@@ -25,7 +25,8 @@ def near_sum(
     """
     if order > MAX_ORDER:
         raise NotImplementedError(
-            'method="nufft": third derivatives of a kernel that is not smooth at x = y are not implemented'
+            'method="nufft": third derivatives of a kernel that is not smooth at x = y are not implemented, and fourth'
+            " ones of others only where a transform serves"
         )
     if not x.is_cpu:  # only where a series was given up, and for second derivatives
         return near_sum(x.cpu(), y.cpu(), weights.cpu(), spec, radius, degree, order).to(x.device)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gwf_fast.pairs.fast import cost
 from gwf_fast.pairs.fast.modulus import periodic_square, smooth_square
+from gwf_fast.pairs.fast.near import MAX_ORDER
 
 Spec = tuple[float, ...]
 
@@ -157,7 +158,10 @@ def _candidates(spec: Spec, extents: Sequence[float], tolerance: float, order: i
     ]
     cutoff = vanishing_radius(spec, max(extents), tolerance, order)
     if cutoff is not None:
-        yield Series((), (), (0.0, 0), cutoff, 0, 0.0)  # scale 0: neighbours are summed without rounding to speak of
+        if order <= MAX_ORDER:
+            yield Series(
+                (), (), (0.0, 0), cutoff, 0, 0.0
+            )  # scale 0: neighbours are summed without rounding to speak of
         if cutoff < min(extents):  # periods that overlap only where the kernel has vanished
             boxes.append((tuple(extent + cutoff for extent in extents), (0.0, 0)))
     shapes = [(0.0, 0)]

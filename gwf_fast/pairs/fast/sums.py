@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gwf_fast import ops
 from gwf_fast.pairs.fast import cost
-from gwf_fast.pairs.fast.near import near_sum
+from gwf_fast.pairs.fast.near import MAX_ORDER, near_sum
 from gwf_fast.pairs.fast.series import Series, Spec, plan, split
 from gwf_fast.pairs.fast.transform import multi_indices, series_sum
 
@@ -43,8 +43,8 @@ class AccuracyError(RuntimeError):
     """The tolerance of a fast sum was not reached."""
 
 
-_UNCHECKED_PAIRS = 1 << 10
-"""Pairs up to which second derivatives, which are not compared with anything, are summed directly."""
+_CHECKED_ORDER = 3
+"""The highest derivative of a kernel that is known directly, for transforms to be compared with."""
 
 
 def derivative_sums(
@@ -122,18 +122,18 @@ def _accurate_sum(x: Tensor, y: Tensor, weights: Tensor, rest: Tensor | None, re
     centre, extents = box(x, y)
     u = x.double() - centre  # in double: neighbours may be closer than the rounding of their distance to the centre
     v = u if y is x else y.double() - centre
-    if not (u.any() or v.any()):  # one point: whose slope is 0, and not a tolerance
+    rough = bool(split(request.spec)[1])
+    checked = request.order <= (MAX_ORDER if rough else _CHECKED_ORDER)
+    if checked and not (u.any() or v.any()):  # one point: whose slope is 0, and not a tolerance
         return _direct(u, v, weights, request)
     pairs, threads = len(u) * len(v), torch.get_num_threads()
-    checked = request.order < 2
-    if not checked and pairs <= _UNCHECKED_PAIRS:
-        return _direct(u, v, weights, request)
-    crowd = crowding(u, v, torch.zeros((), dtype=torch.float64), extents) if split(request.spec)[1] else 1.0
+    crowd = crowding(u, v, torch.zeros((), dtype=torch.float64), extents) if rough else 1.0
     tolerance = request.tolerance if checked else 0.1 * request.tolerance
+    rounded = None  # a sum that is as good as rounding lets a transform be
     for _ in range(ATTEMPTS):
         sizes = (len(u), len(v), weights.shape[1])
         planned = plan(request.spec, extents, tolerance, request.order, *sizes, threads, crowd)
-        if planned is None or math.prod(2 * m + 1 for m in planned[0].modes) > pairs:
+        if planned is None or (checked and math.prod(2 * m + 1 for m in planned[0].modes) > pairs):
             # A grid that resolves this kernel has more points than there are pairs.
             return _direct(u, v, weights, request)
         series, _ = planned
@@ -143,12 +143,17 @@ def _accurate_sum(x: Tensor, y: Tensor, weights: Tensor, rest: Tensor | None, re
         out = evaluate(u, v, weights, request, series, tolerance, single)
         if not checked:
             return out
-        error = _error(u, v, weights, out, rest, request, series.scale, torch.finfo(x.dtype).eps)
+        error, is_rounding = _error(u, v, weights, out, rest, request, series.scale, torch.finfo(x.dtype).eps)
         if error <= ACCEPTED * request.tolerance:
             return out
+        if is_rounding:
+            rounded = out
+            break
         tolerance = max(1e-14, tolerance * min(0.1, 0.3 * request.tolerance / error))
     if pairs <= FEW_PAIRS:
         return _direct(u, v, weights, request)
+    if rounded is not None:
+        return rounded
     raise AccuracyError(
         f'method="nufft" did not reach tolerance={request.tolerance:g} for these points and weights, whose terms'
         f' cancel: the error is {error:.1e}; use a larger tolerance, or method="exact"'
@@ -178,8 +183,8 @@ def _error(
     request: Request,
     scale: float,
     epsilon: float,
-) -> float:
-    """The relative error, from some rows; 0 where it is no more than rounding makes it in any method.
+) -> tuple[float, bool]:
+    """The relative error, from some rows, and whether it is no more than rounding makes it in a transform.
 
     The rows with the largest sums and those at the ends of the cloud stand for themselves, since a few rows may make
     up the norm, or be all that goes wrong; of the others some, evenly spread, stand for all.
@@ -200,16 +205,17 @@ def _error(
     w = weights.double()  # errors of single terms add up as a random walk, those of a transform in proportion
     rounding = max(4 * epsilon * float(w.norm()), 1e-14 * float(w.abs().sum(0).norm()))
     rounding *= scale * math.sqrt(len(u))
-    if difference <= rounding:
-        return 0.0
     if request.removed:
         truth = truth - request.removed * weights[rows, :, None]
     size = math.sqrt(float(share @ truth.flatten(1).square().sum(1)))
-    return difference / size if size else math.inf
+    relative = difference / size if size else math.inf if difference else 0.0
+    return relative, difference <= rounding
 
 
 def _direct(u: Tensor, v: Tensor, weights: Tensor, request: Request) -> Tensor:
     """The same sum, directly, in float64."""
+    if request.order == _CHECKED_ORDER and not split(request.spec)[1]:
+        return _partial_sums(u.double(), v.double(), weights.double(), request.spec, request.order)
     if request.order > 1:
         radius = 2.02 * float((torch.cat([u, v]).double()).norm(dim=1).max()) or 1.0
         return near_sum(u, v, weights, request.spec, radius, 0, request.order)
@@ -219,3 +225,35 @@ def _direct(u: Tensor, v: Tensor, weights: Tensor, request: Request) -> Tensor:
         return ops.pair_sum(u, v, weights, request.spec, *options)[0, :, :, None]
     gradients = [ops.pair_gradient(u, v, w, request.spec, *options)[0] for w in weights.unbind(2)]
     return torch.stack(gradients, 1)
+
+
+_AT_ONCE = 1 << 18
+"""Pairs whose derivatives are held in memory."""
+
+
+def _partial_sums(u: Tensor, v: Tensor, weights: Tensor, spec: Spec, order: int) -> Tensor:  # [N, C, A]
+    """The partial derivatives of an order of a kernel that is smooth at 0, pair by pair, times weights."""
+    from gwf_fast.kernels.reference.profiles import kernel_derivatives  # here: SymPy takes a while to import
+
+    indices, parts = multi_indices(u.shape[1], order), []
+    for rows in u.split(max(1, _AT_ONCE // len(v))):
+        d = rows[:, None] - v[None]
+        slopes = kernel_derivatives(d.square().sum(2), spec, order)
+        partial = [sum(_paired(index, d, slopes)) for index in indices]
+        parts.append(torch.stack([each @ weights for each in partial], -1))
+    return torch.cat(parts)
+
+
+def _paired(axes: tuple[int, ...], d: Tensor, slopes: list[Tensor], used: int = 0, factor: Tensor | float = 1.0) -> Any:
+    """The terms of d^axes g(|d|^2): each further axis brings 2 d_a g', or takes a factor d_a of those before to 1.
+
+    Said otherwise: over all ways of marrying equal axes, 2^k g^(k) times the d_a of the single, k pairs and singles.
+    """
+    if not axes:
+        yield 2**used * slopes[used] * factor
+        return
+    first, rest = axes[0], axes[1:]
+    yield from _paired(rest, d, slopes, used + 1, factor * d[..., first])
+    for k, other in enumerate(rest):
+        if other == first:
+            yield from _paired(rest[:k] + rest[k + 1 :], d, slopes, used + 1, factor)
