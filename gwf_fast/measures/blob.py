@@ -126,15 +126,16 @@ def blob_velocity(
     if m == 2:  # g = 1: both forms, and no density needed
         return times(plain, -2 * scale)
     # The height of the kernel, of which powers are out of range in many dimensions, is taken out: scale^(m - 1) of all.
-    g = kernel_sum(x, particles, weights, **sums) ** (m - 2)
+    total = kernel_sum(x, particles, weights, **sums)
+    own = _times_power(plain, total[..., None], m - 2)
     if form == "density":
-        return times(g[..., None] * plain, -m * _power(scale, m - 1))
-    at_particles = g
+        return times(own, -m * _power(scale, m - 1))
     if sources is not None:
-        at_particles = kernel_sum(particles, particles, weights, **sums) ** (m - 2)
+        total = kernel_sum(particles, particles, weights, **sums)
+    at_particles = total ** (m - 2)
     carried = at_particles if weights is None else weights * at_particles
     weighted = kernel_gradient(x, particles, carried, **sums)
-    return times(weighted + g[..., None] * plain, -_power(scale, m - 1))
+    return times(weighted + own, -_power(scale, m - 1))
 
 
 # ---------------------------------------------------------------------------------------------- helpers
@@ -162,6 +163,14 @@ def _particles(
         return sources, None, scale / sources.shape[-2]
     check_companion("weights", weights, sources, channels=False, y_name="sources")
     return sources, weights, scale
+
+
+def _times_power(values: Tensor, base: Tensor, exponent: float) -> Tensor:
+    """values * base^exponent, exponent > -2; the values are of the base's size, and may vanish with it."""
+    if exponent > 0:
+        return values * base**exponent
+    ratio = values / base  # whose derivative, unlike that of base^-1, forms no square of what is large
+    return ratio if exponent == -1 else ratio * base ** (exponent + 1)
 
 
 def _power(scale: float, exponent: float) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast import ops
-from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Kernel
@@ -24,6 +24,7 @@ from gwf_fast.pairs.validation import check_companion, check_lengths, check_pair
 
 @entry
 @method_options
+@widens
 def kernel_sum(
     x: Tensor,
     y: Tensor,
@@ -93,6 +94,7 @@ def _sum(
 
 @entry
 @method_options
+@widens
 def kernel_gradient(
     x: Tensor,
     y: Tensor,
@@ -157,6 +159,7 @@ def _gradient(
 
 
 @entry
+@widens
 def kernel_logsumexp(
     x: Tensor,
     y: Tensor,
@@ -202,6 +205,7 @@ def kernel_logsumexp(
 
 
 @entry
+@widens
 def kernel_average(
     x: Tensor,
     y: Tensor,

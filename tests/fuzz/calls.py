@@ -120,15 +120,29 @@ def _compare(function: Function, call: Call, tensors: Any, lengths: Any, got: An
     return {"outcome": "right", "ratio": verdict.ratio}
 
 
+def _makes_nan(call: Call) -> bool:
+    """Whether a network is asked for slopes at NaN: of a piece that is linear they are numbers, which none promises."""
+    return call["f"].startswith("nn.") and call["place"].startswith("nan")
+
+
+def _lonely(call: Call) -> int | None:
+    """The NaN member of a set whose own pairs do not count."""
+    if not (call["place"].startswith("nan") and call["options"].get("exclude_self")):
+        return None
+    return call["m" if call["place"].endswith("_y") else "n"] // 2
+
+
 def _overflows(call: Call, truth: Any) -> bool:
     largest = max((float(t.detach().abs().nan_to_num(0.0).amax()) for t in truth if t.numel()), default=0.0)
     return largest > 0.5 * torch.finfo(DTYPES[call["dtype"]]).max
 
 
 def _steepness(call: Call) -> float:
-    """By what derivatives of terms that underflow are larger: 1 / h^2, and powers of r / h within them."""
-    lengths = [term[2] for term in call["options"].get("kernel", ()) if term[0] in SCALED]
-    return 1e2 * max(1.0, *(h**-2 for h in lengths)) if lengths else 1.0
+    """By what sums of derivatives of terms that underflow are larger: 1 / h^2, and powers of r / h within them."""
+    kernel = call["options"].get("kernel", ())
+    lengths = [term[3] if term[0] == "morse" else term[2] for term in kernel if term[0] in (*SCALED, "morse")]
+    lengths += [call["options"]["bandwidth"]] if "bandwidth" in call["options"] else []
+    return 1e2 * max(1.0, *(h**-2 for h in lengths)) * max(call["n"], call["m"]) if lengths else 1.0
 
 
 def _judge_all(function: Function, call: Call, got: Any, truth: Any, perturbed: list[Any]) -> Verdict:
@@ -142,7 +156,8 @@ def _judge_all(function: Function, call: Call, got: Any, truth: Any, perturbed: 
             [p[k] for p in perturbed],
             batch=len(call["batch"]),
             pads=not derivative,
-            overflown=derivative and (is_extreme(call) or _overflows(call, truth)),
+            overflown=derivative and (is_extreme(call) or _overflows(call, truth) or _makes_nan(call)),
+            lonely=_lonely(call),
             floor=function.floor(call),
             slack=function.slack(call),
             place=call["place"],

@@ -10,7 +10,7 @@ from scipy.special import hyp1f1
 from torch import Tensor
 
 from tests.fuzz.radial import Dense, smooth_of
-from tests.fuzz.rounding import Rounding
+from tests.fuzz.rounding import ULPS, Rounding
 
 Terms = list
 PRODUCTS_FROM = 8
@@ -70,10 +70,10 @@ def others(n: int, m: int, exclude_self: bool) -> Tensor:
 
 def kernel_sum(R: Rounding, x, y, weights=None, *, kernel: Terms, exclude_self: bool = False) -> Tensor:
     k = Dense(kernel, R)(pairs(R, x, y, kernel)[1])
+    k = torch.where(others(*k.shape, exclude_self), k, 0.0)  # not a weight's slope either
     channels = weights is not None and weights.ndim == 2
     w = torch.ones(len(y), 1, dtype=x.dtype) if weights is None else weights if channels else weights[:, None]
-    terms = torch.where(others(*k.shape, exclude_self)[..., None], k[..., None] * w, 0.0)
-    out = R(terms).sum(1)
+    out = R(torch.where(others(*k.shape, exclude_self)[..., None], k[..., None] * w, 0.0)).sum(1)
     return out if channels else out[:, 0]
 
 
@@ -135,11 +135,28 @@ def kernel_average(
 ) -> Tensor:
     share = shares(R, x, y, log_weights, kernel, exclude_self)
     if values is not None:
-        return R(R(share)[..., None] * values[None]).sum(1)
+        lost = _lost_of_a_mean(R, x, y, log_weights, kernel, exclude_self, share, values)
+        return R(R(share)[..., None] * values[None]).sum(1) + lost
     # about the middle of the cloud, as the package does: what is far from the origin loses nothing there
     middle = origin(x, y)
     terms = share[..., None] * torch.where(share[..., None] == 0, 0.0, (y - middle)[None])
-    return R(middle + R(terms).sum(1))
+    lost = _lost_of_a_mean(R, x, y, log_weights, kernel, exclude_self, share, y - middle)
+    return R(middle + R(terms).sum(1)) + lost
+
+
+def _lost_of_a_mean(R: Rounding, x, y, log_weights, kernel: Terms, exclude_self: bool, share, values) -> Tensor | float:
+    """0, whose derivative is that of slopes times what a mean has rounded: they are of values less their mean."""
+    if R.eps == 0:
+        return 0.0
+    logits = _logits(R, x, y, log_weights, kernel, exclude_self, centred=True).flatten(1)
+    p = softmax(R, logits, 1).detach()
+    moved = torch.where(p == 0, 0.0, p * (logits - logits.detach())).sum(1, keepdim=True)
+    carried = torch.where(share[..., None] == 0, 0.0, values.detach()[None])
+    share = share.detach()[..., None]
+    away = (carried - (share * carried).sum(1, keepdim=True)).abs()
+    exponents = torch.where(p == 0, 0.0, logits.detach().abs()).view(len(x), len(y), -1).amax(-1, keepdim=True)
+    size = (share * (carried.abs() + exponents / 4 * away)).sum(1)  # the shares of slopes are formed anew
+    return R.moved(torch.zeros_like(size), size) * moved
 
 
 def _mean_shift(R: Rounding, x, y, bandwidth: float, exclude_self: bool) -> Tensor:
@@ -149,6 +166,8 @@ def _mean_shift(R: Rounding, x, y, bandwidth: float, exclude_self: bool) -> Tens
         return (share[..., None] * torch.where(share[..., None] == 0, 0.0, y[None] - x[:, None])).sum(1) / bandwidth**2
     middle = origin(x, y)  # a mean of points about it, less the point
     mean = R(R(share[..., None]) * torch.where(share[..., None] == 0, 0.0, (y - middle)[None])).sum(1)
+    kernel = [["gaussian", 1.0, bandwidth]]
+    mean = mean + _lost_of_a_mean(R, x, y, None, kernel, exclude_self, share, y - middle)
     return (R(mean) - R(x - middle)) / bandwidth**2
 
 
@@ -202,7 +221,9 @@ def forward_step(R: Rounding, x, sources=None, *, step_size: float, kernel: Term
 
 def _normal(R: Rounding, x, y, weights, h: float) -> tuple[Tensor, float, Terms]:
     m = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if weights is None else weights
-    return m, (2 * math.pi * h * h) ** (-x.shape[1] / 2), [["gaussian", 1.0, h]]
+    logarithm = -x.shape[1] / 2 * math.log(2 * math.pi * h * h)
+    off = R.moved(x.new_zeros(()), 1 + abs(logarithm) / ULPS)  # of a power that is formed as an exponential
+    return m, math.exp(logarithm) * (1 + off), [["gaussian", 1.0, h]]
 
 
 def blob_density(R: Rounding, x, sources=None, weights=None, *, bandwidth: float) -> Tensor:

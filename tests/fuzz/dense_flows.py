@@ -27,7 +27,11 @@ from tests.fuzz.rounding import Rounding
 def _lines(R: Rounding, x, y, directions) -> tuple[Tensor, Tensor]:
     """Projections [P, N], [P, M]; a product is off by a rounding of its points' distance from an origin amid y."""
     middle = origin(y)
-    return tuple(R(R.moved(directions @ t.T, (t - middle).detach().norm(dim=1)[None])) for t in offsets(x, y))
+    # not by a matrix product: points that coincide are to have equal projections, wherever they lie in memory
+    lines = ((directions[:, None] * t.contiguous()[None]).sum(-1) for t in offsets(x, y))
+    return tuple(
+        R(R.moved(line, (t - middle).detach().norm(dim=1)[None])) for line, t in zip(lines, (x, y), strict=True)
+    )
 
 
 def _share(R: Rounding, weights, n: int, like: Tensor) -> Tensor:
@@ -40,7 +44,8 @@ def sliced_wasserstein2(R: Rounding, x, y, directions, x_weights=None, y_weights
     for line_x, line_y in zip(*_lines(R, x, y, directions), strict=True):
         i, j = line_x.argsort(stable=True), line_y.argsort(stable=True)
         ends_x, ends_y = a[i].cumsum(0), b[j].cumsum(0)
-        ends = R.moved(torch.cat((ends_x[:-1], ends_y[:-1])), 1.0).clamp(0, 1).sort().values
+        steps = max(1.0, math.sqrt(len(x) + len(y)) / 4)  # partial sums, each off by those before it
+        ends = R.moved(torch.cat((ends_x[:-1], ends_y[:-1])), steps).clamp(0, 1).sort().values
         edges = torch.cat((ends.new_zeros(1), ends, ends.new_ones(1)))
         middles, lengths = (edges[1:] + edges[:-1]) / 2, edges.diff()
         from_x = torch.searchsorted(ends_x.detach().contiguous(), middles.detach()).clamp(max=len(x) - 1)

@@ -115,9 +115,12 @@ def _flattened(R: Rounding, x: Tensor, value: Tensor) -> Tensor:
 
 
 def affine(R: Rounding, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W' + b; a sum is off by roundings of its terms."""
+    """x W' + b; a sum is off by roundings of its terms, and so are the parameters' derivatives, which are sums too."""
     size = (x.abs() @ weight.abs().T + bias.abs()).detach()
-    return R.moved(x @ weight.T + bias, size)
+    if R.eps == 0:
+        return x @ weight.T + bias
+    w, b = (R.behind(t.expand(len(x), *t.shape), 1.0) for t in (weight, bias))
+    return R.moved((w @ x[..., None])[..., 0] + b, size)
 
 
 def network(R: Rounding, x: Tensor, layers: dict[str, Tensor], activation: str) -> Tensor:

@@ -39,6 +39,7 @@ def judge(
     factor: float = 1.0,
     unit: float = 1.0,
     overflown: bool = False,
+    lonely: int | None = None,
 ) -> Verdict:
     """Compare a result with its truth.
 
@@ -56,6 +57,8 @@ def judge(
         unit: What a weight that underflows may be multiplied by.
         overflown: Whether what a derivative is formed of may overflow: it may then be infinity less infinity, and
             says so, as NaN. What is finite must be right.
+        lonely: The NaN member of the first problem, where points are left out of their own sums: a set that is the same
+            by contract has it on both sides.
     """
     if got.shape != truth.shape:
         return Verdict(f"{name}: shape {list(got.shape)}, expected {list(truth.shape)}", math.inf)
@@ -86,6 +89,8 @@ def judge(
     touched = torch.zeros_like(got_nan)
     if place.startswith("inf"):
         touched[(0,) * batch] = True
+    if lonely is not None and got.ndim > batch and lonely < got.shape[batch]:
+        touched[(0,) * batch + (lonely,)] = True
     if not place.startswith(("inf", "nan")):  # of an overflow: infinity less infinity, or not quite
         unknown = unknown | wanted_nan
         wanted_nan = torch.zeros_like(wanted_nan)

@@ -42,9 +42,11 @@ class Rounding:
         there, back = (1 + self.eps * self._signs(t) for _ in range(2))
         return _Rounded.apply(t, there, back)
 
-    def behind(self, t: Tensor) -> Tensor:
-        """The same, its derivative rounded: that of an argument, of which there may be two that are one tensor."""
-        return t if self.eps == 0 else _Rounded.apply(t, torch.ones_like(t), 1 + self.eps * self._signs(t))
+    def behind(self, t: Tensor, times: float = ULPS) -> Tensor:
+        """The same, its derivative rounded some times: that of an argument, of which two may be one tensor."""
+        if self.eps == 0:
+            return t
+        return _Rounded.apply(t, torch.ones_like(t), 1 + self.eps * times / ULPS * self._signs(t))
 
     def moved(self, t: Tensor, by: Tensor | float) -> Tensor:
         """A result that is off by a rounding of something larger."""

@@ -217,6 +217,14 @@ def _series(call: Call, order: int) -> float:
     return 3e-5 * call["m"] / (h if order else 1.0) if name == "gaussian" else 0.0
 
 
+def _squares_of_slopes(call: Call) -> float:
+    """Second derivatives of logarithms are differences of these, and lose as many units as their exponents: noted."""
+    options, far = call["options"], 1e4 if call["place"].startswith("outlier") else 50 if call["place"] == "far" else 2
+    lengths = [term[2] for term in options["kernel"]] if "kernel" in options else [options["bandwidth"]]
+    exponent = (far * call["scale"] / min(lengths)) ** 2 / 2
+    return math.inf if call["mode"] == "grad2" and exponent > 1e9 else 0.0
+
+
 def _by_name(name: str) -> Any:
     def through(function: Function, tensors: Any, options: Any) -> Any:
         return getattr(gwf, name)(**tensors, **options)
@@ -295,6 +303,7 @@ FUNCTIONS = [
         lengths=_LENGTHS,
         pad=float("-inf"),
         refuses=_extreme,
+        slack=_squares_of_slopes,
         weight=2,
     ),
     Function(
@@ -306,6 +315,7 @@ FUNCTIONS = [
         least=2,
         factor=2.0,  # two sums
         refuses=_average_refuses,
+        slack=_squares_of_slopes,
         weight=2,
     ),
     Function(
@@ -324,8 +334,20 @@ FUNCTIONS = [
         gradients=("x", "y"),
         refuses=_empty("x", "y"),
     ),
-    Function("parzen_log_density", dense.parzen_log_density, _pair(_parzen), gradients=("x", "y"), refuses=_empty("y")),
-    Function("parzen_score", dense.parzen_score, _pair(_parzen), gradients=("x", "y"), refuses=_average_refuses),
+    *(
+        Function(
+            name,
+            truth,
+            _pair(_parzen),
+            gradients=("x", "y"),
+            refuses=refuses,
+            slack=_squares_of_slopes,
+        )
+        for name, truth, refuses in (
+            ("parzen_log_density", dense.parzen_log_density, _empty("y")),
+            ("parzen_score", dense.parzen_score, _average_refuses),
+        )
+    ),
     Function(
         "median_bandwidth",
         dense.median_bandwidth,
