@@ -30,7 +30,7 @@ FUNCTIONS: dict[str, Function] = {f.name: f for table in _TABLES for f in table.
 _PERTURBED, _AGAIN, _CLOSE = 4, 40, 100.0
 """Roundings that are drawn, and how many where the error exceeds the largest, but not by that."""
 _REFUSALS = (ValueError, TypeError, NotImplementedError, gwf.AccuracyError, gwf.NonFiniteError, MemoryError)
-_REFUSALS += (torch._dynamo.exc.Unsupported,)  # in which a trace wraps the others
+_REFUSALS += (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)  # in which a trace wraps the others
 
 
 class Choice(NamedTuple):

@@ -27,19 +27,25 @@ def origin(*sets: Tensor) -> Tensor | float:
     return torch.where(middle.abs() > 4 * spread, middle * (1 - 2.0**-8), 0.0)
 
 
-def offsets(*sets: Tensor) -> list[Tensor]:
-    """Points about that origin."""
-    middle = origin(*sets)
+def offsets(*sets: Tensor, middle: Tensor | float | None = None) -> list[Tensor]:
+    """Points about that origin, or another."""
+    middle = origin(*sets) if middle is None else middle
     return [t - middle for t in sets]
 
 
 def pairs(
-    R: Rounding, x: Tensor, y: Tensor, kernel: Terms | None = None, *, centred: bool = False
+    R: Rounding,
+    x: Tensor,
+    y: Tensor,
+    kernel: Terms | None = None,
+    *,
+    centred: bool = False,
+    middle: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x_i - y_j [N, M, D] and its square [N, M]; all that a difference costs is a rounding of itself.
 
     In many dimensions a kernel that is smooth at 0 may be a function of |x|^2 + |y|^2 - 2 x.y, about the middle of the
-    cloud: both are then off by roundings of these, and so are sums that are centred by themselves.
+    cloud: both are then off by roundings of these, and so are sums that are centred by themselves, there or elsewhere.
     """
     d = R(R.behind(x)[:, None] - R.behind(y)[None])
     q = (d * d).sum(-1)
@@ -47,7 +53,7 @@ def pairs(
         return d, q
     smooth = kernel is not None and smooth_of(kernel)
     products = smooth and x.shape[1] >= PRODUCTS_FROM
-    u, v = offsets(x, y)
+    u, v = offsets(x, y, middle=middle)
     apart = (R(u) - u)[:, None] - (R(v) - v)[None]
     if smooth and not products:  # coordinates may be scaled before they are subtracted, which rounds once
         d = d + apart / 8
@@ -146,7 +152,7 @@ def kernel_average(
 
 def _lost_of_a_mean(R: Rounding, x, y, log_weights, kernel: Terms, exclude_self: bool, share, values) -> Tensor | float:
     """0, whose derivative is that of slopes times what a mean has rounded: they are of values less their mean."""
-    if R.eps == 0:
+    if R.eps == 0 or not share.numel():
         return 0.0
     logits = _logits(R, x, y, log_weights, kernel, exclude_self, centred=True).flatten(1)
     p = softmax(R, logits, 1).detach()

@@ -19,7 +19,7 @@ from tests.fuzz.dense import (
     softmax,
 )
 from tests.fuzz.radial import at_positive, rounded_apart
-from tests.fuzz.rounding import Rounding
+from tests.fuzz.rounding import ULPS, Rounding
 
 # ------------------------------------------------------------------------------------------------ sliced
 
@@ -235,9 +235,9 @@ def drift_energy(R: Rounding, x, y, *, exponent: float = 1.0, exclude_self: bool
     return drift_mmd(R, x, y, kernel=[["riesz", 1.0, exponent]], exclude_self=exclude_self)
 
 
-def distances(R: Rounding, x, y) -> Tensor:
+def distances(R: Rounding, x, y, middle=None) -> Tensor:
     """|x_i - y_j|, derivatives of all orders rounded apart; 0 where points coincide."""
-    return rounded_apart(lambda q: at_positive(q, torch.sqrt), R)(pairs(R, x, y, centred=True)[1])
+    return rounded_apart(lambda q: at_positive(q, torch.sqrt), R)(pairs(R, x, y, centred=True, middle=middle)[1])
 
 
 def _algorithm_2(R: Rounding, x, y, positive, logits, weights, clip: float) -> Tensor:
@@ -246,8 +246,12 @@ def _algorithm_2(R: Rounding, x, y, positive, logits, weights, clip: float) -> T
     root = at_positive(product.clamp(min=clip), torch.sqrt) * weights[None]
     pull, push = (torch.where(mask[None], root, 0.0) for mask in (positive, ~positive))
     weight = pull * push.sum(1, keepdim=True) - push * pull.sum(1, keepdim=True)
-    # the weights of a row add up to 0: differences from x_i do as well as the points
-    return (R(weight)[..., None] * -pairs(R, x, y, centred=True)[0]).sum(1)
+    # the weights of a row add up to 0: differences from x_i do as well as the points, about the middle of the data
+    middle = origin(y[positive])
+    out = (R(weight)[..., None] * -pairs(R, x, y, centred=True, middle=middle)[0]).sum(1)
+    carried = (y - middle).detach().abs()
+    lost = (weight.detach().abs()[..., None] * torch.where(weight[..., None] == 0, 0.0, carried[None])).sum(1)
+    return R.moved(out, lost / ULPS)
 
 
 def drift_gmd(
@@ -265,7 +269,7 @@ def drift_gmd(
     exclude_self = same if exclude_self is None else exclude_self
     targets = torch.cat((negatives, y))
     positive = torch.arange(len(targets)) >= len(negatives)
-    logits = R(-distances(R, x, targets) / temperature)
+    logits = R(-distances(R, x, targets, origin(y)) / temperature)  # points are centred where the data are
     if exclude_self:
         own = torch.cat((others(len(x), len(negatives), True), others(len(x), len(y), False)), 1)
         logits = torch.where(own, logits, -math.inf)
@@ -288,7 +292,7 @@ def drift_gmd_multi(
     kinds = ((x, x_weights), (none if negatives is None else negatives, negatives_weights), (y, y_weights))
     targets = torch.cat([points for points, _ in kinds])
     weights = torch.cat([torch.ones(len(p), dtype=x.dtype) if w is None else w for p, w in kinds])
-    r = distances(R, x, targets).clamp(min=1e-4)
+    r = distances(R, x, targets, origin(y)).clamp(min=1e-4)
     scale = (r * weights[None]).sum() / (len(x) * weights.sum())
     unit, step = scale.clamp(min=1e-3), (scale / math.sqrt(x.shape[1])).clamp(min=1e-3)
     logits = r / unit + 100 * torch.eye(*r.shape, dtype=x.dtype)
