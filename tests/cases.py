@@ -135,3 +135,8 @@ def error(got: Tensor, want: Tensor) -> float:
     assert got.shape == want.shape, f"shape {list(got.shape)}, expected {list(want.shape)}"
     difference = float((got.double() - want).norm() / want.norm().clamp(min=1e-300))
     return math.inf if math.isnan(difference) else difference
+
+
+def cloud(n: int, dim: int, seed: int, dtype=torch.float64) -> torch.Tensor:
+    """Standard normal points."""
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)

@@ -128,6 +128,36 @@ def test_halves_are_computed_in_float32(function):
     torch.testing.assert_close(got, truth.half(), equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reduce", [gwf.kernel_logsumexp, gwf.kernel_average])
+def test_slopes_of_halves_with_an_outlier(reduce, dtype):
+    """An exponent of 1e5 rounds by hundreds in a half, of which an exponential was taken: the slopes were NaN."""
+    x, y = points(5, 4).to(dtype), points(9, 4, 1).to(dtype)
+    x[2, 0] = 1e4
+
+    def slopes(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+        value = reduce(x, y, kernel=gwf.Matern52(0.2))
+        weights = torch.ones_like(value).cumsum(0) / 4  # a value of -1e5, which a half rounds, is not to matter
+        return torch.autograd.grad(value, (x, y), weights)
+
+    for got, truth in zip(slopes(x, y), slopes(x.float(), y.float()), strict=True):
+        torch.testing.assert_close(got.float(), truth.to(dtype).float(), rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.parametrize("m", [1.0, 1.5, 3.0])
+@pytest.mark.parametrize("form", ["energy", "density"])
+def test_slopes_of_blob_velocities_far_from_particles(form, m):
+    """The square of a density of 4e-20 was in the slope's denominator."""
+    y = points(4, 2, 1)
+    x = y.mean(0, keepdim=True) + torch.tensor([[6.9, 6.0]])
+
+    def slope(x: Tensor, y: Tensor) -> Tensor:
+        return along(lambda x: gwf.blob_velocity(x, 1.0, sources=y, form=form, m=m).sqrt(), x, 1)
+
+    close(slope(x, y), slope(x.double(), y.double()), 2e-5)
+
+
 @pytest.mark.parametrize("form", ["energy", "density"])
 @pytest.mark.parametrize("m", [1.0, 1.5])
 def test_blobs_in_many_dimensions(form, m):

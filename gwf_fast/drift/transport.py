@@ -79,7 +79,7 @@ def sinkhorn(
         RuntimeWarning: If ``tolerance`` was not reached.
     """
     check_pair(x, y)
-    numbers = Numbers.of(x, epsilon, max_iterations, tolerance, scaling, marginal_strength)
+    numbers = Numbers.of(epsilon, max_iterations, tolerance, scaling, marginal_strength)
     epsilon, max_iterations, tolerance, scaling, marginal_strength = numbers
     cross_start, own_start, _ = starts_of(start)
     sets = small.Sets(x, y, x_weights, y_weights, x_lengths, y_lengths, backend)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from gwf_fast.ops.modes import is_readable
@@ -69,32 +67,17 @@ class Numbers(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        x: Tensor,
-        epsilon: Any,
-        max_iterations: Any = 1,
-        tolerance: Any = 0.0,
-        scaling: Any = None,
-        strength: Any = None,
+        cls, epsilon: Any, max_iterations: Any = 1, tolerance: Any = 0.0, scaling: Any = None, strength: Any = None
     ) -> Numbers:
-        """From arguments, for points of a type.
+        """From arguments.
 
         Raises:
-            ValueError, TypeError: If one is out of range, or a scale of potentials is out of that of the type.
+            ValueError, TypeError: If one is out of range.
         """
         return cls(
-            _in_range("epsilon", epsilon, x),
+            as_positive("epsilon", epsilon),
             as_integer("max_iterations", max_iterations),
             as_number("tolerance", tolerance, "a number >= 0", least=0),
             None if scaling is None else as_number("scaling", scaling, "a number between 0 and 1", above=0, below=1),
-            None if strength is None else _in_range("marginal_strength", strength, x),
+            None if strength is None else as_positive("marginal_strength", strength),
         )
-
-
-def _in_range(name: str, value: Any, x: Tensor) -> float:
-    """A scale of potentials, which are numbers of the points' type (of float32, where that is a half)."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    info, number = torch.finfo(dtype), as_positive(name, value)
-    if info.tiny <= number <= info.max or number == math.inf:
-        return number
-    raise ValueError(f"{name} must lie in the range of {dtype}, {info.tiny:.1e} to {info.max:.1e}, got {value!r}")

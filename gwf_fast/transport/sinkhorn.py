@@ -96,7 +96,7 @@ def sinkhorn(
         RuntimeWarning: If ``tolerance`` was not reached.
     """
     check_pair(x, y)
-    numbers = Numbers.of(x, epsilon, max_iterations, tolerance, scaling, marginal_strength)
+    numbers = Numbers.of(epsilon, max_iterations, tolerance, scaling, marginal_strength)
     epsilon, max_iterations, tolerance, scaling, marginal_strength = numbers
     g = start.g if isinstance(start, SinkhornResult) else start
     sets = small.Sets(x, y, x_weights, y_weights, x_lengths, y_lengths, backend)
@@ -180,7 +180,7 @@ def sinkhorn_divergence(
         RuntimeWarning: If ``tolerance`` was not reached.
     """
     check_pair(x, y)
-    numbers = Numbers.of(x, epsilon, max_iterations, tolerance, scaling, marginal_strength)
+    numbers = Numbers.of(epsilon, max_iterations, tolerance, scaling, marginal_strength)
     epsilon, max_iterations, tolerance, scaling, marginal_strength = numbers
 
     def problem_of(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Entropic:
@@ -240,7 +240,7 @@ def barycentric_map(
     check_pair(x, y)
     check_companion("g", g, y, channels=False)
     problem = make_problem(x, y, None, y_weights, 1.0, None, y_lengths, backend)  # any sum of the weights will do
-    epsilon = Numbers.of(x, epsilon).epsilon
+    epsilon = Numbers.of(epsilon).epsilon
     return problem.row_average(None, members(g, y_lengths), epsilon) + centre_of(y, y_lengths)
 
 

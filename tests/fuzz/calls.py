@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 import gwf_fast as gwf
-from tests.fuzz import table_flows, table_networks, table_pairs
+from tests.fuzz import table_fast, table_flows, table_networks, table_pairs
 from tests.fuzz.arguments import DTYPES, Call
 from tests.fuzz.function import Function, is_extreme, make
 from tests.fuzz.judge import Verdict, judge
@@ -23,7 +23,7 @@ from tests.fuzz.modes import draw_mode, run_dense, run_package
 from tests.fuzz.radial import SCALED
 from tests.fuzz.rounding import ULPS, Rounding
 
-_TABLES = (table_pairs, table_flows, table_networks)
+_TABLES = (table_pairs, table_fast, table_flows, table_networks)
 FUNCTIONS: dict[str, Function] = {f.name: f for table in _TABLES for f in table.FUNCTIONS}
 """The table."""
 
@@ -120,6 +120,11 @@ def _compare(function: Function, call: Call, tensors: Any, lengths: Any, got: An
     return {"outcome": "right", "ratio": verdict.ratio}
 
 
+def _is_beyond(call: Call) -> bool:
+    """Whether potentials, which are of the size of squared distances, may overflow."""
+    return "sinkhorn" in call["f"] and call["scale"] ** 2 > 1e-4 * torch.finfo(DTYPES[call["dtype"]]).max
+
+
 def _makes_nan(call: Call) -> bool:
     """Whether a network is asked for slopes at NaN: of a piece that is linear they are numbers, which none promises."""
     return call["f"].startswith("nn.") and call["place"].startswith("nan")
@@ -156,7 +161,8 @@ def _judge_all(function: Function, call: Call, got: Any, truth: Any, perturbed: 
             [p[k] for p in perturbed],
             batch=len(call["batch"]),
             pads=not derivative,
-            overflown=derivative and (is_extreme(call) or _overflows(call, truth) or _makes_nan(call)),
+            overflown=_is_beyond(call)
+            or (derivative and (is_extreme(call) or _overflows(call, truth) or _makes_nan(call))),
             lonely=_lonely(call),
             floor=function.floor(call),
             slack=function.slack(call),

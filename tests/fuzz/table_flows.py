@@ -14,9 +14,9 @@ from tests.fuzz import dense_flows as truths
 from tests.fuzz.arguments import Call, draw_bandwidth, draw_kernel, pick
 from tests.fuzz.function import EAGER, ONCE, Function
 from tests.fuzz.rounding import EXACT, Rounding
-from tests.fuzz.table_pairs import _LENGTHS, _alone, _empty, _pair
+from tests.fuzz.table_pairs import LENGTHS, _alone, _empty, pair
 
-_TRIPLE = {**_LENGTHS, "negatives_lengths": "z"}
+_TRIPLE = {**LENGTHS, "negatives_lengths": "z"}
 _FINITE = ("plain", "coincident", "near", "same", "collapsed", "far", "shifted", "outlier", "outlier_y")
 _MODERATE = ("plain", "coincident", "near", "same", "collapsed", "shifted")
 
@@ -209,11 +209,11 @@ FUNCTIONS = [
     Function(
         "sliced_wasserstein2",
         truths.sliced_wasserstein2,
-        _pair(_sliced, backend=False, places=_FINITE),
+        pair(_sliced, backend=False, places=_FINITE),
         rows=(None,),
         factor=2.0,  # of a sum over directions
         gradients=_SLOPES,
-        lengths=_LENGTHS,
+        lengths=LENGTHS,
         least=1,
         refuses=_sets,
         modes=EAGER,
@@ -221,10 +221,10 @@ FUNCTIONS = [
     Function(
         "sliced_energy_distance",
         truths.sliced_energy_distance,
-        _pair(_sliced_energy, backend=False),
+        pair(_sliced_energy, backend=False),
         rows=(None,),
         gradients=(*_SLOPES, "x_weights", "y_weights"),
-        lengths=_LENGTHS,
+        lengths=LENGTHS,
         least=1,
         refuses=_sets,
         floor=lambda call: 2e-9 if call["options"].get("exponent", 1.0) != 1 else 0.0,
@@ -233,9 +233,9 @@ FUNCTIONS = [
     Function(
         "sinkhorn",
         _sinkhorn_truth,
-        _pair(_transport, backend=False, largest=24, places=_MODERATE),
+        pair(_transport, backend=False, largest=24, places=_MODERATE),
         rows=("x", "y"),
-        lengths=_LENGTHS,
+        lengths=LENGTHS,
         least=1,
         refuses=_sets,
         slack=_unconverged,
@@ -246,10 +246,10 @@ FUNCTIONS = [
     Function(
         "sinkhorn_divergence",
         truths.sinkhorn_divergence,
-        _pair(_divergence, backend=False, largest=24, places=_MODERATE),
+        pair(_divergence, backend=False, largest=24, places=_MODERATE),
         rows=(None,),
         gradients=_SLOPES,  # those in weights that sum to 1 are given up to a constant
-        lengths=_LENGTHS,
+        lengths=LENGTHS,
         least=1,
         refuses=_sets,
         slack=_unconverged,
@@ -259,7 +259,7 @@ FUNCTIONS = [
     Function(
         "barycentric_map",
         truths.barycentric_map,
-        _pair(_map, backend=False),
+        pair(_map, backend=False),
         gradients=("x", "y", "g"),
         factor=2.0,  # exponents of two parts
         lengths={"y_lengths": "y"},
@@ -270,10 +270,10 @@ FUNCTIONS = [
     Function(
         "drift.sinkhorn",
         truths.drift_sinkhorn,
-        _pair(_transport, backend=False, largest=24, places=_MODERATE),
+        pair(_transport, backend=False, largest=24, places=_MODERATE),
         slack=_unconverged,
         modes=EAGER,
-        lengths=_LENGTHS,
+        lengths=LENGTHS,
         least=1,
         refuses=_sets,
         weight=0.4,
@@ -281,39 +281,39 @@ FUNCTIONS = [
     Function(
         "drift.parzen_kl",
         truths.drift_parzen_kl,
-        _pair(_parzen_drift),
+        pair(_parzen_drift),
         gradients=_SLOPES,
-        lengths=_LENGTHS,
+        lengths=LENGTHS,
         least=2,
         refuses=_sets,
     ),
     Function(
         "drift.f_divergence",
         truths.drift_f_divergence,
-        _pair(_f_drift),
+        pair(_f_drift),
         gradients=_SLOPES,
-        lengths=_LENGTHS,
+        lengths=LENGTHS,
         least=2,
         refuses=_sets,
         factor=3.0,  # a ratio of two densities, times a difference of two means
     ),
     Function(
-        "drift.mmd", truths.drift_mmd, _pair(_mmd_drift), gradients=_SLOPES, lengths=_LENGTHS, least=2, refuses=_sets
+        "drift.mmd", truths.drift_mmd, pair(_mmd_drift), gradients=_SLOPES, lengths=LENGTHS, least=2, refuses=_sets
     ),
     Function(
         "drift.energy",
         truths.drift_energy,
-        _pair(_energy_drift),
+        pair(_energy_drift),
         gradients=_SLOPES,
-        lengths=_LENGTHS,
+        lengths=LENGTHS,
         least=2,
         refuses=_sets,
     ),
     Function(
         "drift.sliced_wasserstein",
         truths.drift_sliced_wasserstein,
-        _pair(_sliced, backend=False, places=_FINITE),
-        lengths=_LENGTHS,
+        pair(_sliced, backend=False, places=_FINITE),
+        lengths=LENGTHS,
         least=1,
         refuses=_sets,
         modes=EAGER,
@@ -321,7 +321,7 @@ FUNCTIONS = [
     Function(
         "drift.gmd",
         truths.drift_gmd,
-        _pair(_gmd),
+        pair(_gmd),
         gradients=(*_SLOPES, "negatives"),
         lengths=_TRIPLE,
         least=2,
@@ -330,7 +330,7 @@ FUNCTIONS = [
     Function(
         "drift.gmd_multi",
         _gmd_multi_truth,
-        _pair(_gmd_multi, backend=False),
+        pair(_gmd_multi, backend=False),
         rows=("x", None, None),
         floor=lambda call: 1e-6 if call["dtype"] == "float32" else 1e-14,  # of a sum over all pairs
         factor=2.0,
@@ -343,7 +343,7 @@ FUNCTIONS = [
     Function(
         "drift.critic",
         truths.drift_critic,
-        _pair(_critic, backend=False),
+        pair(_critic, backend=False),
         refuses=_sets,
         through=_critic_through,
         weight=0.3,
@@ -352,7 +352,7 @@ FUNCTIONS = [
     Function(
         "drift.critic_step",
         _critic_step_truth,
-        _pair(_critic_step, backend=False),
+        pair(_critic_step, backend=False),
         refuses=_sets,
         through=_critic_through,
         weight=0.3,
@@ -361,7 +361,7 @@ FUNCTIONS = [
     Function(
         "drifting_loss",
         truths.drifting_loss,
-        _pair(_loss, backend=False, places=_FINITE),
+        pair(_loss, backend=False, places=_FINITE),
         rows=(None,),
         gradients=("x",),
         refuses=_sets,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from random import Random
 from typing import Any
 
 import torch
 
-import gwf_fast as gwf
 from tests.fuzz import dense
 from tests.fuzz.arguments import DTYPES, Call, draw_bandwidth, draw_kernel, draw_shape, pick
-from tests.fuzz.function import EAGER, ONCE, SERIAL, Function, is_extreme
+from tests.fuzz.function import EAGER, ONCE, Function, is_extreme
 from tests.fuzz.radial import SCALED, smooth_of
 
 
@@ -28,7 +26,7 @@ def _empty(*sides: str) -> Any:
     return refuses
 
 
-def _extreme(call: Call) -> str | None:
+def extreme(call: Call) -> str | None:
     return "extreme" if is_extreme(call) else None
 
 
@@ -59,7 +57,7 @@ def _reduction(weights: dict[str | None, float], *, positive: bool = False, valu
     return draw
 
 
-def _pair(option: Any, *, least: int = 1, backend: bool = True, **shape: Any) -> Any:
+def pair(option: Any, *, least: int = 1, backend: bool = True, **shape: Any) -> Any:
     """x and y, and options from random numbers and the call."""
 
     def draw(rng: Random) -> Call:
@@ -74,12 +72,12 @@ def _pair(option: Any, *, least: int = 1, backend: bool = True, **shape: Any) ->
     return draw
 
 
-def _kernel(rng: Random, call: Call, **kind: Any) -> None:
+def kernel(rng: Random, call: Call, **kind: Any) -> None:
     call["options"]["kernel"] = draw_kernel(rng, call["scale"], **kind)
 
 
 def _mmd(rng: Random, call: Call) -> None:
-    _kernel(rng, call)
+    kernel(rng, call)
     if rng.random() < 0.3:
         call["options"]["unbiased"] = True
         call["needs"] = {"x": 2, "y": 2}
@@ -108,11 +106,11 @@ def _median(rng: Random, call: Call) -> None:
 
 def _energy(rng: Random, call: Call) -> None:
     _alone(rng, call)
-    _kernel(rng, call)
+    kernel(rng, call)
 
 
 def _velocity(rng: Random, call: Call) -> None:
-    _kernel(rng, call)
+    kernel(rng, call)
     del call["tensors"]["y"]
     if rng.random() < 0.6:
         call["tensors"]["sources"] = "y"
@@ -126,13 +124,13 @@ def _step(rng: Random, call: Call) -> None:
 def _stein(rng: Random, call: Call) -> None:
     _alone(rng, call)
     call["tensors"]["score"] = "score_x"
-    _kernel(rng, call, positive=True)
+    kernel(rng, call, positive=True)
 
 
 def _ksd(rng: Random, call: Call) -> None:
     _alone(rng, call)
     call["tensors"]["score"] = "score_x"
-    _kernel(rng, call, positive=True, only=tuple(k for k in SCALED if k not in ("laplace", "matern32")))
+    kernel(rng, call, positive=True, only=tuple(k for k in SCALED if k not in ("laplace", "matern32")))
     call["options"]["unbiased"] = rng.random() < 0.6
     call["needs"] = {"x": 2 if call["options"]["unbiased"] else 1}
 
@@ -174,49 +172,6 @@ def _blob_velocity(rng: Random, call: Call) -> None:
     call["options"] |= {"m": rng.choice((1.0, 2.0, 3.0)), "form": rng.choice(("energy", "density"))}
 
 
-def _fast(rng: Random, call: Call) -> None:
-    """ "nufft", where it serves: D <= 3, points that are finite."""
-    call["d"] = rng.choice((1, 2, 3))
-    call["n"], call["m"] = (rng.choice((1, 5, 33, 100)) for _ in "nm")
-    if call["place"] == "same":
-        call["m"] = call["n"]
-    if call["dtype"] not in ("float32", "float64"):
-        call["dtype"] = "float32"
-    _kernel(rng, call, only=("gaussian", "imq", "matern52", "riesz"))
-    tolerance = rng.choice((1e-3, 1e-5) if call["dtype"] == "float32" else (1e-4, 1e-6, 1e-9))
-    call["options"] |= {"method": rng.choice(("nufft", "auto")), "tolerance": tolerance}
-    if rng.random() < 0.5:
-        call["tensors"]["weights"] = "signed_y"
-
-
-def _granted(call: Call) -> float:
-    return 2 * call["options"]["tolerance"]
-
-
-def _sliced(order: int) -> Any:
-    def option(rng: Random, call: Call) -> None:
-        call["d"], call["projections"] = min(call["d"], 9), rng.choice((1, 3, 20))
-        if call["dtype"] not in ("float32", "float64"):
-            call["dtype"] = "float32"
-        h = call["scale"] * round(10 ** rng.uniform(-0.5, 0.5), 3)
-        term = rng.choice((["gaussian", 1.0, h], ["riesz", 1.0, 1.0]))
-        if term[0] == "gaussian":  # on a line it is summed by transforms, which are drawn by themselves
-            call["d"] = max(2, call["d"])
-        call["options"] = {"kernel": [term], "method": "sliced"}
-        call["tensors"]["directions"] = "directions"
-        if rng.random() < 0.5:
-            call["tensors"]["weights"] = "signed_y"
-        call["order"] = order
-
-    return option
-
-
-def _series(call: Call, order: int) -> float:
-    """What the error of a Fourier series is of a kernel's largest value or slope, where the sum is of small ones."""
-    name, _, h = call["options"]["kernel"][0]
-    return 3e-5 * call["m"] / (h if order else 1.0) if name == "gaussian" else 0.0
-
-
 def _squares_of_slopes(call: Call) -> float:
     """Second derivatives of logarithms are differences of these, and lose as many units as their exponents: noted."""
     options, far = call["options"], 1e4 if call["place"].startswith("outlier") else 50 if call["place"] == "far" else 2
@@ -225,21 +180,13 @@ def _squares_of_slopes(call: Call) -> float:
     return math.inf if call["mode"] == "grad2" and exponent > 1e9 else 0.0
 
 
-def _by_name(name: str) -> Any:
-    def through(function: Function, tensors: Any, options: Any) -> Any:
-        return getattr(gwf, name)(**tensors, **options)
-
-    return through
-
-
-_LENGTHS = {"x_lengths": "x", "y_lengths": "y"}
-_FINITE = ("plain", "coincident", "near", "same", "collapsed", "far", "shifted", "outlier", "outlier_y")
+LENGTHS = {"x_lengths": "x", "y_lengths": "y"}
 
 
 def _average_refuses(call: Call) -> str | None:
     if call["ragged"] and call["m"] < 2:
         return "lengths that leave nothing to average over"
-    return _empty("y")(call) if call["n"] else _extreme(call)
+    return _empty("y")(call) if call["n"] else extreme(call)
 
 
 def _smooth(call: Call) -> str | None:
@@ -252,8 +199,8 @@ FUNCTIONS = [
         dense.kernel_sum,
         _reduction({None: 40, "signed_y": 40, "channels_y": 20}),
         gradients=("x", "y", "weights"),
-        lengths=_LENGTHS,
-        refuses=_extreme,
+        lengths=LENGTHS,
+        refuses=extreme,
         weight=2.5,
     ),
     Function(
@@ -261,48 +208,18 @@ FUNCTIONS = [
         dense.kernel_gradient,
         _reduction({None: 50, "signed_y": 50}),
         gradients=("x", "y", "weights"),
-        lengths=_LENGTHS,
-        refuses=_extreme,
+        lengths=LENGTHS,
+        refuses=extreme,
         weight=2.5,
-    ),
-    *(
-        Function(
-            f"{name} nufft",
-            truth,
-            _pair(_fast, backend=False, places=_FINITE),
-            gradients=("x", "y", "weights"),
-            lengths=_LENGTHS,
-            refuses=_extreme,
-            floor=_granted,
-            modes=SERIAL,
-            through=_by_name(name),
-            weight=0.4,
-        )
-        for name, truth in (("kernel_sum", dense.kernel_sum), ("kernel_gradient", dense.kernel_gradient))
-    ),
-    *(
-        Function(
-            f"{name} sliced",
-            functools.partial(dense.sliced_sum, order=order),
-            _pair(_sliced(order), backend=False, places=("plain", "coincident", "near", "same", "shifted")),
-            lengths=_LENGTHS,
-            refuses=_extreme,
-            floor=lambda call: 1e-5,  # of its Fourier series
-            slack=functools.partial(_series, order=order),
-            modes=EAGER,
-            through=_by_name(name),
-            weight=0.3,
-        )
-        for order, name in enumerate(("kernel_sum", "kernel_gradient"))
     ),
     Function(
         "kernel_logsumexp",
         dense.kernel_logsumexp,
         _reduction({None: 50, "logs_y": 50}, positive=True),
         gradients=("x", "y", "log_weights"),
-        lengths=_LENGTHS,
+        lengths=LENGTHS,
         pad=float("-inf"),
-        refuses=_extreme,
+        refuses=extreme,
         slack=_squares_of_slopes,
         weight=2,
     ),
@@ -311,7 +228,7 @@ FUNCTIONS = [
         dense.kernel_average,
         _reduction({None: 50, "logs_y": 50}, positive=True, values=True),
         gradients=("x", "y", "values", "log_weights"),
-        lengths=_LENGTHS,
+        lengths=LENGTHS,
         least=2,
         factor=2.0,  # two sums
         refuses=_average_refuses,
@@ -321,7 +238,7 @@ FUNCTIONS = [
     Function(
         "mmd2",
         dense.mmd2,
-        _pair(_mmd),
+        pair(_mmd),
         rows=(None,),
         gradients=("x", "y", "x_weights", "y_weights"),
         refuses=_empty("x", "y"),
@@ -329,7 +246,7 @@ FUNCTIONS = [
     Function(
         "energy_distance",
         dense.energy_distance,
-        _pair(lambda rng, call: None),
+        pair(lambda rng, call: None),
         rows=(None,),
         gradients=("x", "y"),
         refuses=_empty("x", "y"),
@@ -338,7 +255,7 @@ FUNCTIONS = [
         Function(
             name,
             truth,
-            _pair(_parzen),
+            pair(_parzen),
             gradients=("x", "y"),
             refuses=refuses,
             slack=_squares_of_slopes,
@@ -351,7 +268,7 @@ FUNCTIONS = [
     Function(
         "median_bandwidth",
         dense.median_bandwidth,
-        _pair(_median, backend=False, least=2),
+        pair(_median, backend=False, least=2),
         rows=(None,),
         refuses=_empty("x"),
         modes=EAGER,  # PyTorch's pdist warns under vmap
@@ -360,7 +277,7 @@ FUNCTIONS = [
     Function(
         "interaction_energy",
         dense.interaction_energy,
-        _pair(_energy),
+        pair(_energy),
         factor=3.0,  # of a sum over all pairs
         rows=(None,),
         gradients=("x",),
@@ -369,15 +286,15 @@ FUNCTIONS = [
     Function(
         "interaction_velocity",
         dense.interaction_velocity,
-        _pair(_velocity),
+        pair(_velocity),
         gradients=("x", "sources"),
         refuses=_empty("x", "y"),
     ),
-    Function("forward_step", dense.forward_step, _pair(_step), gradients=("x", "sources"), refuses=_empty("x", "y")),
+    Function("forward_step", dense.forward_step, pair(_step), gradients=("x", "sources"), refuses=_empty("x", "y")),
     Function(
         "ksd2",
         dense.ksd2,
-        _pair(_ksd, backend=False),
+        pair(_ksd, backend=False),
         rows=(None,),
         gradients=("x", "score"),
         refuses=_smooth,
@@ -386,7 +303,7 @@ FUNCTIONS = [
     Function(
         "svgd_direction",
         dense.svgd_direction,
-        _pair(_stein),
+        pair(_stein),
         gradients=("x", "score"),
         refuses=_empty("x"),
         factor=2.0,  # two sums
@@ -394,7 +311,7 @@ FUNCTIONS = [
     Function(
         "blob_density",
         dense.blob_density,
-        _pair(_blob),
+        pair(_blob),
         gradients=("x", "sources", "weights"),
         refuses=_vanishing,
         factor=3.0,  # powers of a bandwidth
@@ -403,7 +320,7 @@ FUNCTIONS = [
     Function(
         "blob_energy",
         dense.blob_energy,
-        _pair(_blob_energy),
+        pair(_blob_energy),
         rows=(None,),
         gradients=("x",),
         refuses=_vanishing,
@@ -413,7 +330,7 @@ FUNCTIONS = [
     Function(
         "blob_velocity",
         dense.blob_velocity,
-        _pair(_blob_velocity),
+        pair(_blob_velocity),
         gradients=("x", "sources", "weights"),
         refuses=_vanishing,
         factor=3.0,  # powers of a bandwidth
