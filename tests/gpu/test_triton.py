@@ -96,6 +96,17 @@ def test_without_float64_products(dim, monkeypatch):
         assert selftest.error(case, triton_backend, DEVICE) <= selftest.TOLERANCE[case.dtype]
 
 
+@pytest.mark.parametrize("dim", [2, 70])
+@pytest.mark.parametrize("operation", ["sum", "gradient", "logsumexp", "average", "jet1"])
+def test_groups_of_tiles(operation, dim, monkeypatch):
+    """Columns are added up group by group, of more columns than other tests have."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("gwf_fast.kernels.triton.") and hasattr(module, "GROUP"):
+            monkeypatch.setattr(module, "GROUP", 2)
+    case = selftest.Case(operation, sizes=(1, 20, 330, dim))
+    assert selftest.error(case, triton_backend, DEVICE) <= selftest.TOLERANCE[case.dtype]
+
+
 @pytest.mark.parametrize("precision", ["fp16x3", "ieee", "tf32x3", "tf32"])
 def test_precisions(precision):
     case = selftest.Case("gradient", sizes=(1, 33, 70, 17))

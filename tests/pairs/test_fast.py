@@ -105,6 +105,17 @@ def test_the_work_follows_from_the_tolerance(kernel, dim):
     assert 1.1 * seconds[0] < seconds[1] and 1.1 * seconds[1] < seconds[2]
 
 
+@pytest.mark.parametrize("kernel", [gwf.Gaussian(0.5), gwf.IMQ(0.7)], ids=repr)
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_first_series_does(kernel, dim, evaluations):
+    """A wrong one would be found out and replaced, by a direct sum in the end: right, and slow."""
+    x, y = cloud(3000, dim, 0), cloud(2500, dim, 1)
+    for tolerance in (1e-3, 1e-6):
+        evaluations.clear()
+        gwf.kernel_sum(x, y, kernel=kernel, method=gwf.NUFFT(tolerance))
+        assert len(evaluations) == 1 and evaluations[0].modes
+
+
 def test_a_narrow_kernel_is_cut_off(evaluations):
     x = cloud(20000, 2, 0)
     got = gwf.kernel_sum(x, x, kernel=gwf.Gaussian(1e-3), method=gwf.NUFFT(1e-6))
