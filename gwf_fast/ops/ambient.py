@@ -81,21 +81,30 @@ def widens(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], Tensor) and args[0].dtype not in HALVES:  # the usual case
             return function(*args, **kwargs)
-        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
-        dtypes = {t.dtype for t in tensors}
-        if len(dtypes) != 1 or not dtypes.issubset(HALVES) or not all(t.is_cpu for t in tensors):
-            return function(*args, **kwargs)
-        (dtype,) = dtypes
-        if kwargs.get("backend") is not None:
-            resolve(kwargs["backend"], tensors[0].device, dtype)  # which may not serve halves
-        wide = {id(t): t.float() for t in tensors}  # what is one tensor stays one
-        arguments = [wide.get(id(value), value) for value in args]
-        out: Any = function(*arguments, **{name: wide.get(id(value), value) for name, value in kwargs.items()})
+        dtype, wide, named = widened(args, kwargs)
+        out: Any = function(*wide, **named)
+        if dtype is None:
+            return out
         if isinstance(out, Tensor):
             return out.to(dtype)
         return type(out)(*(value.to(dtype) for value in out))  # a named tuple of tensors
 
+    call.widens = True  # type: ignore[attr-defined]  # for explain
     return call
+
+
+def widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.dtype | None, list[Any], dict[str, Any]]:
+    """The arguments in float32 where all tensors are of one type of halves on a CPU, and that type; else None."""
+    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
+    dtypes = {t.dtype for t in tensors}
+    if len(dtypes) != 1 or not dtypes.issubset(HALVES) or not all(t.is_cpu for t in tensors):
+        return None, list(args), kwargs
+    (dtype,) = dtypes
+    if kwargs.get("backend") is not None:
+        resolve(kwargs["backend"], tensors[0].device, dtype)  # which may not serve halves
+    wide = {id(t): t.float() for t in tensors}  # what is one tensor stays one
+    named = {name: wide.get(id(value), value) for name, value in kwargs.items()}
+    return dtype, [wide.get(id(value), value) for value in args], named
 
 
 def _is_inference_mode() -> bool:

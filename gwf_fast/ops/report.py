@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from gwf_fast.ops.ambient import widened
 from gwf_fast.ops.dispatch import load, resolve
 from gwf_fast.ops.table import AUTOMATIC, BACKENDS, OPERATIONS, Backend, needed
 
@@ -111,10 +112,15 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
         found = (getattr(value, "particles", value) for value in (*args, *kwargs.values()))
         return str(owner.explain(next((value for value in found if isinstance(value, Tensor)), None)))
     called = fn.forward if isinstance(fn, torch.nn.Module) else fn
+    lines: list[str] = []
+    if _is_ours(called) and getattr(called, "widens", False):
+        dtype, wide, kwargs = widened(args, kwargs)
+        args, lines = tuple(wide), [] if dtype is None else [f"{dtype} on a CPU is computed in float32"]
     if _is_ours(called) and hasattr(called, "explained_by"):
-        lines: list[str] = called.explained_by(called, args, kwargs)
-        return "\n".join(lines)
-    return "\n".join(by_table(fn, arguments(fn, args, kwargs)))
+        lines += called.explained_by(called, args, kwargs)
+    else:
+        lines += by_table(fn, arguments(fn, args, kwargs))
+    return "\n".join(lines)
 
 
 def _is_ours(fn: Callable[..., Any]) -> bool:

@@ -303,3 +303,11 @@ def test_the_documentation_has_the_table():
 
     page = Path(__file__).resolve().parents[2] / "docs" / "gpu.md"
     assert page.read_text() == documented(page.read_text()), "run: .venv/bin/python bench/gpu_table.py --operations"
+
+
+def test_halves_on_a_cpu_are_said_to_be_computed_in_float32():
+    x = torch.zeros(5, 2, dtype=torch.bfloat16)
+    first, second = gwf.explain(gwf.kernel_sum, x, x, kernel=gwf.Gaussian(1.0)).split("\n")[:2]
+    assert first == "torch.bfloat16 on a CPU is computed in float32"
+    assert second.startswith("kernel_sum on cpu, torch.float32: cpp")
+    assert "float32" not in gwf.explain(gwf.kernel_sum, x.double(), x.double(), kernel=gwf.Gaussian(1.0)).split("\n")[0]
