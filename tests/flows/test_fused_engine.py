@@ -188,6 +188,12 @@ def test_shapes_against_the_torch_path(dim, widths):
                      training=training)  # fmt: skip
 
 
+def test_a_penalty_in_many_dimensions():
+    """A slope's length is a sum over more vectors than one."""
+    training = Training(batch_size=64, iterations=4, critic_steps=2)
+    assert_same_path(IPM(samples(20)), dim=20, widths=(24,), training=training, activation="silu")
+
+
 def test_a_whole_pool_leaves_the_other_draws_as_they_are():
     training = Training(batch_size=200, iterations=20)
     assert_same_path(JensenShannon(samples()), training=training, pool=200)
