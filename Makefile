@@ -143,8 +143,9 @@ lint: build .venv/dev.stamp types
 types: .venv/dev.stamp
 	@rm -rf build/typecheck
 	@$(BIN)/python setup.py --quiet build_py --build-lib build/typecheck
-	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache --package gwf_fast
-	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache ../../tests/static/usage.py
+	@cp -r bench tests build_cuda.py build/typecheck/
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
+		--package gwf_fast --package bench --package tests.static
 
 clean:
 	rm -rf build dist demo .venv gwf_fast/*.so *.egg-info

@@ -23,10 +23,11 @@ from pathlib import Path
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import sass
 import torch
-from gpu_cases import TARGETS, AnyCase, Case, all_cases, fingerprint, launches, quick_cases, signature
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds bench here
+from bench import sass
+from bench.gpu_cases import TARGETS, AnyCase, Case, all_cases, fingerprint, launches, quick_cases, signature
 
 
 def aligned(arguments: tuple) -> dict:

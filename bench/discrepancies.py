@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -47,7 +48,7 @@ def mmd_race(dim: int, quick: bool) -> Race:
     n = 1_000 if quick else 10_000
     # The clouds differ by 0.5 along each axis: the value is then no small difference of large numbers.
     problem = clouds(n, n, dim, shift=0.5)
-    contenders = {
+    contenders: dict[str, Callable[[], Contender]] = {
         OURS: functools.partial(our_mmd2, problem),
         "torch dense": functools.partial(losses.dense_mmd2, problem),
         "geomloss online": functools.partial(losses.geomloss_mmd2, "online", problem),

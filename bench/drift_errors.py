@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 import gwf_fast as gwf
+from gwf_fast.nn.divergences import SmoothName
 
 N, M, D = 24, 30, 3
-TIGHT = {"max_iterations": 20_000, "tolerance": 1e-13}
+
+
+class Accuracy(TypedDict):
+    """When Sinkhorn's iterations end."""
+
+    max_iterations: int
+    tolerance: float
+
+
+TIGHT: Accuracy = {"max_iterations": 20_000, "tolerance": 1e-13}
 Function = Callable[[Tensor], Tensor]
 
 
@@ -67,7 +78,7 @@ def algorithm_2(x: Tensor, y: Tensor, temperature: float, clip: float) -> Tensor
     return (pos * neg.sum(1, keepdim=True)) @ y - (neg * pos.sum(1, keepdim=True)) @ x
 
 
-F_PRIME: dict[str, Function] = {
+F_PRIME: dict[SmoothName, Function] = {
     "kl": lambda r: 1 + r.log(),
     "reverse_kl": lambda r: -1 / r,
     "pearson": lambda r: 2 * (r - 1),
@@ -83,6 +94,16 @@ def drifts(x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """By name: the drift, and what it should be."""
     theta = torch.nn.functional.normalize(draw(16, D, seed=2), dim=1)
     rows: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def mmd_energy(k: Function) -> Function:
+        return lambda z: N * half_mmd2(k, z, y)
+
+    def reweighted(slope: Function) -> Function:
+        return lambda z: slope(parzen(z, x, 0.8) / parzen(z, y, 0.8)).sum()
+
+    def sliced_energy(exponent: float) -> Function:
+        return lambda z: N * sliced(z, y, theta, exponent)
+
     kernels: dict[str, tuple[gwf.Kernel, Function]] = {
         "mmd, Gaussian": (gwf.Gaussian(0.9), lambda r: torch.exp(-(r**2) / 1.62)),
         "mmd, Laplace": (gwf.Laplace(1.1), lambda r: torch.exp(-r / 1.1)),
@@ -90,9 +111,9 @@ def drifts(x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         "energy, e = 1.5": (gwf.Riesz(1.5), lambda r: -(r**1.5)),
     }
     for name, (kernel, k) in kernels.items():
-        rows[name] = gwf.drift.mmd(x, y, kernel=kernel), descent(lambda z, k=k: N * half_mmd2(k, z, y), x)
+        rows[name] = gwf.drift.mmd(x, y, kernel=kernel), descent(mmd_energy(k), x)
     for name, slope in F_PRIME.items():
-        want = descent(lambda z, f=slope: f(parzen(z, x, 0.8) / parzen(z, y, 0.8)).sum(), x)
+        want = descent(reweighted(slope), x)
         rows[f"f_divergence, {name}"] = gwf.drift.f_divergence(x, y, 0.8, divergence=name), want
     rows["parzen_kl"] = gwf.drift.parzen_kl(x, y, 0.8), rows["f_divergence, kl"][1]
     value = lambda z: N * gwf.sinkhorn_divergence(z, y, epsilon=0.2, **TIGHT)  # noqa: E731
@@ -103,7 +124,7 @@ def drifts(x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         leaf = x.clone().requires_grad_()
         distance = gwf.sliced_energy_distance(leaf, y, exponent=exponent, directions=theta)
         velocity = -0.5 * N * torch.autograd.grad(distance, leaf)[0]
-        want = descent(lambda z, e=exponent: N * sliced(z, y, theta, e), x, 1e-7)
+        want = descent(sliced_energy(exponent), x, 1e-7)
         rows[f"sliced energy, e = {exponent:g}"] = velocity, want
     for clip in (0.0, 1e-6, 1e-3):
         got = gwf.drift.gmd(x, y, temperature=0.3, clip=clip or None)
@@ -153,8 +174,8 @@ def main() -> None:
     x, y = draw(N, D, seed=0), draw(M, D, seed=1, shift=0.5)
     for name, (got, want) in drifts(x, y).items():
         print(f"{name:32} {float((got - want).norm() / want.norm()):.1e}", flush=True)
-    got, want = gaussians()
-    print(f"{'Sinkhorn between Gaussians':32} {abs(got / want - 1):.1e}")
+    value, closed_form = gaussians()
+    print(f"{'Sinkhorn between Gaussians':32} {abs(value / closed_form - 1):.1e}")
     points, targets, direction = draw(200, 2, seed=5), draw(150, 2, seed=6, shift=0.3), draw(200, 2, seed=7)
     ours = lambda z: gwf.sinkhorn_divergence(z, targets, epsilon=0.1, **TIGHT)  # noqa: E731
     print(f"{'Hessian-vector product':32} {hessian_error(ours, points, direction):.1e}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -35,10 +36,10 @@ def notebook_drift(x: torch.Tensor, y: torch.Tensor, temperature: float) -> torc
 def true_drift(x: torch.Tensor, y: torch.Tensor, temperature: float) -> torch.Tensor:
     """The same in float64, with distances by differences."""
     x, y = x.double(), y.double()
-    options = {"compute_mode": "donot_use_mm_for_euclid_dist"}
-    within = torch.cdist(x, x, **options)
+    distance = functools.partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
+    within = distance(x, x)
     within.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-    logit = torch.cat([within, torch.cdist(x, y, **options)], -1) / -temperature
+    logit = torch.cat([within, distance(x, y)], -1) / -temperature
     a = (0.5 * (logit.log_softmax(-1) + logit.log_softmax(-2))).exp()
     negative, positive = a.split([x.shape[-2], y.shape[-2]], -1)
     return (positive @ y) * negative.sum(-1, keepdim=True) - (negative @ x) * positive.sum(-1, keepdim=True)
@@ -90,7 +91,7 @@ def multi_race(batch: int, n: int, m: int, dim: int, quick: bool) -> Race:
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(batch, k, dim, generator=generator) for k in (n, m))
     temperatures = (0.02, 0.05, 0.2)
-    makers = {
+    makers: dict[str, Callable[[], Contender]] = {
         OURS: lambda: lambda: (gwf.drift.gmd_multi(x, y, temperatures=temperatures).velocity,),
         "torch dense": lambda: lambda: (released_drift(x, y, temperatures),),
     }

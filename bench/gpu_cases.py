@@ -12,12 +12,13 @@ import hashlib
 import importlib
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-import record
 import torch
 
+from bench import record
 from gwf_fast.kernels.table.profiles import PROFILES
-from gwf_fast.nn.functions import ACTIVATIONS
+from gwf_fast.nn.functions import ACTIVATIONS, ActivationName
 from gwf_fast.selftest.networks import OUTPUTS, NetworkCase, results
 from gwf_fast.selftest.problems import OPERATIONS as PROBLEMS
 from gwf_fast.selftest.problems import ProblemCase
@@ -74,7 +75,8 @@ def networks(quick: bool) -> Iterator[NetworkCase]:
     for sizes, dtype in itertools.product(shapes, types):
         residual = sizes[0] == sizes[-1]
         halves = dtype in types[2:]  # their arithmetic is that of float32
-        for activation in ("silu",) if halves else ACTIVATIONS:
+        activations: Iterable[ActivationName] = ("silu",) if halves else ACTIVATIONS
+        for activation in activations:
             yield NetworkCase(sizes, 40, dtype, activation, None, residual)
         for output in () if halves else OUTPUTS:
             yield NetworkCase(sizes, 40, dtype, "silu", output, residual)
@@ -183,7 +185,7 @@ def number_type(value: float) -> str:
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def signature(kernel: object, arguments: tuple, constants: dict) -> tuple[dict, dict, dict]:
+def signature(kernel: Any, arguments: tuple, constants: dict) -> tuple[dict, dict, dict]:
     """(types, constant values, compiler options) of a launch."""
     pointers = {
         torch.float32: "*fp32",

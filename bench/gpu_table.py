@@ -11,9 +11,8 @@ import itertools
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import compile_gpu
-import gpu_cases
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script finds bench here
+from bench import compile_gpu, gpu_cases
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 MARKERS = ("<!-- table: bench/gpu_table.py -->", "<!-- end of table -->")

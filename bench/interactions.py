@@ -211,4 +211,4 @@ def scaling(dim: int = 2, tolerance: float = 1e-5, sizes: tuple[int, ...] = (10*
 
 
 if __name__ == "__main__":
-    print(json.dumps(scaling(*(int(argument) for argument in sys.argv[1:2]))))
+    print(json.dumps(scaling(int(sys.argv[1]) if sys.argv[1:] else 2)))

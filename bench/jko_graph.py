@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -49,8 +50,7 @@ def seconds_of_step(functional: Any, iterations: int, device: torch.device) -> t
             super().__init__(*arguments, **options)
             made.append(self)
 
-    original, engine.Repeated = engine.Repeated, Spy
-    try:
+    with mock.patch.object(engine, "Repeated", Spy):
         training = gwf.Training(batch_size=100, iterations=iterations)  # Fan et al. (2022): J2 = 3, J3 = 1, 16 wide
         flow = gwf.JKOFlow(functional, 2, 0.1, training=training, engine="torch", seed=1)
         state = flow.init(torch.randn(4096, 2, generator=torch.Generator().manual_seed(0)).to(device))
@@ -59,8 +59,6 @@ def seconds_of_step(functional: Any, iterations: int, device: torch.device) -> t
         state = flow.step(state)
         torch.cuda.synchronize(device)
         return time.perf_counter() - start, state.particles, made
-    finally:
-        engine.Repeated = original
 
 
 def replayed(loop: Any, count: int = 100) -> tuple[float, float]:
@@ -90,7 +88,8 @@ def launches(functional: Any, device: torch.device) -> int:
 
 def measure(name: str, make: Callable[[], Any], iterations: int, repeats: int, device: torch.device) -> dict[str, Any]:
     """One row: captured and eager in turns."""
-    captured, eager, gaps, last = [], [], [], None
+    captured, eager, gaps = [], [], []
+    last: Any = None
     fewest = graph.FEWEST
     for k in range(repeats + 1):
         took, particles, made = seconds_of_step(make(), iterations, device)

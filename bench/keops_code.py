@@ -8,14 +8,10 @@ import dataclasses
 import io
 import os
 import re
-import sys
-from pathlib import Path
 
 os.environ.setdefault("KEOPS_VERBOSE", "0")
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import nests
-import sass
+from bench import nests, sass
 
 KERNELS = {"gaussian": "Exp(-SqDist({x},{y})*{g})", "laplace": "Exp(-Sqrt(SqDist({x},{y}))*{g})"}
 SLOPES = {  # of k in s = |x - y|^2, over k
@@ -104,9 +100,9 @@ def per_pair(cubin: bytes, code: str, dim: int, chunked: bool) -> dict:
     if not chunked and main.inside:
         # too many coordinates to unroll: points lie in local memory, and each operation is a loop over them
         totals = []
-        for way, code in function.ways(main).items():
+        for way, kinds in function.ways(main).items():
             bodies = [function.path(loop) for loop in (*way.before, *way.after)]
-            own = sum(count for _, count in code)
+            own = sum(count for _, count in kinds)
             totals.append(own + sum(sum(body.values()) * dim / _coordinates(body) for body in bodies))
         total = min(totals)
         return {"instructions": total, "pairs an iteration": 1, "kinds": function.path(main), "in local memory": True}
@@ -114,8 +110,10 @@ def per_pair(cubin: bytes, code: str, dim: int, chunked: bool) -> dict:
     exponential = max(paths, key=lambda path: (path.get("MUFU.EX2", 0), sum(path.values())))
     if not chunked:
         # sources lie in shared memory, dimy numbers each: the loads of an iteration tell how many it takes
-        width = int(re.search(r"yj \+ threadIdx\.x \* (\d+)", code).group(1))
-        pairs = _words(exponential, "LDS") / width
+        width = re.search(r"yj \+ threadIdx\.x \* (\d+)", code)
+        if width is None:
+            raise ValueError("the code does not say how wide a source is")
+        pairs = _words(exponential, "LDS") / int(width.group(1))
         return {"instructions": sum(exponential.values()) / pairs, "pairs an iteration": pairs, "kinds": exponential}
     # a sweep for each 64 coordinates, then one with the exponential
     sweep = max(paths, key=sass.multiply_adds)

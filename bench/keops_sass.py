@@ -33,12 +33,9 @@ os.environ.setdefault("KEOPS_VERBOSE", "0")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
-import keops_code  # noqa: E402
-import nests  # noqa: E402
-import sass  # noqa: E402
-
+sys.path.insert(0, str(ROOT))  # a script finds bench there
 import build_cuda  # noqa: E402
+from bench import keops_code, nests, sass  # noqa: E402
 
 OPERATIONS = ("sum", "gradient", "logsumexp", "average")
 DIMS = (2, 3, 16, 64, 128, 784)
@@ -90,12 +87,13 @@ def call(operation: str, kernel: str, dim: int, precision: str) -> None:
 @functools.cache
 def compiled(operation: str, kernel: str, dim: int, arch: str, precision: str) -> list[tuple]:
     """(name, constants, warps, programs, cubin) of every launch of a call."""
-    import record
     import triton
-    from compile_gpu import aligned
-    from gpu_cases import signature
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from bench import record
+    from bench.compile_gpu import aligned
+    from bench.gpu_cases import signature
 
     found = []
     for launch in record.launches(lambda: call(operation, kernel, dim, precision)):
@@ -145,7 +143,7 @@ def share_of_rare(operation: str, kernel: str, dim: int) -> float:
 
         made = mixture((float(profile_id(kernel)), 1.0, dim**0.5, 0.0))
         pairs = types.SimpleNamespace(mixture=made, halves=False, smooth=made.analytic, dtype=torch.float32, products=3)
-        _, smooth, share = wide_packing.WidePairs.limits.func(pairs)
+        _, smooth, share = vars(wide_packing.WidePairs)["limits"].func(pairs)
         radius = max(float((each - y.median(0).values).square().sum(1).max()) for each in (x, y)) * made.scale**2
         close = -1.0 if radius <= smooth else radius * share
         tiles = (squares * dim * made.scale**2).unfold(0, 32, 32).unfold(1, 32, 32).amin((2, 3))

@@ -63,8 +63,11 @@ def main() -> None:
         middle = (low + high) // 2
         low, high = (middle, high) if in_a_process("dense", middle, options.gib) else (low, middle)
     print(f"dense PyTorch: N = {low:,} fits in {options.gib:g} GiB, N = {high:,} does not")
-    runs = {n: in_a_process("ours", n, options.gib) for n in options.sizes}
-    for n, run in runs.items():
+    runs = {}
+    for n in options.sizes:
+        if (run := in_a_process("ours", n, options.gib)) is None:
+            raise SystemExit(f"gwf_fast: N = {n:,} does not fit in {options.gib:g} GiB")
+        runs[n] = run
         print(f"gwf_fast: N = {n:,} takes {run['mib']:.1f} MiB and {run['seconds']:.2f} s")
     few, many = options.sizes
     slope = max((runs[many]["mib"] - runs[few]["mib"]) / (many - few), 1e-6)

@@ -86,8 +86,8 @@ def run(case: Case, *, quick: bool, budget: float, peak: float | None, with_peer
             continue
         try:
             call = make()
-        except ImportError as error:
-            results[name] = {"unavailable": str(error)}
+        except ImportError as missing:
+            results[name] = {"unavailable": str(missing)}
             continue
         error = relative_error(race.checked(call()), truth) if truth else None
         results[name] = {"error": error, "detail": getattr(call, "detail", None)}

@@ -14,7 +14,10 @@ PROCESS = Path("/proc/self")
 
 def status(field: str) -> float:
     """A memory field of this process, in MiB."""
-    return int(re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(), re.MULTILINE)[1]) / 1024
+    found = re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"this system does not tell {field}")
+    return int(found[1]) / 1024
 
 
 def measure(n: int, m: int, dim: int) -> dict[str, float]:

@@ -117,7 +117,7 @@ def python_mutations(path: Path, text: str) -> Iterator[Mutation]:
             start, end = span(node)
             sign = 1 if isinstance(node.op, ast.USub) else len("not ")
             yield Mutation(str(path), start, text[start:end], text[start + sign : end])
-        elif isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
             start, end = span(node)
             new = str(not node.value) if isinstance(node.value, bool) else f"{node.value + 1}"
             new = f"{2 * node.value or 1.0!r}" if isinstance(node.value, float) else new

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import sass
+from bench import sass
 
 
 @dataclasses.dataclass
@@ -74,7 +74,8 @@ class Function:
             _add(code, *(tuple(self.path(inner).items()) for inner in (*way.before, *way.after)))
             for way, code in ways.items()
         ]
-        return dict(min(totals, key=_weight))
+        cheapest = min(totals, key=_weight)
+        return dict(cheapest)
 
     def ways(
         self, loop: Loop, mark: str = "MUFU.EX2", without: tuple[Loop, ...] = ()
@@ -155,10 +156,10 @@ def _blocks(listing: str) -> list[Block]:
             code.append(instruction.group(1))
     jumps: dict[int, tuple[int | None, bool]] = {}  # position: (target, whether the next instruction may follow)
     for position, line in enumerate(code):
-        target = re.search(r"\bBRA\b.*?(\.L_[A-Za-z0-9_]+)", line)
+        jump = re.search(r"\bBRA\b.*?(\.L_[A-Za-z0-9_]+)", line)
         conditional = line.startswith("@") or bool(re.search(r"\bBRA(\.U\w*)?\s+!?U?P\w+,", line))
-        if target:
-            jumps[position] = (labels.get(target.group(1)), conditional)
+        if jump:
+            jumps[position] = (labels.get(jump.group(1)), conditional)
         elif re.search(r"\b(EXIT|RET)\b", line):
             jumps[position] = (None, conditional)
     starts = sorted({0, *labels.values(), *(position + 1 for position in jumps)} & set(range(len(code))))
@@ -203,7 +204,7 @@ def _nest(blocks: list[Block]) -> list[Loop]:
                         waiting.append(p)
                 found[head] = found.get(head, set()) | body
     loops = [Loop(head, body) for head, body in sorted(found.items(), key=lambda item: len(item[1]))]
-    outermost = []
+    outermost: list[Loop] = []
     for k, loop in enumerate(loops):
         around = next((outer for outer in loops[k + 1 :] if loop.blocks < outer.blocks), None)
         (outermost if around is None else around.inside).append(loop)

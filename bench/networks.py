@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,6 +49,10 @@ class Networks(NamedTuple):
     critic: gwf.nn.MLP
     y: Tensor
     z: Tensor
+
+    def double(self) -> Networks:
+        """The same in float64; the networks themselves are converted."""
+        return Networks(self.map.double(), self.critic.double(), self.y.double(), self.z.double())
 
 
 def networks(size: Size) -> Networks:
@@ -205,7 +209,7 @@ def compiled_update(
 
 
 def true_update(size: Size) -> Result:
-    nets = Networks(*(part.double() for part in networks(size)))
+    nets = networks(size).double()
     value = kl_objective(functools.partial(plain, nets.critic), plain(nets.map, nets.y).detach(), nets.z)
     return torch.autograd.grad(-value, list(nets.critic.parameters()))
 
@@ -220,7 +224,7 @@ def together(result: Result) -> Result:
 
 def prepare(
     size: Size,
-    makers: dict[str, Callable[[Size], Contender]],
+    makers: Mapping[str, Callable[[Size], Contender]],
     truth: Callable[[Size], Result],
     flops: float,
     quick: bool,

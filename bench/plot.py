@@ -40,8 +40,8 @@ def time_against_n(results: Path, figure: Path) -> Path:
         colour = COLOURS.get(name, "#555555")
         axes.fill_between(n, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(n, median, "o-", color=colour, linewidth=2 if name == "gwf_fast" else 1.4, markersize=4)
-        above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(name, (n[-1], median[-1]), color=colour, weight="bold", **above)
+        end, above = (n[-1], median[-1]), (0, 7)
+        axes.annotate(name, end, above, textcoords="offset points", ha="center", color=colour, weight="bold")
     axes.set(xscale="log", yscale="log", xlabel="N = M", ylabel="seconds a call")
     axes.margins(x=0.1, y=0.12)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ def compiled(count: int, penalised: bool, size: Size) -> Contender:
 
 
 def exact(count: int, penalised: bool, size: Size) -> Result:
-    nets = Networks(*(part.double() for part in networks(size)))
+    nets = networks(size).double()
     return eager(count, penalised, size, nets)()
 
 
@@ -162,7 +163,7 @@ FUNCTIONALS: dict[str, Callable[[], gwf.Functional]] = {
 }
 
 
-def step(kind: str, engine: str, training: gwf.Training) -> Contender:
+def step(kind: str, engine: Literal["fused", "torch"], training: gwf.Training) -> Contender:
     torch.manual_seed(0)
     flow = gwf.JKOFlow(FUNCTIONALS[kind](), 2, 0.1, training=training, engine=engine)
     state = flow.init(4 * torch.randn(4096, 2))
@@ -172,7 +173,7 @@ def step(kind: str, engine: str, training: gwf.Training) -> Contender:
 def steps(kind: str, quick: bool) -> Race:
     """The default networks in two dimensions are the paper's: T 4 x 16, h 3 x 16."""
     training = dataclasses.replace(STEP, iterations=50) if quick else STEP
-    engines = {OURS: "fused", "engine torch": "torch"}
+    engines: dict[str, Literal["fused", "torch"]] = {OURS: "fused", "engine torch": "torch"}
     return Race({name: functools.partial(step, kind, engine, training) for name, engine in engines.items()})
 
 

@@ -144,7 +144,11 @@ def filled(text: str, data: dict) -> str:
     """README text with its marked parts replaced."""
     for name, block in blocks(data).items():
         pattern = re.compile(rf"(<!-- bench:{name} -->\n).*?(<!-- /bench -->)", re.DOTALL)
-        text, found = pattern.subn(lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text)
+
+        def put(match: re.Match[str], block: str = block) -> str:
+            return f"{match[1]}{block}\n{match[2]}"
+
+        text, found = pattern.subn(put, text)
         if found != 1:
             raise ValueError(f"README.md: expected one part marked bench:{name}, found {found}")
     return text

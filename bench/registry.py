@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +26,7 @@ class Race:
         flops: Floating-point work of one call, where there are no pairs.
     """
 
-    contenders: dict[str, Callable[[], Contender]]
+    contenders: Mapping[str, Callable[[], Contender]]
     truth: Callable[[], Result] | None = None
     checked: Callable[[Result], Result] = lambda result: result
     pairs: float | None = None

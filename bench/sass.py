@@ -67,8 +67,8 @@ def loops(cubin: bytes, function: str = "") -> list[list[str]]:
         for line in section.splitlines():
             if label := re.match(r"^(\.L_\S+):", line):
                 labels[label.group(1)] = len(code)
-            elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
-                code.append(instruction.group(1))
+            elif found := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
+                code.append(found.group(1))
         for position, instruction in enumerate(code):
             target = re.search(r"\bBRA\b.*?(\.L_[A-Za-z0-9_]+)", instruction)
             if target and labels.get(target.group(1), position + 1) <= position and labels[target.group(1)] != position:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def unit(count: int, dim: int) -> Tensor:
     return torch.nn.functional.normalize(normals, dim=-1)
 
 
-def with_gradient(value, x: Tensor) -> Contender:  # type: ignore[no-untyped-def]
+def with_gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> Contender:
     """A call that returns value(x) and its gradient."""
     leaf = x.clone().requires_grad_()
 

@@ -115,7 +115,7 @@ def classes_race(_: bool) -> Race:
 def released_race(_: bool) -> Race:
     x, y = points(1, 32, 64), points(1, 32, 64, seed=1)
     rates = (0.02, 0.05, 0.2)
-    makers = {
+    makers: dict[str, Callable[[], Contender]] = {
         OURS: lambda: lambda: (gwf.drift.gmd_multi(x, y, temperatures=rates).velocity,),
         "torch dense": lambda: lambda: (released_drift(x, y, rates),),
     }
@@ -131,7 +131,7 @@ def dense_mixture_mmd2(x: Tensor, y: Tensor, sigmas: tuple[float, ...]) -> Tenso
     gram = z @ z.T
     norms = gram.diagonal()
     exponent = norms[:, None] - 2 * gram + norms
-    kernel = sum(torch.exp(-exponent / (2 * sigma**2)) for sigma in sigmas)
+    kernel = sum((torch.exp(-exponent / (2 * sigma**2)) for sigma in sigmas), start=z.new_zeros(()))
     n = len(x)
     return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
 
@@ -175,7 +175,7 @@ def svgd_race(n: int, _: bool) -> Race:
     def score(x: np.ndarray) -> np.ndarray:
         return 1.0 - x
 
-    makers = {
+    makers: dict[str, Callable[[], Contender]] = {
         OURS: lambda: lambda: (torch.from_numpy(SVGD().update(x0, score, n_iter=50, stepsize=0.05)),),
         "published": lambda: lambda: (torch.from_numpy(published_svgd(x0, score, 50, 0.05)),),
     }

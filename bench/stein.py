@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -61,7 +62,7 @@ def prepare(name: str, n: int, dim: int, quick: bool) -> Race:
         function = tiled_ksd2 if name == "ksd2" else tiled_svgd
         return (function(x.double(), score.double()),)
 
-    makers = {OURS: functools.partial(contender, ours)}
+    makers: dict[str, Callable[[], Contender]] = {OURS: functools.partial(contender, ours)}
     large = len(x) > 50_000  # a minute for PyTorch, and more for the truth
     if not large:
         makers["torch tiled"] = functools.partial(contender, theirs)

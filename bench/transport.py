@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 
 import torch
@@ -18,13 +19,10 @@ BLUR, SCALING = 0.1, 0.8
 
 def loss_of(package: str, x: torch.Tensor, y: torch.Tensor) -> Contender:
     """Value and gradient in x of SamplesLoss("sinkhorn", p=2): ours or geomloss' own, which never stores N x M."""
-    options = {"p": 2, "blur": BLUR, "scaling": SCALING, "backend": "online"}
-    if package == OURS:
-        from gwf_fast.compat.geomloss import SamplesLoss
-    else:
+    if package != OURS:
         keops.load()
-        from geomloss import SamplesLoss
-    loss = SamplesLoss("sinkhorn", **options)
+    module = importlib.import_module("gwf_fast.compat.geomloss" if package == OURS else "geomloss")
+    loss = module.SamplesLoss("sinkhorn", p=2, blur=BLUR, scaling=SCALING, backend="online")
     leaf = x.clone().requires_grad_()
 
     def contender() -> Result:
@@ -65,10 +63,9 @@ def plan_by_us(x: torch.Tensor, y: torch.Tensor) -> Contender:
     """The barycentric map of the plan: what both give."""
 
     def contender() -> Result:
-        options = {"epsilon": EPSILON, "max_iterations": ITERATIONS, "tolerance": 1e-6}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            g = gwf.sinkhorn(x, y, **options).g
+            g = gwf.sinkhorn(x, y, epsilon=EPSILON, max_iterations=ITERATIONS, tolerance=1e-6).g
         return (gwf.barycentric_map(x, y, g, epsilon=EPSILON),)
 
     return contender
@@ -79,9 +76,9 @@ def pot_race(n: int, quick: bool) -> Race:
     x, y = problem.x, problem.y
 
     def truth() -> Result:
-        options = {"epsilon": EPSILON, "max_iterations": 2_000, "tolerance": 1e-10}
-        g = gwf.sinkhorn(x.double(), y.double(), **options).g
-        return (gwf.barycentric_map(x.double(), y.double(), g, epsilon=EPSILON),)
+        a, b = x.double(), y.double()
+        g = gwf.sinkhorn(a, b, epsilon=EPSILON, max_iterations=2_000, tolerance=1e-10).g
+        return (gwf.barycentric_map(a, b, g, epsilon=EPSILON),)
 
     makers = {OURS: lambda: plan_by_us(x, y), "POT": lambda: potentials_by_pot(x, y)}
     return Race(makers, truth=truth)

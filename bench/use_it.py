@@ -7,6 +7,7 @@ resident set in one more. About six minutes.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -37,20 +38,16 @@ def with_gradient(loss: Callable[..., torch.Tensor], n: int, dim: int) -> Call:
     return lambda: torch.autograd.grad(loss(x, y), x)
 
 
+def samples_loss(after: bool) -> Callable[..., Callable[..., torch.Tensor]]:
+    return importlib.import_module("gwf_fast.compat.geomloss" if after else "geomloss").SamplesLoss
+
+
 def sinkhorn(after: bool, n: int, backend: str) -> Call:
-    if after:
-        from gwf_fast.compat.geomloss import SamplesLoss
-    else:
-        from geomloss import SamplesLoss
-    return with_gradient(SamplesLoss("sinkhorn", p=2, blur=0.05, backend=backend), n, 3)
+    return with_gradient(samples_loss(after)("sinkhorn", p=2, blur=0.05, backend=backend), n, 3)
 
 
 def gaussian(after: bool, n: int) -> Call:
-    if after:
-        from gwf_fast.compat.geomloss import SamplesLoss
-    else:
-        from geomloss import SamplesLoss
-    return with_gradient(SamplesLoss("gaussian", blur=1.0, backend="tensorized"), n, 3)
+    return with_gradient(samples_loss(after)("gaussian", blur=1.0, backend="tensorized"), n, 3)
 
 
 def mmd_gan(after: bool, n: int, dim: int) -> Call:
@@ -61,7 +58,7 @@ def mmd_gan(after: bool, n: int, dim: int) -> Call:
         products = z @ z.T
         norms = products.diagonal()
         exponent = norms[:, None] + norms - 2 * products
-        k = sum(torch.exp(-exponent / (2 * s**2)) for s in scales)
+        k = sum((torch.exp(-exponent / (2 * s**2)) for s in scales), start=z.new_zeros(()))
         m = len(x)
         return (k[:m, :m].sum() + k[m:, m:].sum() - 2 * k[:m, m:].sum()) / m**2
 
@@ -109,11 +106,8 @@ def drifting(after: bool, n: int) -> Call:
 
 
 def sliced(after: bool, n: int, dim: int) -> Call:
-    if after:
-        from gwf_fast.compat.pot import sliced_wasserstein_distance
-    else:
-        from ot.sliced import sliced_wasserstein_distance
-    return with_gradient(lambda x, y: sliced_wasserstein_distance(x, y, n_projections=100, seed=0), n, dim)
+    distance = importlib.import_module("gwf_fast.compat.pot" if after else "ot.sliced").sliced_wasserstein_distance
+    return with_gradient(lambda x, y: distance(x, y, n_projections=100, seed=0), n, dim)
 
 
 ROWS: dict[str, tuple[str, Callable[[bool], Call]]] = {

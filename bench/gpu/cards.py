@@ -60,9 +60,10 @@ class Card:
         if device.type != "cuda":
             return cls("no GPU: a dry run", {}, None, None, None, None, None)
         properties = torch.cuda.get_device_properties(device)
-        facts = clocks(device)
+        facts: dict[str, object] = {}
+        facts |= (said := clocks(device))
         capability, count = (properties.major, properties.minor), properties.multi_processor_count
-        hertz = 1e6 * float(facts.get("clocks.max.sm MHz") or 0) or 1e3 * getattr(properties, "clock_rate", 0)
+        hertz = 1e6 * float(said.get("clocks.max.sm MHz") or 0) or 1e3 * getattr(properties, "clock_rate", 0)
         facts |= {
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": count,
@@ -78,7 +79,7 @@ class Card:
         return cls(properties.name, facts, single, double, tensor, mufu, rate)
 
 
-def clocks(device: torch.device) -> dict[str, object]:
+def clocks(device: torch.device) -> dict[str, str]:
     """What nvidia-smi says of the card, clocks now and at most among it; empty where there is no such tool."""
     fields = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
     query = [

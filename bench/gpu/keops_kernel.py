@@ -12,7 +12,6 @@ import functools
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -38,8 +37,7 @@ def _driver() -> ctypes.CDLL:
 @functools.cache
 def _kernel(operation: str, kernel: str, dim: int, arch: str) -> tuple[ctypes.c_void_p, int, int]:
     """The function, threads of a block, bytes of shared memory."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import keops_code
+    from bench import keops_code
 
     made = keops_code.source(operation, kernel, dim)
     compiler = shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))

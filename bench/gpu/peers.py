@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -47,7 +48,7 @@ def dense(operation: str, problem: Problem, is_compiled: bool) -> Contender:
         return torch.exp(-g * r2) @ w
 
     def by_differences(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        r2 = sum((x[:, None, d] - y[None, :, d]).square() for d in range(dim))
+        r2 = sum(((x[:, None, d] - y[None, :, d]).square() for d in range(dim)), start=x.new_zeros(()))
         return (torch.exp(-g * r2) * w).sum(1)  # one loop where it is compiled
 
     fused = is_compiled and dim <= 4
@@ -82,21 +83,13 @@ def attention(problem: Problem) -> Contender:
 
 def sinkhorn(package: str, x: Tensor, y: Tensor, blur: float, scaling: float) -> Contender:
     """Value and gradient in x of SamplesLoss("sinkhorn", p=2): ours, geomloss', or flash-sinkhorn's."""
-    options: dict = {"blur": blur, "scaling": scaling}
-    if package == OURS:
-        from gwf_fast.compat.geomloss import SamplesLoss
-
-        options |= {"p": 2, "backend": "online"}
-    elif package == "flash-sinkhorn":
-        from flash_sinkhorn import SamplesLoss  # type: ignore[import-not-found]
-
-        options |= {"half_cost": True, "debias": True}  # the cost r^2 / 2 of geomloss
-    else:
+    options: dict[str, object] = {"p": 2, "backend": "online"}
+    module = {OURS: "gwf_fast.compat.geomloss", "flash-sinkhorn": "flash_sinkhorn"}.get(package, "geomloss")
+    if package == "flash-sinkhorn":
+        options = {"half_cost": True, "debias": True}  # the cost r^2 / 2 of geomloss
+    elif package != OURS:
         keops_on_cpu.load()
-        from geomloss import SamplesLoss
-
-        options |= {"p": 2, "backend": "online"}
-    loss = SamplesLoss("sinkhorn", **options)
+    loss = importlib.import_module(module).SamplesLoss("sinkhorn", blur=blur, scaling=scaling, **options)
     leaf = x.clone().requires_grad_()
 
     def call() -> Result:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -219,7 +220,7 @@ def discrepancy(dim: int, n: int, setting: Setting) -> Made:
     return Made(makers, lambda: contender(problem.x.double(), problem.y.double())(), work=Work(pairs, mufu=pairs))
 
 
-def flow(kind: str, engine: str | None, setting: Setting) -> Made:
+def flow(kind: str, engine: Literal["fused", "torch"] | None, setting: Setting) -> Made:
     """One JKO step of 500 iterations in two dimensions, the paper's networks; checked for being finite."""
     iterations = 500 if setting.divide == 1 else 20
     target = gwf.potentials.Gaussian(torch.zeros(2, device=setting.device), torch.eye(2, device=setting.device))

@@ -60,7 +60,8 @@ class Journal:
         """Record that the child died; False if it was at nothing, so that another would die likewise."""
         doing = self.data["doing"]
         if doing is not None:
-            self.keep(*doing, {"failed": how})
+            row, contender = doing
+            self.keep(row, contender, {"failed": how})
         return doing is not None
 
     def has(self, row: str, contender: str) -> bool:
@@ -115,7 +116,8 @@ def child(options: argparse.Namespace) -> int:
     journal, setting = Journal(options.out), setting_of(options)
     timer, card = Timer(setting.device), Card.of(setting.device)
     end = options.until
-    made_for, made = "", None
+    made: Made | None = None
+    made_for = ""
     for row, name in tasks(chosen(options.only), setting, not options.no_peers):
         left = end - time.time()
         if left <= 0:
@@ -124,7 +126,7 @@ def child(options: argparse.Namespace) -> int:
             continue
         journal.begin(row.name, name)
         try:
-            if made_for != row.name:
+            if made is None or made_for != row.name:
                 made = None
                 gc.collect()
                 made, made_for = row.make(setting), row.name

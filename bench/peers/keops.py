@@ -29,6 +29,7 @@ def reduction(name: str, problem: Problem) -> Contender:
     points = [f"x=Vi({dim})", f"y=Vj({dim})"]
     weights = problem.weights[:, None].contiguous()
     g = torch.tensor([problem.g], device=problem.x.device)
+    extra: tuple[torch.Tensor, ...]
     if name == "kernel_sum":
         call, extra = Genred(f"{k}*b", [*points, "b=Vj(1)", "g=Pm(1)"], reduction_op="Sum", axis=1), (weights, g)
     elif name == "kernel_gradient":

@@ -62,7 +62,7 @@ def compiled_sum(problem: Problem) -> Contender:
 
     def by_differences(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         # Written out over the coordinates: a sum over them inside the sum over j is not fused.
-        r2 = sum((x[:, None, d] - y[None, :, d]).square() for d in range(dim))
+        r2 = sum(((x[:, None, d] - y[None, :, d]).square() for d in range(dim)), start=x.new_zeros(()))
         return (torch.exp(-g * r2) * w).sum(1)
 
     def by_product(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

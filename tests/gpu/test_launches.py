@@ -22,8 +22,7 @@ SCRIPT = """
 import json, sys
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-sys.path.insert(0, "bench")
-import record
+from bench import record
 from gwf_fast.kernels.triton import pairs as backend, launch
 from gwf_fast.selftest.reductions import Case
 

@@ -44,9 +44,8 @@ def opcodes(listing):
 
 
 @pytest.mark.parametrize("policy", ["Lanes<1>", "Lanes<2>", "Tiles"])
-def test_layers_stay_in_shared_memory_and_registers(policy, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    import sass
+def test_layers_stay_in_shared_memory_and_registers(policy, tmp_path):
+    from bench import sass
 
     source, made = tmp_path / "kernel.cu", tmp_path / "kernel.cubin"
     source.write_text(SOURCE)

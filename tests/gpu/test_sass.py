@@ -20,11 +20,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def scripts_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-
-
 def listing(*lines):
     """A listing as nvdisasm prints it; a line that ends in a colon is a label."""
     return "\n".join(line if line.endswith(":") else f"        /*0000*/                   {line} ;" for line in lines)
@@ -63,7 +58,7 @@ KERNEL = listing(
 
 class TestNests:
     def function(self):
-        import nests
+        from bench import nests
 
         return nests.Function(KERNEL)
 
@@ -88,7 +83,7 @@ class TestNests:
         [(8, 6 + 2 * 6, 7 + 4 * 5), (7, 6 + 2 * 6, 7 + 3 * 5 + 3), (4, 6 + 6, 7 + 2 * 5)],
     )
     def test_costs(self, dim, near, far):
-        import keops_sass
+        from bench import keops_sass
 
         function = self.function()
         tiles = function.loops[0].inside[0]
@@ -97,8 +92,7 @@ class TestNests:
 
     def test_differences_are_not_what_a_tile_takes(self):
         """Where tiles have tensor products, the loop without them is for very close pairs: it is counted apart."""
-        import keops_sass
-        import nests
+        from bench import keops_sass, nests
 
         function = nests.Function(KERNEL.replace("FFMA R4, R5, R6, R4", "DMMA.8x8x4 R4, R5, R6, R4"))
         tiles = function.loops[0].inside[0]
@@ -113,7 +107,7 @@ class TestNests:
         assert [len(one.before) for one in way] == [1]
 
     def test_multiply_adds(self):
-        import sass
+        from bench import sass
 
         code = [
             "FFMA R1, R2, R3, R1",
