@@ -284,6 +284,15 @@ def test_curvatures_of_the_shortest_distances(backend, order):
     close(along(slope, x, order), along(slope, x.double(), order), 1e-5)
 
 
+def test_a_loss_is_divided_before_its_sum_overflows():
+    x = points(120, 3).requires_grad_()
+    velocity = 2e18 * points(120, 3, 1)
+    loss = gwf.drifting_loss(x, velocity)
+    torch.testing.assert_close(loss, velocity.double().square().sum(-1).mean().float())
+    (g,) = torch.autograd.grad(loss, x)
+    torch.testing.assert_close(g, -2 / 120 * velocity)
+
+
 @pytest.mark.parametrize("function", [gwf.drift.sinkhorn, gwf.sinkhorn_divergence])
 def test_numbers_of_transport_beyond_the_type_of_the_points(function):
     """Potentials over a marginal strength of 9e38, infinite in float32, were 0: drifts 2 % off."""

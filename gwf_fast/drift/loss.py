@@ -27,4 +27,7 @@ def drifting_loss(x: Tensor, velocity: Tensor) -> Tensor:
     if velocity.shape != x.shape:
         raise ValueError(f"velocity must have the shape of x, {list(x.shape)}, got {list(velocity.shape)}")
     # not x - (x + v): far from the origin that has lost digits of v
-    return (x - x.detach() - velocity.detach()).square().sum(-1).mean()
+    squares = (x - x.detach() - velocity.detach()).square().sum(-1)
+    return (
+        (squares / squares.numel()).sum() if squares.numel() else squares.mean()
+    )  # a sum may overflow where a mean fits
