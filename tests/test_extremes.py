@@ -306,6 +306,18 @@ def test_numbers_of_transport_beyond_the_type_of_the_points(function):
 
 
 @pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("divergence", ["total_variation", "squared_hellinger", "neyman", "reverse_kl", "js"])
+def test_slopes_of_critics_at_nan_are_nan(divergence, order):
+    net = gwf.nn.MLP([1, 1]).double()
+    x = torch.tensor([[math.nan], [0.3]], dtype=torch.float64, requires_grad=True)
+    value = gwf.nn.critic_objective(net, x, torch.zeros(1, 1, dtype=torch.float64), divergence=divergence)
+    (slope,) = torch.autograd.grad(value, x, create_graph=order == 2)
+    if order == 2:
+        (slope,) = torch.autograd.grad(slope.sum(), x)
+    assert slope.isnan()[:, 0].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("divergence", ["total_variation", "squared_hellinger", "neyman"])
 def test_slopes_of_saturated_critics(divergence, order):
     """Autograd's slope of e^v - 1 is the value + 1, and 1 + (e^-2v - 1) was that of tanh: 0 for e^-40."""

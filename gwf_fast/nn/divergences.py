@@ -82,7 +82,8 @@ def _identity(v: Tensor) -> Tensor:
 
 def _expm1(v: Tensor) -> Tensor:
     """e^v - 1; its derivative is e^v far down as well, where autograd's, the value + 1, is a rounding."""
-    return torch.where(v < -1, v.clamp(max=-1).exp() - 1, torch.expm1(v.clamp(min=-1)))
+    low, high = torch.where(v < -1, v, -1.0), torch.where(v < -1, -1.0, v)  # not clamp, whose slope at NaN is 0
+    return torch.where(v < -1, low.exp() - 1, torch.expm1(high))
 
 
 _RAW = Compiled("identity")
@@ -92,7 +93,7 @@ def _tanh(v: Tensor) -> Tensor:
     """tanh v; its derivatives keep their digits where it is 1, which autograd's, 1 - tanh^2, do not."""
 
     def of_positive(u: Tensor) -> Tensor:
-        fallen = _expm1(-2 * u.clamp(min=0))
+        fallen = _expm1(-2 * torch.where(u < 0, 0.0, u))
         return -fallen / (2 + fallen)
 
     return torch.where(v < 0, -of_positive(-v), of_positive(v))

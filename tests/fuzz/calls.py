@@ -164,6 +164,7 @@ def _judge_all(function: Function, call: Call, got: Any, truth: Any, perturbed: 
             overflown=_is_beyond(call)
             or (derivative and (is_extreme(call) or _overflows(call, truth) or _makes_nan(call))),
             lonely=_lonely(call),
+            derived=derivative,
             floor=function.floor(call),
             slack=function.slack(call),
             place=call["place"],

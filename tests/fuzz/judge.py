@@ -40,6 +40,7 @@ def judge(
     unit: float = 1.0,
     overflown: bool = False,
     lonely: int | None = None,
+    derived: bool = False,
 ) -> Verdict:
     """Compare a result with its truth.
 
@@ -59,6 +60,7 @@ def judge(
             says so, as NaN. What is finite must be right.
         lonely: The NaN member of the first problem, where points are left out of their own sums: a set that is the same
             by contract has it on both sides.
+        derived: Whether it is a derivative.
     """
     if got.shape != truth.shape:
         return Verdict(f"{name}: shape {list(got.shape)}, expected {list(truth.shape)}", math.inf)
@@ -89,7 +91,9 @@ def judge(
     touched = torch.zeros_like(got_nan)
     if place.startswith("inf"):
         touched[(0,) * batch] = True
-    if lonely is not None and got.ndim > batch and lonely < got.shape[batch]:
+    if lonely is not None and derived:
+        touched[(0,) * batch] = True  # its own row has slopes in all that it is compared with
+    elif lonely is not None and got.ndim > batch and lonely < got.shape[batch]:
         touched[(0,) * batch + (lonely,)] = True
     if not place.startswith(("inf", "nan")):  # of an overflow: infinity less infinity, or not quite
         unknown = unknown | wanted_nan
