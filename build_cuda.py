@@ -10,8 +10,10 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension
 
@@ -70,11 +72,11 @@ def commands(folder: Path) -> dict[Path, list[str]]:
     return todo
 
 
-def compile_objects(folder: Path, spawn) -> list[str]:
+def compile_objects(folder: Path, spawn: Callable[[list[str]], Any]) -> list[str]:
     """Compiles the CUDA objects with ``spawn`` (setuptools' runner of commands); those that are newer stay."""
     folder.mkdir(parents=True, exist_ok=True)
     headers = ("pairwise/profiles_generated.h", "mlp/*.h", "primal_dual/*.h", "gpu/*.h", "random/*.h")
-    sources = [*SOURCES, *(path for pattern in headers for path in Path("csrc").glob(pattern))]
+    sources: list[str | Path] = [*SOURCES, *(path for pattern in headers for path in Path("csrc").glob(pattern))]
     newest = max(os.path.getmtime(path) for path in sources)
     todo = commands(folder)
 
@@ -92,7 +94,7 @@ def compile_objects(folder: Path, spawn) -> list[str]:
     return [str(path) for path in todo]
 
 
-def build(ext: Extension, compiler, target: str) -> None:
+def build(ext: Extension, compiler: Any, target: str) -> None:
     """Builds the module at ``target`` with setuptools' ``compiler``: CUDA objects, the pybind11 file, the link."""
     import pybind11
 
@@ -117,7 +119,7 @@ if __name__ == "__main__":  # builds the module, and installs nothing: what CI r
 
     os.chdir(Path(__file__).resolve().parent)
     start = time.perf_counter()
-    toolchain = ccompiler.new_compiler()
+    toolchain: Any = ccompiler.new_compiler()
     customize_compiler(toolchain)
     toolchain.spawn = lambda command: subprocess.run([str(part) for part in command], check=True)
     module = Path("build", "cuda", "gwf_fast", "_cuda" + sysconfig.get_config_var("EXT_SUFFIX"))

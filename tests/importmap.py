@@ -189,11 +189,11 @@ class ImportMap:
 
     def _dynamic_prefixes(self) -> set[str]:
         """``gwf_fast.kernels.``, where some module imports f"gwf_fast.kernels.{name}"; its names are in tables."""
-        prefixes = set()
+        prefixes: set[str] = set()
         for path in self._modules.values():
             for node in ast.walk(self._tree(path)):
                 if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
-                    prefix = node.values[0].value
+                    prefix = str(node.values[0].value)
                     if prefix.endswith(".") and prefix[:-1] in self._modules and path.parts[0] == "gwf_fast":
                         prefixes.add(prefix)
         return prefixes
