@@ -28,6 +28,6 @@ def drifting_loss(x: Tensor, velocity: Tensor) -> Tensor:
         raise ValueError(f"velocity must have the shape of x, {list(x.shape)}, got {list(velocity.shape)}")
     # not x - (x + v): far from the origin that has lost digits of v
     squares = (x - x.detach() - velocity.detach()).square().sum(-1)
-    return (
-        (squares / squares.numel()).sum() if squares.numel() else squares.mean()
-    )  # a sum may overflow where a mean fits
+    if not squares.numel():
+        return squares.mean()
+    return (squares / squares.numel()).sum()  # divided first: a sum may overflow where the mean does not
