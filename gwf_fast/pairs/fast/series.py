@@ -159,9 +159,8 @@ def _candidates(spec: Spec, extents: Sequence[float], tolerance: float, order: i
     cutoff = vanishing_radius(spec, max(extents), tolerance, order)
     if cutoff is not None:
         if order <= MAX_ORDER:
-            yield Series(
-                (), (), (0.0, 0), cutoff, 0, 0.0
-            )  # scale 0: neighbours are summed without rounding to speak of
+            # scale 0: neighbours are summed without rounding to speak of
+            yield Series((), (), (0.0, 0), cutoff, 0, 0.0)
         if cutoff < min(extents):  # periods that overlap only where the kernel has vanished
             boxes.append((tuple(extent + cutoff for extent in extents), (0.0, 0)))
     shapes = [(0.0, 0)]
