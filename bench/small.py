@@ -19,6 +19,7 @@ from torch import Tensor
 import gwf_fast as gwf
 from bench.drifts import dense_drift, released_drift, true_drift
 from bench.measure import detached
+from bench.peers import jitted
 from bench.registry import OURS, Case, Contender, Race, Result, register
 from gwf_fast.compat.mmd_gan import mix_rbf_mmd2
 from gwf_fast.compat.svgd import SVGD
@@ -94,7 +95,11 @@ def divergence_race(n: int, _: bool) -> Race:
     ours = functools.partial(gwf.sinkhorn_divergence, epsilon=EPSILON, max_iterations=SWEEPS, tolerance=1e-6)
     dense = functools.partial(dense_divergence, epsilon=EPSILON, sweeps=SWEEPS)
     converged = functools.partial(dense_divergence, epsilon=EPSILON, sweeps=10_000)
-    makers = {OURS: lambda: contender(ours, x, y), "torch dense": lambda: contender(dense, x, y)}
+    makers = {
+        OURS: lambda: contender(ours, x, y),
+        "torch dense": lambda: contender(dense, x, y),
+        "OTT": lambda: jitted.ott_divergence(x, y, EPSILON, 2000),
+    }
     return Race(makers, truth=lambda: contender(converged, x.double(), y.double())())
 
 
@@ -120,6 +125,28 @@ def released_race(_: bool) -> Race:
         "torch dense": lambda: lambda: (released_drift(x, y, rates),),
     }
     return Race(makers, truth=lambda: (released_drift(x.double(), y.double(), rates),))
+
+
+def drift_loss_race(batch: int, n: int, m: int, dim: int, _: bool) -> Race:
+    """The released variant as a training step takes it: the regression loss and its gradient at the samples."""
+    x, y = points(batch, n, dim), points(batch, m, dim, seed=1)
+    rates = (0.02, 0.05, 0.2)
+
+    def contender(drift: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Contender:
+        leaf = x.clone().requires_grad_()
+
+        def run() -> Result:
+            loss = gwf.drifting_loss(leaf, drift(leaf.detach(), y))
+            return detached(loss, *torch.autograd.grad(loss, leaf))
+
+        return run
+
+    makers: dict[str, Callable[[], Contender]] = {
+        OURS: lambda: contender(lambda x, y: gwf.drift.gmd_multi(x, y, temperatures=rates).velocity, x, y),
+        "torch dense": lambda: contender(lambda x, y: released_drift(x, y, rates), x, y),
+        "JAX jitted": lambda: jitted.drift_loss(x, y, rates),
+    }
+    return Race(makers, truth=lambda: contender(lambda x, y: released_drift(x, y, rates), x.double(), y.double())())
 
 
 SIGMAS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -198,6 +225,17 @@ register(
         case(
             "gmd_multi", released_race, "torch dense", 1.5, "gmd_multi, N = 32, D = 64", tolerance=1e-4,
             peer_tolerance=1e-3,
+        ),
+        *(
+            case(
+                f"drift_loss/{name}", functools.partial(drift_loss_race, *sizes), "JAX jitted", 1.5,
+                f"drifting loss and gradient, {what}", tolerance=1e-4, peer_tolerance=1e-2,
+            )
+            for name, sizes, what in (
+                ("toy", (1, 64, 64, 2), "N = 64, D = 2"),
+                ("D64", (1, 64, 160, 64), "N = 64, D = 64"),
+                ("batch", (16, 64, 160, 64), "16 problems of 64, D = 64"),
+            )
         ),
         case(
             "mmd_gan", functools.partial(mmd_race, 64), "torch dense", 4.0, "mix_rbf_mmd2 and gradient, B = 64",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gwf_fast import ops
 from gwf_fast.kernels.plain import plain
-from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.ambient import HALVES, entry, widened, widens
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Kernel
@@ -26,6 +26,7 @@ from gwf_fast.pairs.validation import as_number, check_kind, check_pair, check_p
 
 @entry
 @method_options
+@widens
 def interaction_energy(
     x: Tensor, *, kernel: Kernel, method: Method = "exact", backend: BackendName | None = None
 ) -> Tensor:
@@ -50,6 +51,7 @@ def interaction_energy(
 
 @entry
 @method_options
+@widens
 def interaction_velocity(
     x: Tensor,
     sources: Tensor | None = None,
@@ -112,10 +114,15 @@ def forward_step(
     how = as_method(method)
     step = as_number("step_size", step_size, "a number >= 0", least=0)
     sources = _check_sources(x, sources)
-    scale = -step / sources.shape[-2]
-    backend = _backend(backend, x, kernel, how)
     if out is not None:
         _check_out(out, x, sources)
+    if x.dtype in HALVES:  # their range does not hold what a mean is a sum of
+        dtype, (points, others), options = widened((x, sources), {"backend": backend})
+        if dtype is not None:
+            there = forward_step(points, step, kernel=kernel, sources=others, method=method, **options).to(dtype)
+            return there if out is None else out.copy_(there)
+    scale = -step / sources.shape[-2]
+    backend = _backend(backend, x, kernel, how)
     exactly = backend if how is None else None
     if exactly is not None and (fused := _fused_step(x, sources, kernel, exactly)) is not None:
         with torch.no_grad():
@@ -131,6 +138,9 @@ def forward_step(
             return moved(x, out, scale, out)
         velocity = kernel_gradient(x, sources, kernel=kernel, method=method, backend=backend)
         return moved(x, velocity, scale, out)
+
+
+forward_step.widens = True  # type: ignore[attr-defined]  # for explain; by itself, for the sake of out
 
 
 # ---------------------------------------------------------------------------------------------- helpers

@@ -103,8 +103,11 @@ def widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.dtype 
     if kwargs.get("backend") is not None:
         resolve(kwargs["backend"], tensors[0].device, dtype)  # which may not serve halves
     wide = {id(t): t.float() for t in tensors}  # what is one tensor stays one
-    named = {name: wide.get(id(value), value) for name, value in kwargs.items()}
-    return dtype, [wide.get(id(value), value) for value in args], named
+
+    def fit(value: Any) -> Any:  # torch.compile knows the identity of tensors, and not of every number
+        return wide.get(id(value), value) if isinstance(value, Tensor) else value
+
+    return dtype, [fit(value) for value in args], {name: fit(value) for name, value in kwargs.items()}
 
 
 def _is_inference_mode() -> bool:

@@ -27,8 +27,8 @@ _TABLES = (table_pairs, table_fast, table_flows, table_networks)
 FUNCTIONS: dict[str, Function] = {f.name: f for table in _TABLES for f in table.FUNCTIONS}
 """The table."""
 
-_PERTURBED, _AGAIN, _CLOSE = 4, 40, 100.0
-"""Roundings that are drawn, and how many where the error exceeds the largest, but not by that."""
+_PERTURBED, _AGAIN = 4, 40
+"""Roundings that are drawn, and how many where the error exceeds the largest."""
 _REFUSALS = (ValueError, TypeError, NotImplementedError, gwf.AccuracyError, gwf.NonFiniteError, MemoryError)
 _REFUSALS += (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)  # in which a trace wraps the others
 
@@ -110,7 +110,7 @@ def _compare(function: Function, call: Call, tensors: Any, lengths: Any, got: An
     if len(got) != len(truth):
         return {"outcome": "error", "why": f"{len(got)} results, expected {len(truth)}"}
     verdict = _judge_all(function, call, got, truth, perturbed)
-    if verdict.fault and verdict.ratio < _CLOSE:  # the largest of more draws is larger
+    if verdict.fault and verdict.ratio < math.inf:  # the largest of more draws is larger
         verdict = _judge_all(function, call, got, truth, perturbed + rounded(range(_PERTURBED, _AGAIN)))
     derivative = call["mode"].startswith("grad")
     if verdict.fault and derivative and _overflows(call, dense(Rounding, mode="plain")):  # of what is infinite
@@ -123,6 +123,17 @@ def _compare(function: Function, call: Call, tensors: Any, lengths: Any, got: An
 def _is_beyond(call: Call) -> bool:
     """Whether potentials, which are of the size of squared distances, may overflow."""
     return "sinkhorn" in call["f"] and call["scale"] ** 2 > 1e-4 * torch.finfo(DTYPES[call["dtype"]]).max
+
+
+def _terms_overflow(call: Call) -> bool:
+    """Whether powers of distances or densities may, though what they are multiplied by, or a mean, would be finite."""
+    options, scale = call["options"], math.log10(call["scale"])
+    orders = 2 + ("grad", "grad2").index(call["mode"]) + 1 if call["mode"] in ("grad", "grad2") else 2
+    powers = [e for name, _, *rest in options.get("kernel", ()) if name in ("power_law", "riesz") for e in rest]
+    sizes = [(e - order) * scale for e in powers for order in range(orders)]
+    if call["f"].startswith("blob_"):  # a density to the power m - 1
+        sizes.append(-call["d"] * math.log10(options["bandwidth"]) * max(options["m"] - 1, 1))
+    return max(sizes, default=0.0) > math.log10(torch.finfo(DTYPES[call["dtype"]]).max) - 4
 
 
 def _makes_nan(call: Call) -> bool:
@@ -140,6 +151,13 @@ def _lonely(call: Call) -> int | None:
 def _overflows(call: Call, truth: Any) -> bool:
     largest = max((float(t.detach().abs().nan_to_num(0.0).amax()) for t in truth if t.numel()), default=0.0)
     return largest > 0.5 * torch.finfo(DTYPES[call["dtype"]]).max
+
+
+def _steps(function: Function, call: Call) -> float:
+    """By what more roundings go into a result than were drawn."""
+    again = 2 if call["mode"] == "grad2" else 1
+    alike = 2 if call["place"] == "coincident" else 1  # the errors of equal pairs are equal, and not random
+    return function.factor * again * alike
 
 
 def _steepness(call: Call) -> float:
@@ -163,12 +181,13 @@ def _judge_all(function: Function, call: Call, got: Any, truth: Any, perturbed: 
             pads=not derivative,
             overflown=_is_beyond(call)
             or (derivative and (is_extreme(call) or _overflows(call, truth) or _makes_nan(call))),
+            beyond=_terms_overflow(call),
             lonely=_lonely(call),
             derived=derivative,
             floor=function.floor(call),
             slack=function.slack(call),
             place=call["place"],
-            factor=function.factor * (2 if call["mode"] == "grad2" else 1),  # as many steps again
+            factor=_steps(function, call),
             unit=max(call["scale"], 1 / call["scale"]) * _steepness(call),
         )
         if verdict.fault:

@@ -39,6 +39,7 @@ def judge(
     factor: float = 1.0,
     unit: float = 1.0,
     overflown: bool = False,
+    beyond: bool = False,
     lonely: int | None = None,
     derived: bool = False,
 ) -> Verdict:
@@ -58,6 +59,8 @@ def judge(
         unit: What a weight that underflows may be multiplied by.
         overflown: Whether what a derivative is formed of may overflow: it may then be infinity less infinity, and
             says so, as NaN. What is finite must be right.
+        beyond: Whether the terms of the result may overflow, by themselves or in a sum: it may be infinite or NaN, and
+            must be right where it is finite.
         lonely: The NaN member of the first problem, where points are left out of their own sums: a set that is the same
             by contract has it on both sides.
         derived: Whether it is a derivative.
@@ -102,11 +105,11 @@ def judge(
     if lost.any():
         return Verdict(f"{name}: NaN is lost in {_where(lost)}", math.inf)
     invented = got_nan & ~wanted_nan & ~unknown & ~overflows & ~touched
-    if invented.any():
+    if invented.any() and not beyond:
         return Verdict(f"{name}: NaN in {_where(invented)}, truth {_at(truth, invented)}", math.inf)
     finite = ~(wanted_nan | got_nan | unknown | overflows | infinite(truth))
     invented = finite & infinite(got64) & ~touched
-    if invented.any():
+    if invented.any() and not beyond:
         return Verdict(f"{name}: inf in {_where(invented)}, truth {_at(truth, invented)}", math.inf)
     same = ~(wanted_nan | got_nan | unknown | touched) & infinite(truth)
     # what is infinite or overflows; a finite neighbour may be a zero that has underflowed

@@ -86,7 +86,8 @@ def _sinkhorn_truth(R: Rounding, x: Tensor, y: Tensor, x_weights=None, y_weights
         root = [plan.sum(k, keepdim=True).clamp(min=1e-300).rsqrt() for k in (1, 0)]
         rates = torch.linalg.svdvals(root[0] * plan * root[1]).nan_to_num(0.0)
         rate = float(rates[1]) if rho is None and len(rates) > 1 else 0.0
-        top += (3 if R.eps > 1e-10 else 2e3) * options["epsilon"] / max(1 - rate**2, 1e-12)
+        marginal = (1e-6 if R.eps > 1e-10 else 1e-12) * max(len(x), len(y)) / 4  # relative to the mass of a point
+        top += options["epsilon"] * max(3.0, marginal / R.eps) / max(1 - rate**2, 1e-12)
     return tuple(R.moved(t, top) for t in _centred(a, b, f, g))
 
 

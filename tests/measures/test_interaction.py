@@ -11,6 +11,7 @@ import gwf_fast as gwf
 from tests.cases import KERNELS, TOLERANCE, dense, error, points
 
 RING = gwf.PowerLaw(4, 2)  # r^4 / 4 - r^2 / 2
+PULL = 40 * gwf.PowerLaw(2, 1)
 
 
 def ring(n: int, radius: float) -> torch.Tensor:
@@ -136,3 +137,19 @@ def test_out_is_not_differentiable_and_not_shared():
         gwf.forward_step(memory[:4], 0.1, kernel=RING, out=memory[2:6])
     with pytest.raises(ValueError, match="share no memory with sources"):
         gwf.forward_step(torch.randn(4, 2), 0.1, kernel=RING, sources=memory, out=memory[2:6])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_halves_whose_sums_exceed_their_range(dtype):
+    x = points(70, 60, dtype=torch.float32)[0].to(dtype)
+    x[0] = 200.0
+    kernel = 40 * gwf.Riesz(1.0)  # a sum is 1.6e6
+    wide = x.double()
+    assert error(gwf.interaction_energy(x, kernel=kernel), gwf.interaction_energy(wide, kernel=kernel)) < 1e-2
+    velocity = gwf.interaction_velocity(wide, kernel=PULL)
+    assert error(gwf.interaction_velocity(x, kernel=PULL), velocity) < 1e-2
+    moved = wide + 0.01 * velocity
+    assert error(gwf.forward_step(x, 0.01, kernel=PULL), moved) < 1e-2
+    assert error(gwf.forward_step(x.clone(), 0.01, kernel=PULL, out=x), moved) < 1e-2
+    assert x.dtype == dtype
+    assert "in float32" in str(gwf.explain(gwf.forward_step, x, 0.01, kernel=PULL))
