@@ -29,6 +29,7 @@ TRANSFORMS = (*_TRANSFORMS, *(name for name in SMOOTH if name not in PARAMETRIC)
 """What ``critic`` knows; those of VGrow, s(d), are slopes of divergences at log q/p = -d."""
 
 
+@entry
 def critic(
     x: Tensor, critic: Callable[[Tensor], Tensor], *, transform: Transform = "wgan", shift: float = 0.0
 ) -> Tensor:
@@ -53,6 +54,7 @@ def critic(
     return gradient if weight is None else weight * gradient
 
 
+@entry
 def critic_step(
     x: Tensor,
     critic: Callable[[Tensor], Tensor],

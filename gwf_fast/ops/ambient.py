@@ -1,4 +1,4 @@
-"""PyTorch's ambient modes – autocast, inference mode – and what they mean to the functions for people: one place.
+"""The entry of the functions for people: PyTorch's ambient modes, autocast and inference mode, and NumPy's arrays.
 
 Sums over pairs cancel, so that half the digits of float32 would be none of the result's: under autocast they take and
 give float32. Forces that are gradients need autograd, which inference mode switches off for good.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._C import _is_any_autocast_enabled
 
+from gwf_fast.ops.arrays import from_outside, has_array, with_tensors
 from gwf_fast.ops.dispatch import resolve
 
 P = ParamSpec("P")
@@ -26,7 +28,10 @@ def entry(function: Callable[P, T]) -> Callable[P, T]: ...
 @overload
 def entry(*, differentiates: bool) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 def entry(function: Any = None, *, differentiates: bool = False) -> Any:
-    """Make a function that people call the same under autocast and, if it asks autograd, in inference mode.
+    """Make a function that people call the same under autocast, in inference mode if it asks autograd, and of arrays.
+
+    NumPy arrays are looked for where a call has failed, since validation refuses all but tensors: calls of tensors pay
+    nothing. Functions that draw are asked before, for what is drawn is gone. Methods do not take arrays.
 
     Args:
         function: Takes tensors as arguments, in lists and tuples of them, or in objects with ``fitted(change)``.
@@ -39,17 +44,26 @@ def entry(function: Any = None, *, differentiates: bool = False) -> Any:
     # A tuple: torch.compile of torch 2.6 has no guard for sets in a closure.
     former: tuple[str, ...] = getattr(function, "former_names", ())
     direct = getattr(function, "without_former", function)
+    takes_arrays = "." not in function.__qualname__ and not function.__name__.startswith("_")
+    draws = takes_arrays and "generator" in inspect.signature(function).parameters
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not _is_any_autocast_enabled() and not (differentiates and _is_inference_mode()):
-            for name in former:
-                if name in kwargs:
-                    return function(*args, **kwargs)
-            return direct(*args, **kwargs)
-        with plain_modes(differentiates):
-            args, kwargs = _fitted(args, differentiates), _fitted(kwargs, differentiates)
-            return function(*args, **kwargs)
+        if draws and not torch.compiler.is_compiling() and has_array((*args, *kwargs.values())) and from_outside():
+            return with_tensors(function, call, args, kwargs)
+        try:
+            if not _is_any_autocast_enabled() and not (differentiates and _is_inference_mode()):
+                for name in former:
+                    if name in kwargs:
+                        return function(*args, **kwargs)
+                return direct(*args, **kwargs)
+            with plain_modes(differentiates):
+                args, kwargs = _fitted(args, differentiates), _fitted(kwargs, differentiates)
+                return function(*args, **kwargs)
+        except Exception:
+            if not takes_arrays or not has_array((*args, *kwargs.values())) or not from_outside():
+                raise
+        return with_tensors(function, call, args, kwargs)
 
     return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.ops.ambient import widened
+from gwf_fast.ops.arrays import has_array, with_tensors
 from gwf_fast.ops.dispatch import load, resolve
 from gwf_fast.ops.table import AUTOMATIC, BACKENDS, OPERATIONS, Backend, needed
 
@@ -107,6 +109,8 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
         TypeError: There is no tensor among the arguments, or ``fn`` has no such choice, or no such argument.
         ValueError: The backend, method or engine that is asked for can't serve.
     """
+    if has_array((*args, *kwargs.values())):
+        return str(with_tensors(fn, functools.partial(explain, fn), args, kwargs))
     owner = getattr(fn, "__self__", None)
     if str(type(owner).__module__).startswith("gwf_fast.flows.") and hasattr(owner, "explain"):
         found = (getattr(value, "particles", value) for value in (*args, *kwargs.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gwf_fast.checkpoint.portable import portable
 from gwf_fast.errors import called, former, warn_former
+from gwf_fast.ops.arrays import has_array, with_tensors
 from gwf_fast.ops.report import ORDER, arguments, by_table, explain, explained_by, first_tensor, header, others
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.fast import Directions, FastOptions, choose, fast_reduction
@@ -225,6 +227,11 @@ def with_error(
     name = getattr(fn, "__name__", repr(fn))
     if not str(getattr(fn, "__module__", "")).startswith("gwf_fast.") or name not in _WITH_ERROR:
         raise TypeError(f"fn must be one of {', '.join(_WITH_ERROR)}, got {name}")
+    if has_array((*args, method, *kwargs.values())):
+        crossed: tuple[Tensor, Tensor] = with_tensors(
+            fn, functools.partial(with_error, fn), args, kwargs | {"method": method}
+        )
+        return crossed
     found = as_method(method)
     if not isinstance(found, Sliced):
         raise ValueError(f"method must be gwf.Sliced(...), whose sums are estimates, got {method!r}")

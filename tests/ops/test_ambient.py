@@ -3,6 +3,7 @@
 import inspect
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,8 +104,7 @@ def test_every_function_for_people_passes_the_entry():
     functions = [getattr(gwf, name) for name in gwf.__all__] + [getattr(gwf.drift, name) for name in gwf.drift.__all__]
     entry_file = entry(print).__code__.co_filename
     without = [f.__name__ for f in functions if inspect.isfunction(f) and f.__code__.co_filename != entry_file]
-    # critics: their common part does; with_error: what it calls does
-    assert set(without) == {"backends", "explain", "critic", "critic_step", "with_error"}
+    assert set(without) == {"backends", "explain", "with_error"}  # the last: what it calls does
 
 
 def test_tensors_in_a_method_are_fitted_too():
@@ -130,7 +130,7 @@ def others() -> dict[str, object]:
             "nested": torch.nested.nested_tensor([X, Y]),
             "jagged": torch.nested.nested_tensor([X, Y], layout=torch.jagged),
             "subclass": X.as_subclass(Subclass),
-            "array": X.numpy(),
+            "masked array": np.ma.masked_array(X.numpy()),
         }
 
 
