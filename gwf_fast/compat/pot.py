@@ -1,9 +1,16 @@
-"""POT's ``ot.sliced.sliced_wasserstein_distance`` (Flamary et al. 2021), on tensors and NumPy arrays."""
+"""POT's sliced and max-sliced Wasserstein distances of ``ot.sliced`` (Flamary et al. 2021), on tensors and arrays.
+
+What differs from POT: weights of integer points are not rounded to 0, numbers of several types are those that hold all
+of them whatever the library, at a distance of 0 the gradient is 0 instead of NaN, negative weights are refused, and a
+seed leaves the library's global generator alone. Where both sets have the same mass the distance has a kink in the
+weights: derivatives in them agree with POT's but for constants.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +18,12 @@ from torch import Tensor
 
 from gwf_fast.measures.directional import directional
 from gwf_fast.measures.sliced import choose_directions
-from gwf_fast.pairs.validation import as_integer, as_number
+from gwf_fast.ops.arrays import as_tensor
+from gwf_fast.pairs.validation import as_integer, as_number, check_weights
 
-__all__ = ["sliced_wasserstein_distance"]
+__all__ = ["max_sliced_wasserstein_distance", "sliced_wasserstein_distance"]
+
+_TILE = 32  # directions at a time, where PyTorch does the work
 
 
 def sliced_wasserstein_distance(
@@ -24,73 +34,215 @@ def sliced_wasserstein_distance(
     n_projections: int = 50,
     p: float = 2,
     projections: Any = None,
-    seed: int | None = None,
+    seed: Any = None,
     log: bool = False,
     scaler: Callable[[Any], Any] | Any = None,
 ) -> Any:
     """(E_theta W_p^p(theta . X_s, theta . X_t))^(1/p); POT's arguments, and its numbers for its projections.
 
     Args:
-        X_s: Samples [N, D], a tensor or an array of float32 or float64.
+        X_s: Samples [N, D], a tensor, an array or a list.
         X_t: Samples [M, D].
-        a: Weights [N]; None means 1 / N.
+        a: Weights [N], used as they are; None means 1 / N. Where sums differ, the largest projection of the lighter set
+            has the mass that is missing, as in POT: no longer a distance.
         b: Weights [M]; None means 1 / M.
         n_projections: Directions, unless ``projections`` are given.
         p: Power of the cost, at least 1.
         projections: [D, P], used as they are.
-        seed: Of the directions; an integer, or for arrays a ``numpy.random.RandomState``. None draws from the library's
-            global generator, as POT does. An integer does not touch that generator.
+        seed: Of the directions: an integer or a generator, for tensors ``torch.Generator``, for arrays
+            ``numpy.random.RandomState`` or ``Generator``. None draws from the library's global one.
         log: Whether to return a dictionary with ``projections`` and ``projected_emds`` as well.
         scaler: A callable or an object with ``transform``, applied to both sets first.
 
     Returns:
-        A scalar of the kind of X_s, differentiable in points and weights that are tensors; with ``log`` (value, dict).
+        A scalar, differentiable in points and weights that are tensors; with ``log`` (value, dict). Arrays, where
+        nothing was a tensor.
 
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
     """
-    p = as_number("p", p, "a number >= 1", least=1)
-    if scaler is not None:
-        scale = scaler.transform if hasattr(scaler, "transform") else scaler
-        X_s, X_t = scale(X_s), scale(X_t)
-    arrays = not isinstance(X_s, Tensor)
-    tensors: list[Any] = [
-        value if value is None or isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-        for value in (X_s, X_t, a, b, projections)
-    ]
-    x, y, u, v, matrix = tensors
-    if x.ndim != 2 or y.ndim != 2:
-        raise ValueError(f"X_s and X_t must have shapes [N, D] and [M, D], got {list(x.shape)} and {list(y.shape)}")
-    if matrix is None:
-        theta = _draw(n_projections, x, seed, arrays)
-    elif matrix.ndim != 2:
-        raise ValueError(f"projections must have shape [D, P], got {list(matrix.shape)}")
-    else:
-        theta = matrix.mT
-    theta = choose_directions(x, y, directions=theta)
-    mean, values = directional("wasserstein", x, y, theta, p, u, v)
-    result: Any = mean if p == 1 else mean ** (1 / p)
-    if arrays:
-        result = result.numpy()[()]
-    if not log:
-        return result
-    details = {"projections": theta.T, "projected_emds": values.to(x.dtype) if arrays else values}
-    return result, {name: value.numpy() for name, value in details.items()} if arrays else details
+    lines = _Lines.of(X_s, X_t, a, b, n_projections, p, projections, seed, scaler)
+    mean, costs = lines.costs(lines.theta)
+    return lines.result(_root(mean, lines.power), costs, log)
 
 
-def _draw(n: int, x: Tensor, seed: Any, arrays: bool) -> Tensor:
-    """Directions [P, D] as POT draws them."""
-    n = as_integer("n_projections", n)
-    if arrays:
-        if seed is None:
-            normals = torch.as_tensor(np.random.randn(x.shape[1], n)).to(x.dtype)
-        else:
-            state = seed if isinstance(seed, np.random.RandomState) else np.random.RandomState(seed)
-            normals = torch.as_tensor(state.randn(x.shape[1], n)).to(x.dtype)
-    else:
-        generator = None
-        if seed is not None:
-            generator = torch.Generator(x.device)
-            generator.manual_seed(seed)
-        normals = torch.randn(x.shape[1], n, dtype=x.dtype, device=x.device, generator=generator)
-    return (normals / normals.square().sum(0).sqrt()).mT
+def max_sliced_wasserstein_distance(
+    X_s: Any,
+    X_t: Any,
+    a: Any = None,
+    b: Any = None,
+    n_projections: int = 50,
+    p: float = 2,
+    projections: Any = None,
+    seed: Any = None,
+    log: bool = False,
+    scaler: Callable[[Any], Any] | Any = None,
+) -> Any:
+    """max_theta W_p(theta . X_s, theta . X_t) over the directions that are drawn or given, as POT's.
+
+    Args:
+        X_s: Samples [N, D], a tensor, an array or a list.
+        X_t: Samples [M, D].
+        a: Weights [N], as in ``sliced_wasserstein_distance``.
+        b: Weights [M].
+        n_projections: Directions, unless ``projections`` are given.
+        p: Power of the cost, at least 1.
+        projections: [D, P], used as they are.
+        seed: Of the directions, as in ``sliced_wasserstein_distance``.
+        log: Whether to return a dictionary with ``projections`` and ``projected_emds`` as well.
+        scaler: A callable or an object with ``transform``, applied to both sets first.
+
+    Returns:
+        A scalar, differentiable in points and weights that are tensors, along the first of the largest directions; with
+        ``log`` (value, dict).
+
+    Raises:
+        ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
+    """
+    lines = _Lines.of(X_s, X_t, a, b, n_projections, p, projections, seed, scaler)
+    with torch.no_grad():
+        _, costs = lines.costs(lines.theta)
+    largest = int(costs.argmax())
+    value, _ = lines.costs(lines.theta[largest : largest + 1])
+    return lines.result(_root(value, lines.power), costs, log)
+
+
+class _Lines(NamedTuple):
+    """Two weighted sets, and the directions onto which they are projected."""
+
+    x: Tensor
+    y: Tensor
+    a: Tensor | None
+    b: Tensor | None
+    theta: Tensor  # [P, D]
+    power: float
+    arrays: bool
+
+    @classmethod
+    def of(cls, X_s: Any, X_t: Any, a: Any, b: Any, n: Any, p: Any, projections: Any, seed: Any, scaler: Any) -> _Lines:
+        p = as_number("p", p, "a number >= 1", least=1)
+        X_s, X_t = (_scaled(_points(value), scaler) for value in (X_s, X_t))
+        given = {"X_s": X_s, "X_t": X_t, "a": a, "b": b, "projections": projections}
+        arrays = not any(isinstance(value, Tensor) for value in given.values())
+        tensors = {name: _as_tensor(name, value) for name, value in given.items()}
+        x, y = tensors["X_s"], tensors["X_t"]
+        if x.ndim != 2 or y.ndim != 2:
+            raise ValueError(f"X_s and X_t must have shapes [N, D] and [M, D], got {list(x.shape)} and {list(y.shape)}")
+        if tensors["projections"] is None:
+            tensors["projections"] = _draw(n, x, seed, arrays)
+        elif tensors["projections"].ndim != 2:
+            raise ValueError(f"projections must have shape [D, P], got {list(tensors['projections'].shape)}")
+        dtype = _common(list(tensors.values()), arrays)
+        x, y, u, v, matrix = (None if value is None else value.to(dtype) for value in tensors.values())
+        theta = choose_directions(x, y, directions=matrix.mT)
+        for name, weights, points, side in (("a", u, x, "X_s"), ("b", v, y, "X_t")):
+            if weights is not None:
+                check_weights(name, weights, points, side)
+        return cls(x, y, u, v, theta, p, arrays)
+
+    def costs(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean over directions of W_p^p, and each [P], of the masses as they are."""
+        masses = [weights if weights is None else weights.double().sum() for weights in (self.a, self.b)]
+        known = [1.0 if mass is None else float(mass.detach()) for mass in masses]
+        rounding = torch.finfo(self.x.dtype).eps * (16 + math.sqrt(len(self.x) + len(self.y)))
+        if abs(known[0] - known[1]) <= rounding * max(known):
+            mean, costs = directional("wasserstein", self.x, self.y, theta, self.power, self.a, self.b)
+            if masses == [None, None]:
+                return mean, costs
+            mass = 0.5 * sum(1.0 if mass is None else mass for mass in masses)
+            return (mean * mass).to(mean.dtype), costs * max(known)
+        costs = torch.cat([self._unequal(tile) for tile in theta.split(_TILE)])
+        return costs.mean().to(self.x.dtype), costs.detach()
+
+    def _unequal(self, theta: Tensor) -> Tensor:
+        """The integral over q of |F^-1(q) - G^-1(q)|^p [P], up to the larger mass, quantiles staying at their last."""
+        (x, at_x), (y, at_y) = ((theta @ points.mT).sort(-1) for points in (self.x, self.y))  # [P, N]
+        steps = [
+            (points.new_full((len(points),), 1 / len(points)) if weights is None else weights)
+            .double()[order]
+            .cumsum(-1)
+            for points, weights, order in ((self.x, self.a, at_x), (self.y, self.b, at_y))
+        ]
+        q = torch.cat(steps, -1).sort(-1).values  # [P, N + M]
+        quantiles = [
+            line.gather(-1, torch.searchsorted(cumulated.detach(), q.detach()).clamp_(max=line.shape[-1] - 1))
+            for line, cumulated in zip((x, y), steps)
+        ]
+        widths = q.diff(prepend=q.new_zeros(len(theta), 1))
+        return (widths * (quantiles[0] - quantiles[1]).abs().double() ** self.power).sum(-1)
+
+    def result(self, value: Any, costs: Tensor, log: bool) -> Any:
+        """What the caller gets."""
+        details: dict[str, Any] = {"projections": self.theta.mT, "projected_emds": costs}
+        if self.arrays:
+            value = value.numpy()[()]
+            details = {"projections": self.theta.mT.numpy(), "projected_emds": costs.to(self.x.dtype).numpy()}
+        return (value, details) if log else value
+
+
+def _root(mean: Tensor, p: float) -> Tensor:
+    """The p-th root; where it is 0 its slope is infinite, and that of what it is of is 0: their product is 0."""
+    if p == 1:
+        return mean
+    nothing = mean == 0
+    return torch.where(nothing, 0.0, torch.where(nothing, 1.0, mean) ** (1 / p))
+
+
+def _points(value: Any) -> Any:
+    """A list of numbers as the array that it stands for."""
+    return np.asarray(value) if isinstance(value, (list, tuple)) else value
+
+
+def _scaled(points: Any, scaler: Any) -> Any:
+    if scaler is None:
+        return points
+    if callable(getattr(scaler, "transform", None)):
+        return scaler.transform(points)
+    if callable(scaler):
+        return scaler(points)
+    raise ValueError(f"scaler must be None, a callable or an object with transform(), got {type(scaler).__name__}")
+
+
+def _as_tensor(name: str, value: Any) -> Tensor | None:
+    return value if value is None or isinstance(value, Tensor) else as_tensor(name, np.asarray(value))
+
+
+def _common(tensors: list[Tensor | None], arrays: bool) -> torch.dtype:
+    """The type that holds all numbers, by the library's own rules; a floating one."""
+    found = [tensor.dtype for tensor in tensors if tensor is not None]
+    if arrays:  # to which integers and float32 are float64
+        numpys = (torch.zeros(0, dtype=dtype).numpy().dtype for dtype in found)
+        return torch.from_numpy(np.zeros(0, np.result_type(np.float16, *numpys))).dtype
+    dtype = found[0]
+    for other in found[1:]:
+        dtype = torch.promote_types(dtype, other)
+    return dtype if dtype.is_floating_point else torch.get_default_dtype()
+
+
+def _draw(n: Any, x: Tensor, seed: Any, arrays: bool) -> Tensor:
+    """Directions [D, P] as POT draws them."""
+    shape = x.shape[1], as_integer("n_projections", n)
+    normals = _numpy_normals(shape, seed) if arrays else _torch_normals(shape, seed, x)
+    return normals / normals.square().sum(0).sqrt()
+
+
+def _numpy_normals(shape: tuple[int, int], seed: Any) -> Tensor:
+    if seed is None:
+        return torch.as_tensor(np.random.randn(*shape))
+    if isinstance(seed, np.random.Generator):
+        return torch.as_tensor(seed.standard_normal(shape))
+    if isinstance(seed, (Tensor, torch.Generator)):
+        raise TypeError(f"seed must be an integer or a generator of NumPy for arrays, got {type(seed).__name__}")
+    state = seed if isinstance(seed, np.random.RandomState) else np.random.RandomState(seed)
+    return torch.as_tensor(state.randn(*shape))
+
+
+def _torch_normals(shape: tuple[int, int], seed: Any, x: Tensor) -> Tensor:
+    dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    generator = seed
+    if seed is not None and not isinstance(seed, torch.Generator):
+        if isinstance(seed, (np.random.Generator, np.random.RandomState)):
+            raise TypeError(f"seed must be an integer or a torch.Generator for tensors, got {type(seed).__name__}")
+        generator = torch.Generator(x.device)
+        generator.manual_seed(as_integer("seed", seed, least=-(2**63)))
+    return torch.randn(shape, dtype=dtype, device=x.device, generator=generator)

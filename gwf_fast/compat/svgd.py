@@ -1,4 +1,10 @@
-"""``SVGD`` with the methods and arguments of the Python code published with Liu & Wang (2016)."""
+"""``SVGD`` with the methods and arguments of the Python code published with Liu & Wang (2016).
+
+Two things differ. The original's ``update`` takes a bandwidth and ignores it: its median rule has h in every iteration;
+here a bandwidth that is given is used. And where more than half of the pairs coincide, a single particle included, the
+median is 0 and the original divides 0 by 0, so that all particles are NaN; here the kernel is then its limit, 1 between
+particles that coincide and 0 between others, without repulsion: each particle climbs log p by itself.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +19,7 @@ from torch import Tensor
 from gwf_fast.kernels.cpp import small as small_cpp
 from gwf_fast.measures.stein import svgd_direction
 from gwf_fast.pairs.kernels import Gaussian
+from gwf_fast.pairs.reductions import kernel_gradient
 
 __all__ = ["SVGD", "median_rule", "order_statistics"]
 
@@ -21,6 +28,28 @@ _FUDGE = 1e-6
 
 class SVGD:
     """Stein variational gradient descent on NumPy arrays."""
+
+    def svgd_kernel(self, theta: ArrayLike, h: float = -1) -> tuple[NDArray, NDArray]:
+        """The kernel matrix and its repulsion, as the original has them; ``update`` stores no matrix.
+
+        Args:
+            theta: Particles [N, D].
+            h: Bandwidth of exp(-r^2 / (2 h^2)); negative for the median rule.
+
+        Returns:
+            k(x_i, x_j) [N, N], and sum_j (x_i - x_j) k(x_i, x_j) / h^2 [N, D], float64.
+
+        Raises:
+            ValueError: If the shape is wrong.
+        """
+        x = torch.from_numpy(_particles("theta", theta))
+        h = median_rule(x) if h < 0 else float(h)
+        if h == 0:
+            group = _groups(x)
+            return (group[:, None] == group).double().numpy(), np.zeros(x.shape)
+        kernel = Gaussian(h)
+        repulsion = kernel_gradient(x, x, kernel=kernel)
+        return kernel(x, x).numpy(), repulsion.neg().numpy()
 
     def update(
         self,
@@ -39,7 +68,8 @@ class SVGD:
             lnprob: Maps particles [N, D] to grad log p at them, [N, D].
             n_iter: Iterations.
             stepsize: Step.
-            bandwidth: h of exp(-r^2 / (2 h^2)); negative for the median rule, anew in every iteration.
+            bandwidth: h of exp(-r^2 / (2 h^2)); negative for the median rule, anew in every iteration, which is what
+                the original does whatever it is given.
             alpha: Memory of the squared gradients.
             debug: Print every thousandth iteration.
 
@@ -51,9 +81,7 @@ class SVGD:
         """
         if x0 is None or lnprob is None:
             raise ValueError("x0 and lnprob must not be None")
-        theta = np.array(x0, dtype=np.float64)
-        if theta.ndim != 2:
-            raise ValueError(f"x0 must have shape [N, D], got {list(theta.shape)}")
+        theta = _particles("x0", x0)
         history = np.zeros_like(theta)
         for iteration in range(n_iter):
             if debug and (iteration + 1) % 1000 == 0:
@@ -71,7 +99,29 @@ def _direction(x: Tensor, score: Tensor, bandwidth: float) -> Tensor:
         found = small_cpp.svgd(x, score, "all" if bandwidth < 0 else float(bandwidth))
         if found is not None:
             return found
-    return svgd_direction(x, score, kernel=Gaussian(median_rule(x) if bandwidth < 0 else bandwidth))
+    h = median_rule(x) if bandwidth < 0 else float(bandwidth)
+    if math.isnan(h):  # a particle has gone astray, and the median with it
+        return torch.full_like(x, math.nan)
+    return _alone(x, score) if h == 0 and score.shape == x.shape else svgd_direction(x, score, kernel=Gaussian(h))
+
+
+def _alone(x: Tensor, score: Tensor) -> Tensor:
+    """The direction as h falls to 0: a mean of scores over all particles, of which only those at x_i are felt."""
+    group = _groups(x)
+    sums = score.new_zeros(x.shape).index_add_(0, group, score)
+    return sums[group] / len(x)
+
+
+def _groups(x: Tensor) -> Tensor:
+    """A number [N] for each place, the same for particles that coincide."""
+    return torch.unique(x, dim=0, return_inverse=True)[1]
+
+
+def _particles(name: str, value: ArrayLike) -> NDArray:
+    theta = np.array(value, dtype=np.float64)
+    if theta.ndim != 2:
+        raise ValueError(f"{name} must have shape [N, D], got {list(theta.shape)}")
+    return theta
 
 
 def median_rule(x: Tensor) -> float:
