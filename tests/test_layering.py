@@ -15,12 +15,12 @@ from bench import house
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 400  # lines
-MOST_ROOMS, MOST_ARROWS = 20, 80
+MOST_ROOMS, MOST_ARROWS = 20, 82
 
 # From the top: a room may import from its own floor and from those below it. Rooms of one floor do not know each other.
 FLOORS = (
     ("cli",),
-    ("compat", "experiments", "presets"),
+    ("compat", "experiments", "jax", "presets"),
     ("flows",),
     ("drift", "functionals", "selftest"),
     ("nn", "transport", "measures", "potentials"),
@@ -65,7 +65,7 @@ def upward_imports(module: str, source: str, is_package: bool = False) -> list[s
         if not name.startswith("gwf_fast") or other == own:
             continue
         if other is None or other not in sum(FLOORS, ()):  # a name of the package itself, which stands above all
-            wrong += [name] if own not in ("cli", "compat", "experiments") else []
+            wrong += [name] if own not in ("cli", "compat", "experiments", "jax") else []
         elif floor(other, FLOORS) <= floor(own, FLOORS):
             wrong.append(name)
     return wrong
