@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -85,10 +86,10 @@ def test_drifting_has_no_unit_of_length(scale):
         got = gwf.drift.gmd(x * scale, y * scale, temperature=0.5 * scale, clip=clip)
         close(got / scale, truth, 1e-5)
     if scale > 1:  # below, floors of 1e-3 are all there is
-        truth = gwf.drift.gmd_multi(x.double() * 1e3, y.double() * 1e3)
-        got = gwf.drift.gmd_multi(x * scale, y * scale)
-        close(got.velocity / scale, truth.velocity / 1e3, 1e-5)
-        torch.testing.assert_close(got.raw.double(), truth.raw, rtol=1e-5, atol=0)
+        wide = gwf.drift.gmd_multi(x.double() * 1e3, y.double() * 1e3)
+        multi = gwf.drift.gmd_multi(x * scale, y * scale)
+        close(multi.velocity / scale, wide.velocity / 1e3, 1e-5)
+        torch.testing.assert_close(multi.raw.double(), wide.raw, rtol=1e-5, atol=0)
 
 
 def test_drifting_differentiates_twice_where_one_kind_is_far():
@@ -198,6 +199,21 @@ def test_stein_discrepancy_of_any_bandwidth(h, dtype):
     truth = terms.fill_diagonal_(0).sum() / (40 * 39)
     got = gwf.ksd2(x, score, kernel=gwf.IMQ(h)).double()
     assert float(abs(got - truth)) <= (1e-4 if dtype == torch.float32 else 1e-9) * float(abs(truth))
+
+
+@pytest.mark.parametrize("spread", [1e-8, 1e8])
+def test_slopes_of_a_stein_discrepancy_of_any_spread(spread):
+    """In points and in scores, of two sets of which float32 has the terms of one only."""
+    x = torch.stack([points(20, 3), spread * points(20, 3)])
+    score = torch.stack([points(20, 3, 1), points(20, 3, 1) / spread])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [t.clone().to(dtype).requires_grad_() for t in (x, score)]
+        value = gwf.ksd2(*leaves, kernel=gwf.IMQ(1.0))
+        found.append(torch.autograd.grad(value.sum(), leaves))
+    for single, double in zip(*found, strict=True):
+        for b in range(2):
+            close(single[b], double[b], 1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e8, 1e16])
@@ -321,7 +337,7 @@ def test_slopes_of_critics_at_nan_are_nan(divergence, order):
 @pytest.mark.parametrize("divergence", ["total_variation", "squared_hellinger", "neyman"])
 def test_slopes_of_saturated_critics(divergence, order):
     """Autograd's slope of e^v - 1 is the value + 1, and 1 + (e^-2v - 1) was that of tanh: 0 for e^-40."""
-    net = gwf.nn.MLP([1, 1]).double()
+    net: Any = gwf.nn.MLP([1, 1]).double()
     with torch.no_grad():
         net[0].weight.fill_(1.0)
         net[0].bias.zero_()

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,37 @@ def test_symmetric_sums(instruction_set, dim):
                     want = call(reference, lambda t: t.double())
                     got = call(cpp, lambda t: t)
                     assert error(got, want) < TOLERANCE[kind, torch.float32], (profile.name, name, n, exclude)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_columns_in_pieces(dim):
+    """A row breathes after every 32 chunks of columns; what is left is the last piece."""
+    x, y = cloud(3, dim), cloud(32 * 384 + 7, dim, seed=1)
+    w = torch.rand(2, y.shape[1], generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    k = spec(profiles.PROFILES["gaussian"])
+    cpp.pair_sum(x, y.roll(5, 1), None, k)  # what lies beyond the columns is no zeros
+    for name in ("pair_sum", "pair_gradient"):
+        weights = w[..., None] if name == "pair_sum" else w
+        want = getattr(reference, name)(x, y, weights, k)
+        assert error(getattr(cpp, name)(x, y, weights, k), want) < 1e-13, name
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_derivatives_of_float32_in_double(order):
+    """A bandwidth of which float32 has no curvature: all directions come along, of every channel."""
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    x, y, a, b = draw(2, 9, 3), draw(2, 14, 3), draw(2, 9, 3), draw(2, 14, 3)
+    tangents = [(draw(2, 9, 3), draw(2, 14, 3), draw(2, 9, 3), draw(2, 14, 3)) for _ in range(order)]
+    k = spec(profiles.PROFILES["imq"], bandwidth=1e-9)
+    got = cpp.pair_jet(x, y, a, b, None, None, tangents, k)
+    wide: list[Any] = [tuple(t.double() for t in tangent) for tangent in tangents]
+    want = reference.pair_jet(x.double(), y.double(), a.double(), b.double(), None, None, wide, k)
+    for mine, truth in zip(got, want, strict=True):
+        assert error(mine, truth) < 1e-6
 
 
 @pytest.mark.parametrize("dim", [2, 3, 5, 16])

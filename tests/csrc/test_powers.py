@@ -46,6 +46,17 @@ def test_powers_of_any_size(instruction_set, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_powers_of_infinity(instruction_set, dtype):
+    """A negative one is 0: of a point at infinity, and of a distance whose square is none."""
+    far = [math.inf, 1e30] if dtype == torch.float32 else [math.inf, 1e160]
+    x = torch.tensor([[far[0]], [far[1]], [2.0]], dtype=dtype)
+    got = gwf.kernel_sum(x, torch.zeros(1, 1, dtype=dtype), kernel=gwf.PowerLaw(-0.3, -2.6))
+    want = 2.0**-0.3 / -0.3 + 2.0**-2.6 / 2.6
+    assert got[0] == 0 and got[1].abs() < 1e-8
+    assert got[2].item() == pytest.approx(want, rel=1e-6 if dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", ["expm1", "minus_exp", "elu"])
 def test_exponentials_near_the_largest_number(instruction_set, name, dtype):
     """e^x up to the largest number, and infinite, never NaN, beyond: the power of two above it has no number."""

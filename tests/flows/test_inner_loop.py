@@ -4,7 +4,10 @@ Here the device is the CPU, and a replay calls the iteration again, or repeats i
 themselves are in ``gpu/test_graph.py``.
 """
 
+import math
 import random
+import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -70,13 +73,13 @@ def repeated(monkeypatch):
 
 def gap(a: StepProblem, b: StepProblem) -> float:
     """Largest difference between the parameters and moments of two problems."""
-    pairs = []
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     for first, second in ((a.map, b.map), (a.critic, b.critic)):
         if first is not None:
             pairs += zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    for first, second in ((a.map_optimizer, b.map_optimizer), (a.critic_optimizer, b.critic_optimizer)):
-        if first is not None:
-            for one, other in zip(first.state.values(), second.state.values(), strict=True):
+    for mine, theirs in ((a.map_optimizer, b.map_optimizer), (a.critic_optimizer, b.critic_optimizer)):
+        if mine is not None:
+            for one, other in zip(mine.state.values(), theirs.state.values(), strict=True):
                 pairs += zip(one.values(), other.values(), strict=True)
     return max((x.cpu() - y.cpu()).abs().max().item() for x, y in pairs)
 
@@ -112,8 +115,19 @@ def test_counters_on_the_device_change_nothing(name, record, repeated):
     assert gap(host, device) <= 1e-9
     groups = [p.map_optimizer.param_groups[0] for p in (host, device)]
     assert groups[0]["lr"] == groups[1]["lr"] and isinstance(groups[1]["lr"], float)
-    trained, new = (p.map[0].weight for p in (host, step_problem(FUNCTIONALS[name](), **options)))
+    maps: list[Any] = [p.map for p in (host, step_problem(FUNCTIONALS[name](), **options))]
+    trained, new = (net[0].weight for net in maps)
     assert (trained - new).abs().max() > 1e-3
+
+
+def test_a_loop_leaves_the_rate_of_its_last_iteration():
+    """Of the map and of the critic, whether the host or the device counts; the next loop begins with its own."""
+    for on_device in (False, True):
+        problem = step_problem(gwf.JensenShannon(samples()), iterations=8, lr_schedule="cosine")
+        solved(problem, on_device, again)
+        last = 3e-3 * (1 + math.cos(math.pi * 7 / 8)) / 2
+        for optimizer in (problem.map_optimizer, problem.critic_optimizer):
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(last, rel=1e-12)
 
 
 def test_two_hundred_iterations(repeated):
@@ -134,12 +148,18 @@ def test_a_generators_pairs(repeated):
     assert gap(*problems) <= 1e-9
 
 
+class Record(list[tuple[int, float]]):
+    """What a loop says of its losses."""
+
+    def __call__(self, iteration: int, loss: float) -> None:
+        self.append((iteration, loss))
+
+
 def test_losses_are_seen_as_before():
-    seen = {}
+    seen: dict[bool, Record] = {}
     for on_device in (False, True):
         problem = step_problem(gwf.KL(mixture()), iterations=120)
-        losses = seen[on_device] = []
-        problem.on_iteration = lambda iteration, loss, losses=losses: losses.append((iteration, loss))
+        problem.on_iteration = seen.setdefault(on_device, Record())
         solved(problem, on_device, again)
     assert [i for i, _ in seen[True]] == [50, 100, 120]
     for (_, a), (_, b) in zip(seen[False], seen[True], strict=True):
@@ -147,12 +167,12 @@ def test_losses_are_seen_as_before():
 
 
 def test_patience_ends_a_step_where_it_did():
-    ends = {}
+    ends: dict[bool, Record] = {}
     for on_device in (False, True):
         problem = step_problem(gwf.Potential(lambda x: x.square().sum(-1)), iterations=1000, patience=50)
-        problem.on_iteration = lambda iteration, loss, on_device=on_device: ends.__setitem__(on_device, iteration)
+        problem.on_iteration = ends.setdefault(on_device, Record())
         solved(problem, on_device, again)
-    assert ends[True] == ends[False] < 1000
+    assert ends[True][-1][0] == ends[False][-1][0] < 1000
 
 
 def test_a_loss_that_is_not_finite_is_told():
@@ -168,6 +188,7 @@ class Stateful(nn.Module):
         super().__init__()
         self.kind, self.calls = kind, 0
         self.net = gwf.nn.MLP([2, 16, 2], "silu", residual=True)
+        self.shift: torch.Tensor
         self.register_buffer("shift", torch.zeros(2))
 
     def forward(self, x):
@@ -219,6 +240,9 @@ class Annealed(nn.Module):
         self.factor = 1.0
         self.net = gwf.nn.MLP([2, 16, 2], "silu", residual=True)
 
+    def look(self, iteration: int, loss: float) -> None:
+        self.factor = 0.5
+
     def forward(self, x):
         return self.factor * self.net(x)
 
@@ -227,7 +251,8 @@ def test_a_number_that_changes_between_two_looks_ends_the_replays(repeated):
     problems = []
     for on_device in (False, True):
         problem = step_problem(gwf.JensenShannon(samples()), map=Annealed, iterations=80)
-        problem.on_iteration = lambda iteration, loss, net=problem.map: setattr(net, "factor", 0.5)
+        annealed: Any = problem.map
+        problem.on_iteration = annealed.look
         problems.append(solved(problem, on_device, taped if on_device else None))
     assert "has changed since the capture" in repeated[-1].refusal
     assert gap(*problems) <= 1e-9
@@ -251,6 +276,27 @@ def test_another_optimiser_is_not_replayed(repeated):
 def test_few_iterations_are_not_worth_it(repeated):
     solved(step_problem(gwf.KL(mixture()), iterations=graph.FEWEST - 1), True, again)
     assert not repeated[-1].is_replaying and repeated[-1].refusal is None
+
+
+def test_what_waits_for_a_device_is_noticed_each_time(monkeypatch):
+    """As torch says it, whatever the filters; what else is said meanwhile is passed on, and the mode is put back."""
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    said = ["Synchronization debug mode is a prototype feature", *["called a synchronizing CUDA operation"] * 2]
+    waits: list[str] = []
+
+    def waiting() -> None:
+        nonlocal waits
+        with graph._waits(torch.device("cuda")) as waits:
+            assert modes == ["default", "warn"]
+            for text in [*said, "another matter"]:
+                warnings.warn(text, stacklevel=1)
+
+    with pytest.raises(UserWarning, match="another matter"):  # an error, as the filters of the tests have it
+        waiting()
+    assert len(waits) == 2 and all(__file__ in line for line in waits)
+    assert modes[-1] == "default"
 
 
 def test_a_failed_capture_leaves_the_loop_going(repeated):

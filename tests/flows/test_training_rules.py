@@ -71,7 +71,9 @@ def test_a_drifting_model_begins_at_the_rate_asked_for():
         "energy", 2, generator=generator, latent_dim=3, batch_size=32, lr=0.01, lr_schedule="cosine"
     )
     before = generator.weight.detach().clone()
-    after = flow.run(X.float(), 1, progress=False).generator.weight.detach()
+    trained = flow.run(X.float(), 1, progress=False).generator
+    assert isinstance(trained, nn.Linear)
+    after = trained.weight.detach()
     assert (after - before).abs().max() == pytest.approx(0.01, rel=1e-3)
 
 
@@ -137,9 +139,11 @@ def test_the_penalty_draws_slopes_to_one():
     for start in (0.1, 3.0):
         net = nn.Linear(2, 1, bias=False).double()
         nn.init.constant_(net.weight, start)
-        gwf.drift.LearnedCritic(2, network=net, steps=400, lr=0.01)(X, X)
-        # Two steps of Adam: at the minimum the gradient is rounding, which goes by where X lies in memory.
-        assert net.weight.norm().item() == pytest.approx(1.0, abs=2e-2)
+        for steps, lr in ((300, 1e-2), (60, 1e-3)):
+            gwf.drift.LearnedCritic(2, network=net, steps=steps, lr=lr)(X, X)
+            # Two updates of Adam, of lr a weight: at the minimum the gradient is rounding, which goes by where X lies
+            # in memory.
+            assert net.weight.norm().item() == pytest.approx(1.0, abs=2 * math.sqrt(2) * lr)
     with torch.no_grad():
         net.weight.mul_(3)
     penalty = gwf.nn.objective.gradient_penalty(net, X, X)

@@ -1,8 +1,10 @@
 """Triton's perceptrons: on a GPU where there is one, under Triton's interpreter elsewhere."""
 
+import ast
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -251,3 +253,16 @@ class TestOnAGPU:
         compiled = torch.compile(net, fullgraph=True)
         got, want = (torch.autograd.grad(f(x).square().sum(), [x, *net.parameters()]) for f in (compiled, net))
         torch.testing.assert_close(got, want)
+
+
+def test_threads_wait_for_what_others_have_written():
+    """The threads of a tile read each other's values in memory, and only a GPU has several: read off the code."""
+    stores = 0
+    for block in ast.walk(ast.parse(Path(triton_mlp.__file__).with_name("mlp_kernels.py").read_text())):
+        body = getattr(block, "body", None)
+        lines = [ast.unparse(line) for line in body] if isinstance(body, list) else []
+        for line, following in zip(lines, [*lines[1:], ""]):
+            if line.startswith("tl.store(buffer"):
+                stores += 1
+                assert following == "tl.debug_barrier()", line
+    assert stores == 4
