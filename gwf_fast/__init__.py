@@ -15,7 +15,9 @@ from gwf_fast.functionals.energies import GeneralizedEntropy, Interaction
 from gwf_fast.measures.blob import blob_density, blob_energy, blob_velocity
 from gwf_fast.measures.discrepancy import energy_distance, median_bandwidth, mmd2, parzen_log_density, parzen_score
 from gwf_fast.measures.interaction import forward_step, interaction_energy, interaction_velocity
-from gwf_fast.measures.sliced import sliced_energy_distance, sliced_wasserstein2
+from gwf_fast.measures.max_sliced import max_sliced_wasserstein
+from gwf_fast.measures.sliced import sliced_energy_distance, sliced_wasserstein, sliced_wasserstein2
+from gwf_fast.measures.spherical import spherical_sliced_wasserstein
 from gwf_fast.measures.stein import ksd2, svgd_direction
 from gwf_fast.ops import backends, explain
 from gwf_fast.pairs.fast import AccuracyError
@@ -93,6 +95,7 @@ __all__ = [
     "kernel_sum",
     "ksd2",
     "load",
+    "max_sliced_wasserstein",
     "median_bandwidth",
     "mmd2",
     "nn",
@@ -103,7 +106,9 @@ __all__ = [
     "sinkhorn",
     "sinkhorn_divergence",
     "sliced_energy_distance",
+    "sliced_wasserstein",
     "sliced_wasserstein2",
+    "spherical_sliced_wasserstein",
     "svgd_direction",
     "with_error",
 ]

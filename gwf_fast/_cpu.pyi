@@ -141,6 +141,8 @@ def sliced_sum(
     weights: Tensor,
     waves: Tensor,
     powers: Tensor,
+    decays: _Pair,
+    tied: float,
     out: Tensor,
 ) -> None: ...
 def instruction_sets() -> list[str]: ...

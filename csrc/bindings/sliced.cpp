@@ -81,13 +81,15 @@ void run(void (*function)(const SlicedCall<T>&), int kind, double power, double 
 
 template <class T>
 void run_sums(void (*function)(const SlicedSumCall<T>&), int order, double period, int64_t first, const Array& x,
-              py::handle y, py::handle weights, py::handle waves, py::handle powers, py::handle out) {
+              py::handle y, py::handle weights, py::handle waves, py::handle powers, const Pair& decays, double tied,
+              py::handle out) {
     Crossing crossing;
     const Array charges = crossing.leading(weights, "weights", 3, 3);
     const Array sources = crossing.leading(y, "y", 2, 2);
     const int64_t lines = x.size(0), rows = x.size(1), columns = sources.size(1), channels = charges.size(1);
     const int64_t weighted = charges.size(0) == 1 ? 1 : lines;
     const int64_t modes = Crossing::look(waves, "waves").count(), count = Crossing::look(powers, "powers").count();
+    const int64_t nodes = Crossing::look(decays[0], "rates").count();
     if (count > most_powers) throw std::invalid_argument("sliced_sum: too many powers");
     const SlicedSumCall<T> call{order,
                                 lines,
@@ -104,6 +106,10 @@ void run_sums(void (*function)(const SlicedSumCall<T>&), int order, double perio
                                 count,
                                 crossing.read<double>(waves, "waves", {modes}),
                                 crossing.read<double>(powers, "powers", {count}),
+                                nodes,
+                                crossing.read<double>(decays[0], "rates", {nodes}),
+                                crossing.read<double>(decays[1], "decays", {nodes}),
+                                tied,
                                 crossing.write<T>(out, "out", {lines, channels, rows})};
     const py::gil_scoped_release release;
     function(call);
@@ -132,15 +138,16 @@ void bind_sliced(py::module_& m, const char* (*instruction_set)()) {
     m.def(
         "sliced_sum",
         [](int order, double period, int64_t first, py::handle x, py::handle y, py::handle weights, py::handle waves,
-           py::handle powers, py::handle out) {
+           py::handle powers, const py::tuple& decays, double tied, py::handle out) {
             const Array points = Crossing().leading(x, "x", 2, 2);
             auto call = [&]<class T>(void (*function)(const SlicedSumCall<T>&)) {
-                run_sums<T>(function, order, period, first, points, y, weights, waves, powers, out);
+                run_sums<T>(function, order, period, first, points, y, weights, waves, powers, pair(decays), tied, out);
             };
             points.is_double() ? call(GWF_BACKEND(sliced_sum).run_double) : call(GWF_BACKEND(sliced_sum).run_float);
         },
         "Sums over all pairs of numbers (csrc/sliced/sum.h).", py::arg("order"), py::arg("period"), py::arg("first"),
-        py::arg("x"), py::arg("y"), py::arg("weights"), py::arg("waves"), py::arg("powers"), py::arg("out"));
+        py::arg("x"), py::arg("y"), py::arg("weights"), py::arg("waves"), py::arg("powers"), py::arg("decays"),
+        py::arg("tied"), py::arg("out"));
 }
 
 }  // namespace gwf

@@ -1,8 +1,10 @@
-// One line at a time: waves by recurrence, lanes over the points; powers by prefix sums over the sorted points.
+// One line at a time: waves by recurrence, lanes over the points; powers by prefix sums over the sorted points;
+// exponentials by sweeps over these.
 #pragma once
 #include <vector>
 
 #include "simd/math.h"
+#include "sliced/decay.h"
 #include "sliced/sort.h"
 #include "sliced/sum.h"
 #include "team.h"
@@ -47,10 +49,13 @@ template <class T> class SlicedLine {
                 evaluate(out + k * c.rows);
             }
         }
-        if (c.powers) {
+        if (c.powers || c.nodes) {
             const Keyed<T>* targets = of_x_.sort(x, c.rows);
             const Keyed<T>* sources = x == y ? targets : of_y_.sort(y, c.columns);
-            for (int64_t k = 0; k < c.channels; k++) sorted(targets, sources, w + k * c.columns, out + k * c.rows);
+            for (int64_t k = 0; k < c.channels; k++) {
+                if (c.powers) sorted(targets, sources, w + k * c.columns, out + k * c.rows);
+                if (c.nodes) decay_.run(c, targets, sources, w + k * c.columns, out + k * c.rows);
+            }
         }
     }
 
@@ -208,6 +213,7 @@ template <class T> class SlicedLine {
     std::vector<T> x_, y_, padded_, partial_, factors_;
     std::vector<double> cosines_, sines_;
     Sorter<T> of_x_, of_y_;
+    DecayingSum<T> decay_;
 };
 
 template <class T> void run_sliced_sum(const SlicedSumCall<T>& call) {

@@ -11,9 +11,10 @@ from gwf_fast.drift._checks import check_sets, inverse_counts
 from gwf_fast.drift.sliced import sliced_energy
 from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.table import BackendName
+from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling, check_sampling
 from gwf_fast.pairs.kernels import Kernel, Riesz
 from gwf_fast.pairs.reductions import kernel_gradient
-from gwf_fast.pairs.validation import as_number, check_counts
+from gwf_fast.pairs.validation import as_integer, as_number, check_counts
 from gwf_fast.randomness.seeded import own_generator
 
 
@@ -73,6 +74,9 @@ def energy(
     *,
     exponent: float = 1.0,
     sliced: int | None = None,
+    generator: torch.Generator | None = None,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    directions: Tensor | None = None,
     exclude_self: bool = False,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
@@ -85,7 +89,11 @@ def energy(
         y: Targets [*B, M, D].
         exponent: e, 0 < e < 2; 1 is the energy distance. Coincident points exert no force.
         sliced: A number P of directions, drawn afresh: the forces are then estimated along them, without bias, in
-            O(P (N + M) D) (Hertrich et al. 2024); not with ``exclude_self``.
+            O(P (N + M) D), as minus half the gradient of ``sliced_energy_distance`` times N (Hertrich et al. 2024); not
+            with ``exclude_self``. For e <= 1/2 the estimate has no variance: the largest of its terms are all of it.
+        generator: Source of the directions; None means torch's global one.
+        sampling: "orthogonal", "normal" or "quasi", as in ``sliced_wasserstein2``.
+        directions: [P, D] of unit length, instead of drawn ones; ``sliced`` may then be left out.
         exclude_self: Average the repulsion over the other N - 1 particles.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
@@ -97,9 +105,16 @@ def energy(
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
     """
-    if sliced is not None:
+    if sliced is not None or directions is not None:
         if exclude_self:
             raise ValueError("exclude_self must be False with sliced, got True")
-        return sliced_energy(x, y, sliced, exponent, x_lengths, y_lengths, backend)
+        drawing: dict[str, Any] = {"generator": generator, "sampling": sampling, "directions": directions}
+        if sliced is not None:
+            drawing["n_projections"] = as_integer("sliced", sliced)
+        rest = {"x_lengths": x_lengths, "y_lengths": y_lengths, "backend": backend}
+        return sliced_energy(x, y, exponent=exponent, **drawing, **rest)
+    if generator is not None:
+        raise ValueError("generator must be None where sliced is: nothing is drawn")
+    check_sampling(sampling, None, None)
     options = {"exclude_self": exclude_self, "x_lengths": x_lengths, "y_lengths": y_lengths, "backend": backend}
     return mmd(x, y, kernel=Riesz(exponent), **options)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from torch import Tensor
 from gwf_fast.drift._checks import inverse_counts
 from gwf_fast.measures.sliced import sliced_energy_distance, sliced_wasserstein2
 from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.modes import is_eager
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling
 from gwf_fast.pairs.ragged import members
@@ -69,36 +70,33 @@ def sliced_wasserstein(
 
 
 @entry(differentiates=True)
-def sliced_energy(
-    x: Tensor,
-    y: Tensor,
-    n_projections: int,
-    exponent: float,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    backend: BackendName | None,
-) -> Tensor:
-    """The flow of half the energy distance, by slices (Hertrich et al. 2024); [*B, N, D]."""
-    options = {
-        "n_projections": n_projections,
-        "exponent": exponent,
-        "x_lengths": x_lengths,
-        "y_lengths": y_lengths,
-        "backend": backend,
-    }
+def sliced_energy(x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    """The flow of half the energy distance by slices, with options of ``sliced_energy_distance``; [*B, N, D]."""
     return _velocity(sliced_energy_distance, x, y, options)
 
 
 def _velocity(discrepancy: Callable[..., Tensor], x: Tensor, y: Tensor, options: dict[str, Any]) -> Tensor:
-    """-1/2 times the gradient in x over the weight; differentiable again where x or y requires grad."""
-    keep = torch.is_grad_enabled() and isinstance(x, Tensor) and (x.requires_grad or y.requires_grad)
-    with torch.enable_grad():
-        points = x if isinstance(x, Tensor) and x.requires_grad else x.detach().requires_grad_()
-        value = discrepancy(points, y if keep else y.detach(), **options).sum()
-        (gradient,) = torch.autograd.grad(value, points, create_graph=keep)
+    """-1/2 times the gradient in x over the weight; differentiable again where an argument requires grad."""
+    if is_eager():
+        gradient = _gradient(discrepancy, x, y, options)
+    else:  # traced, or under a transform
+        gradient = torch.func.grad(lambda points: discrepancy(points, y, **options).sum())(x)
     weights, lengths = options.get("x_weights"), options["x_lengths"]
     if weights is None:
         return gradient * (-0.5 / inverse_counts(x, lengths))
     weights = members(weights, lengths)
     share = weights / weights.sum(-1, keepdim=True)
     return torch.where(share > 0, -0.5 / share, 0.0)[..., None] * gradient
+
+
+def _gradient(discrepancy: Callable[..., Tensor], x: Tensor, y: Tensor, options: dict[str, Any]) -> Tensor:
+    """The gradient in x, with a graph where one is asked for."""
+    tensors = (x, y, options.get("directions"), options.get("x_weights"), options.get("y_weights"))
+    keep = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    if not keep:
+        x, y = (t.detach() if isinstance(t, Tensor) else t for t in (x, y))
+        options = {name: t.detach() if isinstance(t, Tensor) else t for name, t in options.items()}
+    with torch.enable_grad():
+        points = x if not isinstance(x, Tensor) or x.requires_grad else x.detach().requires_grad_()
+        value = discrepancy(points, y, **options).sum()
+        return torch.autograd.grad(value, points, create_graph=keep)[0]

@@ -49,8 +49,21 @@ def is_strided(tensor: Tensor) -> bool:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether the host may look at the values: not while a graph is traced, or captured on CUDA, which has none yet."""
-    return not (torch.compiler.is_compiling() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))
+    """Whether the host may look at the values.
+
+    Not while a graph is traced, or captured on CUDA, which has none yet; nor of one of the many that vmap maps over.
+    """
+    if torch.compiler.is_compiling() or is_mapped():
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def is_mapped() -> bool:
+    """Whether torch.func.vmap is at work, other than inside torch.compile."""
+    if not _are_functorch_transforms_active():
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
 
 
 def is_transformed() -> bool:

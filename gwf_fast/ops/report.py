@@ -36,7 +36,10 @@ CALLED_FOR: dict[str, tuple[str, ...]] = {
     "sinkhorn_divergence": ("transport", "logsumexp"),
     "barycentric_map": ("average",),
     "sliced_energy_distance": ("sliced",),
+    "sliced_wasserstein": ("sliced",),
     "sliced_wasserstein2": ("sliced",),
+    "max_sliced_wasserstein": ("sliced",),
+    "spherical_sliced_wasserstein": ("sliced",),
     "drift.gmd": ("drift", "logsumexp", "average"),
     "drift.gmd_multi": ("drift",),
     "drift.mmd": ("gradient",),
@@ -48,8 +51,10 @@ CALLED_FOR: dict[str, tuple[str, ...]] = {
 }
 """The operations of the table that functions for people ask for, on plain tensors without derivatives."""
 
-SWITCHED: dict[str, tuple[str, tuple[str, ...]]] = {"drift.energy": ("sliced", ("sliced",))}
-"""Arguments with which functions ask for others."""
+SWITCHED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "drift.energy": (("sliced", "directions"), ("sliced",)),
+}
+"""Arguments with one of which functions ask for others."""
 
 SUMMARIES = {name: backend.summary for name, backend in BACKENDS.items()}
 
@@ -137,8 +142,8 @@ def by_table(fn: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:
     x = first_tensor(name, given)
     formula, dim = getattr(given.get("kernel"), "has_formula", False), x.shape[-1] if x.ndim else None
     requested = given.get("backend")
-    switch, instead = SWITCHED.get(name, ("", ()))
-    operations = instead if given.get(switch) is not None else CALLED_FOR[name]
+    switches, instead = SWITCHED.get(name, ((), ()))
+    operations = instead if any(given.get(switch) is not None for switch in switches) else CALLED_FOR[name]
     lines = []
     for operation in operations:
         kind = (x.device, x.dtype, formula, operation, dim)

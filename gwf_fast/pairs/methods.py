@@ -77,9 +77,14 @@ class Auto:
 class Sliced:
     """Sums over P directions of sums over pairs of numbers: a Monte Carlo estimate for any D, in O(P (N + M)).
 
-    For powers r^1, r^2, ..., r^7, Gaussian, Laplace, IMQ, rational quadratic and Matern kernels, and mixtures of these
-    (Hertrich, Fast kernel summation in high dimensions via slicing and Fourier transforms, 2024). ``gwf.with_error``
-    estimates the error. In one dimension there is one direction, and the sums are those of :class:`NUFFT`. A CPU.
+    For powers r^e with 0 < e < 2 or e = 2, 3, ..., 7, log r, Gaussian, Laplace, IMQ, rational quadratic and Matern
+    kernels, and mixtures of these (Hertrich, Fast kernel summation in high dimensions via slicing and Fourier
+    transforms, 2024). In one dimension there is one direction, and the sums are those of :class:`NUFFT`. A CPU.
+
+    Along a line whole powers are summed by moments, others and log r by sweeps of 85 exponentials over the order of the
+    points, of error 2e-10, smooth kernels by Fourier series. ``gwf.with_error`` estimates the error of the mean. It is
+    infinite where the terms have no variance, as the forces of r^e for e <= 1/2, which settle no faster than P^-e. The
+    forces of log r along lines have no mean: they are refused.
 
     Args:
         n_projections: P; None for 64, or 4 D where that is more, which a sharp estimate of the error takes.
@@ -106,7 +111,9 @@ class Sliced:
         dim, count = x.shape[-1], self.n_projections
         if count is None and self.directions is None:
             count = max(FEWEST_PROJECTIONS, 4 * dim)
-        theta = checked_directions(x, count, self.generator, self.sampling, self.directions)
+        theta = checked_directions(x, count, self.generator, self.sampling, self.directions, unit=True)
+        if theta.requires_grad:
+            raise ValueError("directions must not require grad: of a sum over pairs only points and weights do")
         drawn = self.directions is None and self.sampling == "orthogonal"
         return FastOptions("sliced", directions=Directions(theta, dim if drawn else 1))
 
@@ -256,7 +263,7 @@ def _explain(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     options = FastOptions("sliced") if isinstance(method, (Sliced, _Estimated)) else method._options(x)
     order = int("gradient" in name or "velocity" in name or "step" in name)
     chosen = choose(options, u, v, kernel.terms, kernel.spec, order, channels)
-    transforms, slices = refusal(u, v, kernel.terms, kernel.spec), sliced_refusal(u, v, kernel.terms)
+    transforms, slices = refusal(u, v, kernel.terms, kernel.spec), sliced_refusal(u, v, kernel.terms, order)
     if chosen == "exact":
         priced = "the cost model, which expects no transform to be faster" if x.is_cpu else "the cost model knows CPUs"
         why = f"auto: {priced if transforms is None else f'nufft {transforms}'}"

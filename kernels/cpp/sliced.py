@@ -74,8 +74,15 @@ def sliced_sum(
     first: int,
     waves: Tensor,  # a [modes], float64
     powers: Tensor,  # b [at most 8], float64
+    decays: tuple[Tensor, Tensor] | None = None,  # rates, increasing, and c, float64
+    tied: float = 0.0,  # in the place of the exponentials at t = 0
 ) -> Tensor:  # [L, C, N]
-    """sum_j w_j f^(order)(x_i - y_j) in each line, f(t) = sum a_m cos(2 pi m t / period) + sum b_k |t|^k."""
+    """sum_j w_j f^(order)(x_i - y_j) in each line.
+
+    f(t) = sum a_m cos(2 pi m t / period) + sum b_k |t|^k + sum c_q exp(-rate_q |t|).
+    """
     out = x.new_empty(len(x), weights.shape[1], x.shape[1])
-    _cpu.sliced_sum(order, period, first, x, y, weights, waves, powers, out)
+    if decays is None:
+        decays = powers[:0], powers[:0]
+    _cpu.sliced_sum(order, period, first, x, y, weights, waves, powers, decays, tied, out)
     return out

@@ -38,20 +38,85 @@ def _share(R: Rounding, weights, n: int, like: Tensor) -> Tensor:
     return torch.full((n,), 1 / n, dtype=like.dtype) if weights is None else R(R(weights) / R(weights.sum()))
 
 
+def _costs(R: Rounding, x, y, directions, x_weights, y_weights, p: float) -> Tensor:
+    """W_p^p along each direction."""
+    a, b = _share(R, x_weights, len(x), x), _share(R, y_weights, len(y), y)
+    lines = zip(*_lines(R, x, y, directions), strict=True)
+    return torch.stack([_line_cost(R, line_x, line_y, a, b, p) for line_x, line_y in lines])
+
+
+def _line_cost(R: Rounding, line_x, line_y, a, b, p: float) -> Tensor:
+    i, j = line_x.argsort(stable=True), line_y.argsort(stable=True)
+    ends_x, ends_y = a[i].cumsum(0), b[j].cumsum(0)
+    steps = max(1.0, math.sqrt(len(a) + len(b)) / 4)  # partial sums, each off by those before it
+    ends = R.moved(torch.cat((ends_x[:-1], ends_y[:-1])), steps).clamp(0, 1).sort().values
+    edges = torch.cat((ends.new_zeros(1), ends, ends.new_ones(1)))
+    middles, lengths = (edges[1:] + edges[:-1]) / 2, edges.diff()
+    from_x = torch.searchsorted(ends_x.detach().contiguous(), middles.detach()).clamp(max=len(a) - 1)
+    from_y = torch.searchsorted(ends_y.detach().contiguous(), middles.detach()).clamp(max=len(b) - 1)
+    d = line_x[i][from_x] - line_y[j][from_y]
+    return (lengths * R(d**2 if p == 2 else d.abs() ** p)).sum()
+
+
+def _root(value: Tensor, p: float) -> Tensor:
+    """Without a slope at 0."""
+    return torch.where(value > 0, torch.where(value > 0, value, 1.0) ** (1 / p), value)
+
+
 def sliced_wasserstein2(R: Rounding, x, y, directions, x_weights=None, y_weights=None) -> Tensor:
+    return _costs(R, x, y, directions, x_weights, y_weights, 2.0).mean()
+
+
+def sliced_wasserstein(R: Rounding, x, y, directions, x_weights=None, y_weights=None, *, p: float) -> Tensor:
+    return _root(_costs(R, x, y, directions, x_weights, y_weights, p).mean(), p)
+
+
+def max_sliced_wasserstein(R: Rounding, x, y, directions, x_weights=None, y_weights=None, *, p: float) -> Tensor:
+    return _root(_costs(R, x, y, directions, x_weights, y_weights, p).max(), p)
+
+
+def spherical_sliced_wasserstein(R: Rounding, x, y, planes, x_weights=None, y_weights=None, *, p: float) -> Tensor:
+    """Each circle cut open at every pair of points, and the cheapest line taken."""
     a, b = _share(R, x_weights, len(x), x), _share(R, y_weights, len(y), y)
     total = 0.0
-    for line_x, line_y in zip(*_lines(R, x, y, directions), strict=True):
-        i, j = line_x.argsort(stable=True), line_y.argsort(stable=True)
-        ends_x, ends_y = a[i].cumsum(0), b[j].cumsum(0)
-        steps = max(1.0, math.sqrt(len(x) + len(y)) / 4)  # partial sums, each off by those before it
-        ends = R.moved(torch.cat((ends_x[:-1], ends_y[:-1])), steps).clamp(0, 1).sort().values
-        edges = torch.cat((ends.new_zeros(1), ends, ends.new_ones(1)))
-        middles, lengths = (edges[1:] + edges[:-1]) / 2, edges.diff()
-        from_x = torch.searchsorted(ends_x.detach().contiguous(), middles.detach()).clamp(max=len(x) - 1)
-        from_y = torch.searchsorted(ends_y.detach().contiguous(), middles.detach()).clamp(max=len(y) - 1)
-        total = total + (lengths * R((line_x[i][from_x] - line_y[j][from_y]) ** 2)).sum()
-    return total / len(directions)
+    for plane in planes:
+        (u, order_x), (v, order_y) = (_angles(R, t, plane).sort() for t in (x, y))
+        s, t = a[order_x], b[order_y]
+        best = _best_cut(u.detach(), v.detach(), s.detach(), t.detach(), p)
+        total = total + _opened(R, u, v, s, t, best, p)
+    return _root(total / len(planes), p)
+
+
+def _best_cut(u: Tensor, v: Tensor, a: Tensor, b: Tensor, p: float) -> tuple[int, int, int]:
+    """Of all pairs of points, and turns between them: the cheapest plan along the line."""
+    starts = [(i, j, turn) for i in range(len(u)) for j in range(len(v)) for turn in (-1, 0, 1)]
+    x, y, s, t = (
+        torch.stack(each)
+        for each in zip(
+            *(
+                (torch.cat((u[i:], u[:i] + 1)) + turn, torch.cat((v[j:], v[:j] + 1)), a.roll(-i), b.roll(-j))
+                for i, j, turn in starts
+            ),
+            strict=True,
+        )
+    )
+    ends_x, ends_y = s.cumsum(1), t.cumsum(1)
+    edges = torch.cat((torch.zeros(len(starts), 1, dtype=u.dtype), ends_x[:, :-1], ends_y), 1).sort(1).values
+    middles = (edges[:, 1:] + edges[:, :-1]) / 2
+    i, j = ((ends[:, None, :-1] < middles[..., None]).sum(2) for ends in (ends_x, ends_y))
+    costs = (edges.diff() * (x.gather(1, i) - y.gather(1, j)).abs() ** p).sum(1)
+    return starts[int(costs.argmin())]
+
+
+def _angles(R: Rounding, points: Tensor, plane: Tensor) -> Tensor:
+    first, second = (R.moved(points @ plane[side], torch.ones(len(points), dtype=points.dtype)) for side in (0, 1))
+    return R(torch.atan2(second, first) / (2 * math.pi))
+
+
+def _opened(R: Rounding, u: Tensor, v: Tensor, a: Tensor, b: Tensor, start: tuple[int, int, int], p: float) -> Tensor:
+    i, j, turn = start
+    x, y = torch.cat((u[i:], u[:i] + 1)) + turn, torch.cat((v[j:], v[:j] + 1))
+    return _line_cost(R, x, y, a.roll(-i), b.roll(-j), p)
 
 
 def sliced_energy_distance(

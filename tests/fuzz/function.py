@@ -129,7 +129,7 @@ NOT_MATHEMATICS = ("method", "tolerance", "max_iterations", "scaling")
 
 def unbatched(kind: str) -> bool:
     """Whether a tensor is the same for all problems of a batch."""
-    return kind == "directions" or kind.startswith(("matrix", "vector"))
+    return kind in ("directions", "planes") or kind.startswith(("matrix", "vector"))
 
 
 def side_of(kind: str) -> str | None:
@@ -140,6 +140,10 @@ def side_of(kind: str) -> str | None:
 def make(function: Function, call: Call) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of a call, and lengths. What is beyond the lengths is NaN."""
     x, y = make_points(call)
+    if call.get("sphere"):
+        one = y is x
+        x, y = (torch.nn.functional.normalize(t.double(), dim=-1).to(t.dtype) for t in (x, y))
+        y = x if one else y
     lengths: dict[str, Tensor] = {}
     if call["ragged"]:
         for stream, (argument, side) in enumerate(function.lengths.items()):
@@ -195,6 +199,8 @@ def _companion(call: Call, kind: str, stream: int) -> Tensor:
     elif kind.startswith(("matrix", "vector")):  # of a layer, or of points
         sizes = [int(size) for size in kind.split()[1:]]
         t = torch.randn(*sizes, **options) / math.sqrt(sizes[-1])
+    elif kind == "planes":
+        t = torch.linalg.qr(torch.randn(call["projections"], call["d"], 2, **options))[0].mT
     elif kind == "directions":
         t = torch.nn.functional.normalize(torch.randn(call["projections"], call["d"], **options), dim=-1)
     else:

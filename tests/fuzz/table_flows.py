@@ -1,4 +1,4 @@
-"""The table: sliced discrepancies, transport, drifts."""
+"""The table: transport, drifts."""
 
 from __future__ import annotations
 
@@ -19,20 +19,6 @@ from tests.fuzz.table_pairs import LENGTHS, _alone, _empty, pair
 _TRIPLE = {**LENGTHS, "negatives_lengths": "z"}
 _FINITE = ("plain", "coincident", "near", "same", "collapsed", "far", "shifted", "outlier", "outlier_y")
 _MODERATE = ("plain", "coincident", "near", "same", "collapsed", "shifted")
-
-
-def _sliced(rng: Random, call: Call) -> None:
-    call["projections"] = rng.choice((1, 2, 5, 20))
-    call["tensors"]["directions"] = "directions"
-    for side in "xy":
-        if rng.random() < 0.3:
-            call["tensors"][f"{side}_weights"] = f"positive_{side}"
-
-
-def _sliced_energy(rng: Random, call: Call) -> None:
-    _sliced(rng, call)
-    if rng.random() < 0.5:
-        call["options"]["exponent"] = round(rng.uniform(0.1, 1.9), 2)
 
 
 def _transport(rng: Random, call: Call) -> None:
@@ -208,30 +194,6 @@ _SLOPES = ("x", "y")
 
 FUNCTIONS = [
     Function(
-        "sliced_wasserstein2",
-        truths.sliced_wasserstein2,
-        pair(_sliced, backend=False, places=_FINITE),
-        rows=(None,),
-        factor=2.0,  # of a sum over directions
-        gradients=_SLOPES,
-        lengths=LENGTHS,
-        least=1,
-        refuses=_sets,
-        modes=EAGER,
-    ),
-    Function(
-        "sliced_energy_distance",
-        truths.sliced_energy_distance,
-        pair(_sliced_energy, backend=False),
-        rows=(None,),
-        gradients=(*_SLOPES, "x_weights", "y_weights"),
-        lengths=LENGTHS,
-        least=1,
-        refuses=_sets,
-        floor=lambda call: 2e-9 if call["options"].get("exponent", 1.0) != 1 else 0.0,
-        modes=ONCE,
-    ),
-    Function(
         "sinkhorn",
         _sinkhorn_truth,
         pair(_transport, backend=False, largest=24, places=_MODERATE),
@@ -309,15 +271,6 @@ FUNCTIONS = [
         lengths=LENGTHS,
         least=2,
         refuses=_sets,
-    ),
-    Function(
-        "drift.sliced_wasserstein",
-        truths.drift_sliced_wasserstein,
-        pair(_sliced, backend=False, places=_FINITE),
-        lengths=LENGTHS,
-        least=1,
-        refuses=_sets,
-        modes=EAGER,
     ),
     Function(
         "drift.gmd",

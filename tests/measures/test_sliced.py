@@ -261,7 +261,7 @@ def test_torch_path_agrees(kind, power):
 def test_torch_path_of_powers_agrees(weighted):
     from gwf_fast.kernels.cpp import sliced as sliced_cpp
     from gwf_fast.measures.directional import _portable
-    from gwf_fast.measures.exponentials import power_of_distance
+    from gwf_fast.pairs.fast.exponentials import power_of_distance
 
     x, y = clouds(30, 45, 4, batch=(2,))
     theta, w = unit(6, 4), (None, None)

@@ -14,6 +14,8 @@ MLP = gwf.nn.MLP([3, 8, 1], "silu")
 SCORE = gwf.potentials.Gaussian(torch.zeros(3), torch.eye(3)).score
 DIRECTIONS = torch.nn.functional.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), dim=1)
 
+PLANES = torch.linalg.qr(torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(1)))[0].mT.contiguous()
+
 
 def same(x: Tensor) -> Tensor:
     """A set whose weights are not all alike."""
@@ -46,6 +48,11 @@ TRACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sinkhorn": lambda x, y: gwf.sinkhorn(x, y, epsilon=0.5).f,
     "sinkhorn_divergence": lambda x, y: gwf.sinkhorn_divergence(x, y, epsilon=0.5),
     "barycentric_map": lambda x, y: gwf.barycentric_map(x, y, y[:, 0], epsilon=0.5),
+    "sliced_wasserstein": lambda x, y: gwf.sliced_wasserstein(x, y, p=1.5, directions=DIRECTIONS),
+    "max_sliced_wasserstein": lambda x, y: gwf.max_sliced_wasserstein(x, y, directions=DIRECTIONS),
+    "spherical_sliced_wasserstein": lambda x, y: gwf.spherical_sliced_wasserstein(
+        torch.nn.functional.normalize(x, dim=-1), torch.nn.functional.normalize(y, dim=-1), planes=PLANES
+    ),
     "sliced_wasserstein2": lambda x, y: gwf.sliced_wasserstein2(x, y, directions=DIRECTIONS),
     "sliced_energy_distance": lambda x, y: gwf.sliced_energy_distance(x, y, directions=DIRECTIONS),
     "drifting_loss": lambda x, y: gwf.drifting_loss(x, gwf.drift.gmd(x, y, temperature=0.3)),

@@ -73,7 +73,12 @@ CALLS = {
     "sinkhorn_divergence": lambda: gwf.sinkhorn_divergence(X, Y, epsilon=1.0),
     "barycentric_map": lambda: gwf.barycentric_map(X, Y, torch.zeros(len(Y)), epsilon=1.0),
     "sliced_energy_distance": lambda: gwf.sliced_energy_distance(X, Y, n_projections=4),
+    "sliced_wasserstein": lambda: gwf.sliced_wasserstein(X, Y, n_projections=4),
     "sliced_wasserstein2": lambda: gwf.sliced_wasserstein2(X, Y, n_projections=4),
+    "max_sliced_wasserstein": lambda: gwf.max_sliced_wasserstein(X, Y),
+    "spherical_sliced_wasserstein": lambda: gwf.spherical_sliced_wasserstein(
+        *(torch.nn.functional.normalize(t, dim=-1) for t in (X, Y)), n_projections=4
+    ),
     "drift.gmd": lambda: gwf.drift.gmd(X.double().requires_grad_(), Y.double(), temperature=1.0),
     "drift.gmd_multi": lambda: gwf.drift.gmd_multi(X, Y, negatives=X, temperatures=(0.5, 1.0)),
     "drift.mmd": lambda: gwf.drift.mmd(X, Y, kernel=K),

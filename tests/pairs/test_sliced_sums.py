@@ -24,8 +24,10 @@ KERNELS = [
     gwf.Matern32(0.8),
     gwf.Laplace(0.8),
     gwf.Riesz(),
+    gwf.Riesz(1.4),
     gwf.PowerLaw(4, 1),
     gwf.PowerLaw(5, 3),
+    0.5 * gwf.Gaussian(0.8) + gwf.Riesz(1.7) - gwf.Riesz(1.2),
     gwf.Morse(1.0, 0.5, 0.6, 2.0),
     0.5 * gwf.Gaussian(0.8) + gwf.Laplace(2.0) - gwf.Riesz(),
 ]
@@ -94,9 +96,95 @@ def test_distances_are_exact():
     assert gwf.kernel_gradient(equal, equal, kernel=kernel, method=gwf.Sliced(n_projections=9)).abs().max() == 0
 
 
+BROKEN = [gwf.Riesz(0.3), gwf.Riesz(0.7), gwf.Riesz(1.5), gwf.PowerLaw(1.9, 0), gwf.PowerLaw(0.5, 0.2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("kernel", BROKEN, ids=repr)
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (130, 97)])
+def test_broken_powers_and_logarithms_against_dense_sums(kernel, n, m, dtype):
+    """On the same directions; pairs that coincide along a line add nothing."""
+    x, y, w, theta = cloud(n, 3, 0), cloud(m, 3, 1) + 0.5, cloud(m, 2, 2), unit(21, 3)
+    y[:5] = x[:5] if n > 1 else y[:5]
+    x, y, w, theta = (a.to(dtype) for a in (x, y, w, theta))
+    t = (x.double()[:, None] - y.double()) @ theta.double().mT  # [N, M, P]
+    apart, exponents = t.abs() > 1e-7, [(term.profile, term.coefficient, term.parameter) for term in kernel.terms]
+    value, slope = torch.zeros_like(t), torch.zeros_like(t)
+    for profile, coefficient, e in exponents:
+        size = torch.where(apart, t.abs(), 1.0)
+        if profile == "log":
+            value += coefficient * (size.log() + 1)  # (digamma(3/2) - digamma(1/2)) / 2 = 1
+        else:
+            constant = slicing.slicing_constant(3, e)
+            value += coefficient * constant * size**e
+            slope += coefficient * constant * e * size ** (e - 1) * t.sign()
+    value, slope = (torch.where(apart, f, 0.0) for f in (value, slope))
+    method = gwf.Sliced(directions=theta)
+    got = gwf.kernel_sum(x, y, w, kernel=kernel, method=method)
+    # a logarithm's slope is that of 1 / t, by which rounding of projections is multiplied
+    assert error(got, torch.einsum("nmp,mc->nc", value, w.double()) / 21) < (1e-9 if dtype is F64 else 1e-4)
+    if any(profile == "log" for profile, _, _ in exponents):
+        with pytest.raises(ValueError, match=r"no form for the forces of log r: those along lines have no mean"):
+            gwf.kernel_gradient(x, y, kernel=kernel, method=method)
+        leaf = x.clone().requires_grad_()
+        total = gwf.kernel_sum(leaf, y, kernel=kernel, method=method).sum()
+        with pytest.raises(NotImplementedError, match="derivatives of order 1 of this kernel along lines have no mean"):
+            total.backward()
+        return
+    got = gwf.kernel_gradient(x, y, w[:, 0], kernel=kernel, method=method)
+    want = torch.einsum("nmp,m,pd->nd", slope, w[:, 0].double(), theta.double()) / 21
+    # for e < 1 the force between the closest pairs is as large as rounding of the projections makes it
+    missed = (got.double() - want).norm(dim=1) / want.norm()
+    assert float(missed.quantile(0.8)) < (1e-8 if dtype is F64 else 1e-3)
+    assert dtype is torch.float32 or error(got, want) < 1e-6
+
+
+def test_logarithms_are_those_of_the_distance():
+    x, y = cloud(60, 6, 0), cloud(50, 6, 1)
+    kernel = gwf.PowerLaw(2, 0)
+    for options in ({}, {"exclude_self": True}):
+        y = x if options else y
+        exact = gwf.kernel_sum(x, y, kernel=kernel, **options)
+        method = gwf.Sliced(600, generator=seeded(0))
+        got, expected = gwf.with_error(gwf.kernel_sum, x, y, kernel=kernel, method=method, **options)
+        assert error(got, exact) < 3 * float(expected) < 0.05
+
+
+@pytest.mark.parametrize(("exponent", "finite"), [(0.3, False), (0.5, False), (0.6, True), (1.5, True)])
+def test_forces_without_a_variance_have_no_error_to_tell(exponent, finite):
+    x = cloud(40, 5, 0)
+    for fn, known in ((gwf.kernel_sum, True), (gwf.kernel_gradient, finite)):
+        _, told = gwf.with_error(fn, x, x, kernel=gwf.Riesz(exponent), method=gwf.Sliced(100, generator=seeded(1)))
+        assert bool(told.isfinite()) is known
+    leaf = x.clone().requires_grad_()
+    slopes = gwf.kernel_gradient(leaf, x, kernel=gwf.Riesz(exponent), method=gwf.Sliced(5)).sum()
+    if exponent < 1:
+        with pytest.raises(NotImplementedError, match="derivatives of order 2 of this kernel along lines have no mean"):
+            slopes.backward()
+        return
+    slopes.backward()
+    leaf, options = cloud(4, 3, 0).requires_grad_(), {"method": gwf.Sliced(directions=unit(3, 3))}
+    assert torch.autograd.gradgradcheck(
+        lambda x: gwf.kernel_sum(x, cloud(3, 3, 1), kernel=gwf.Riesz(exponent), **options), leaf
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sweeps_do_not_mind_threads_or_layouts(threads):
+    x, y, w = cloud(3000, 4, 0), cloud(2500, 4, 1), cloud(2500, 1, 2)[:, 0]
+    method, kernel = gwf.Sliced(directions=unit(9, 4)), gwf.Riesz(0.8) + gwf.Gaussian(1.0)
+    want, before = gwf.kernel_gradient(x, y, w, kernel=kernel, method=method), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        got = gwf.kernel_gradient(x.mT.contiguous().mT, y, w, kernel=kernel, method=method)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("sampling", ["normal", "orthogonal"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("kernel", [gwf.Gaussian(3.0), gwf.Laplace(3.0), gwf.Riesz(), gwf.PowerLaw(2, 1)], ids=repr)
+@pytest.mark.parametrize("kernel", [gwf.Gaussian(3.0), gwf.Laplace(3.0), gwf.Riesz(1.6), gwf.PowerLaw(2, 1)], ids=repr)
 def test_the_reported_error_is_the_error(kernel, reduction, sampling):
     fn = REDUCTIONS[reduction]
     x, y, w = cloud(300, 8, 0), cloud(200, 8, 1) + 0.2, 1 + cloud(200, 1, 2)[:, 0] / 3
@@ -243,8 +331,12 @@ def test_single_precision_far_from_the_origin():
     ("method", "arguments", "kind", "message"),
     [
         (gwf.Sliced(directions=torch.ones(4, 3)), {}, ValueError, r"directions must have shape \[P, D\] .* D = 2"),
-        (gwf.Sliced(3), {"kernel": gwf.PowerLaw(2, 0)}, ValueError, "no form for log r"),
-        (gwf.Sliced(3), {"kernel": gwf.Riesz(1.3)}, ValueError, r"no form for r\^1.3: powers must be whole"),
+        (
+            gwf.Sliced(3),
+            {"kernel": gwf.PowerLaw(2.5, 1)},
+            ValueError,
+            r"r\^2.5: powers must be below 2, or",
+        ),
         (gwf.Sliced(3), {"kernel": gwf.PowerLaw(2, -1)}, ValueError, r"no form for r\^-1"),
         (gwf.Sliced(3), {"kernel": gwf.RationalQuadratic(1.0, 0.2)}, ValueError, "alpha >= 0.5"),
         (gwf.Sliced(3), {"kernel": gwf.Gaussian(1e-7)}, ValueError, "bandwidth is too small for these points"),
@@ -278,7 +370,7 @@ def test_bad_options(function, options, kind, message):
 def test_each_profile_has_a_density_or_is_refused():
     """An unknown name was taken for the rational quadratic, in silence."""
     terms = {name: Term(name, 1.0, 1.0, 1.7) for name in PROFILES}
-    known = {*slicing.SPECTRAL, "distance", "power"}
+    known = {*slicing.SPECTRAL, "distance", "power", "log"}
     assert known <= set(PROFILES)
     assert [name for name, term in terms.items() if name not in known and slicing.why_not([term]) is None] == []
     with pytest.raises(KeyError):

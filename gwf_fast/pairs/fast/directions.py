@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from gwf_fast.ops.modes import is_readable
 from gwf_fast.pairs.validation import as_integer, check_kind
 from gwf_fast.randomness.seeded import own_generator
 
@@ -51,8 +52,17 @@ def checked_directions(
     generator: torch.Generator | None,
     sampling: Sampling,
     directions: Tensor | None,
+    unit: bool = False,
 ) -> Tensor:
     """Directions [P, D] for points x [..., D], drawn or given, after a look at the arguments.
+
+    Args:
+        x: The points.
+        n_projections: P.
+        generator: Source of those that are drawn.
+        sampling: How.
+        directions: Those that are given.
+        unit: Whether they must be of unit length.
 
     Raises:
         ValueError, TypeError: If an argument is out of range or does not go with x, or none says how many.
@@ -73,9 +83,25 @@ def checked_directions(
         )
     if n_projections not in (None, len(directions)):
         raise ValueError(f"n_projections must be the number of directions, {len(directions)}, got {n_projections}")
-    if directions.requires_grad:
-        raise ValueError("directions must not require grad: only points are differentiated")
+    if unit:
+        check_unit("directions", directions)
     return directions
+
+
+SLACK = 1e-2
+"""By how much a length may differ from 1: halves round that much, and who tries a derivative by differences moves."""
+
+
+def check_unit(name: str, vectors: Tensor) -> None:
+    """Vectors [..., D] of unit length, where the values may be looked at."""
+    if not is_readable(vectors) or not vectors.numel():
+        return
+    lengths = torch.linalg.vector_norm(
+        vectors.detach(), dim=-1, dtype=torch.promote_types(vectors.dtype, torch.float32)
+    )
+    wrong = (lengths - 1).abs() > SLACK  # what is no number is no mistake in lengths, and comes out again
+    if bool(wrong.any()):
+        raise ValueError(f"{name} must be of unit length, got one of length {float(lengths[wrong][0]):.3g}")
 
 
 def check_sampling(sampling: Sampling, directions: Tensor | None, generator: torch.Generator | None) -> None:

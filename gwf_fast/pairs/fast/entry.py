@@ -47,7 +47,7 @@ def choose(
     if method == "exact":
         return method
     if method == "sliced":
-        reason = sliced_refusal(x, y, terms)
+        reason = sliced_refusal(x, y, terms, order)
         if reason:
             raise ValueError(f'method="sliced" {reason}')
         return method
@@ -64,9 +64,9 @@ def choose(
     return method
 
 
-def sliced_refusal(x: Tensor, y: Tensor, terms: Sequence[Term]) -> str | None:
+def sliced_refusal(x: Tensor, y: Tensor, terms: Sequence[Term], order: int = 0) -> str | None:
     """Why no slicing serves these points and kernels; None if it does."""
-    return slicing.why_not(terms) or _unfit(x, y, ("cpu",))
+    return slicing.why_not(terms, order) or _unfit(x, y, ("cpu",))
 
 
 def refusal(x: Tensor, y: Tensor, terms: Sequence[Term], spec: Spec | None) -> str | None:

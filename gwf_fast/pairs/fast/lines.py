@@ -17,7 +17,16 @@ FEW_WAVES = 1024
 
 
 def line_sums(x: Tensor, y: Tensor, weights: Tensor, form: LineForm, order: int) -> Tensor:  # [L, C, N]
-    """sum_j w_j f^(order)(x_i - y_j) for x [L, N], y [L, M], weights [1 or L, C, M]; differentiable to any order."""
+    """sum_j w_j f^(order)(x_i - y_j) for x [L, N], y [L, M], weights [1 or L, C, M]; differentiable.
+
+    Raises:
+        NotImplementedError: The terms along lines have no mean.
+    """
+    if order > form.most:
+        raise NotImplementedError(
+            f'method="sliced": derivatives of order {order} of this kernel along lines have no mean, up to {form.most}'
+            ' they have; use method="exact" or "nufft"'
+        )
     return _LineSums.apply(x, y, weights, form, order)
 
 
@@ -49,8 +58,8 @@ def _evaluate(x: Tensor, y: Tensor, weights: Tensor, form: LineForm, order: int)
     from gwf_fast.kernels.cpp.sliced import sliced_sum  # here: importing the package loads no compiled module
 
     if len(form.waves) <= FEW_WAVES:
-        return sliced_sum(x, y, weights, order, form.period, form.first, form.waves, form.powers)
-    out = sliced_sum(x, y, weights, order, form.period, 0, form.waves[:0], form.powers)
+        return sliced_sum(x, y, weights, order, form.period, form.first, form.waves, form.powers, *form.decaying)
+    out = sliced_sum(x, y, weights, order, form.period, 0, form.waves[:0], form.powers, *form.decaying)
     largest = form.first + len(form.waves) - 1
     half = torch.zeros(largest + 1, dtype=torch.float64)
     half[form.first :] = form.waves / 2

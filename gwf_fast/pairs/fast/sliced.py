@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gwf_fast.kernels.table.profile_numbers import profile_id
 from gwf_fast.pairs.fast.lines import line_sums
-from gwf_fast.pairs.fast.slicing import LineForm, Spec, line_form
+from gwf_fast.pairs.fast.slicing import LineForm, Spec, has_variance, line_form
 from gwf_fast.pairs.passes import centre_of
 
 NUMBERS = 1 << 23
@@ -40,7 +40,7 @@ class SlicedSum(NamedTuple):
     """A sum and its error."""
 
     value: Tensor  # [N, C, 1] or [N, 1, D]
-    error: Tensor  # in the 2-norm, not relative; 0-d, float64, without a graph; NaN for a single direction
+    error: Tensor  # in the 2-norm, not relative; 0-d, float64, no graph; NaN for one direction, inf without a variance
 
 
 def sliced_sums(
@@ -81,6 +81,8 @@ def sliced_sums(
     spread = (squares - out.detach().double().square().sum()).clamp(min=0)
     independent = 1 / shares  # as many equal groups would say as much
     error = (spread / (independent - 1)).sqrt() if independent > 1.0001 else torch.full_like(spread, math.nan)
+    if not has_variance(spec, order):
+        error = torch.full_like(spread, math.inf)
     return SlicedSum(out.T[..., None] if order == 0 else out[:, None], error)
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gwf_fast.pairs.fast.exponentials import exponentials
 from gwf_fast.pairs.kernels import Term
 
 Spec = tuple[float, ...]
@@ -38,32 +39,61 @@ _DECAY = {"laplace": 4, "matern32": 4, "matern52": 6}
 """The power of 1 / m by which their waves fall off in the end (without Laplace's cusp)."""
 
 
+_NONE = torch.zeros(0, dtype=torch.float64)
+
+
 class LineForm(NamedTuple):
-    """f(t) = sum_m waves[m] cos(2 pi (first + m) t / period) + sum_k powers[k] |t|^k, for |t| up to some length."""
+    """f(t), for |t| up to some length.
+
+    sum_m waves[m] cos(2 pi (first + m) t / period) + sum_k powers[k] |t|^k + sum_q decays[q] exp(-rates[q] |t|), where
+    ``tied`` takes the place of the exponentials at t = 0. Derivatives of a higher order than ``most`` have no mean.
+    """
 
     period: float
     first: int
     waves: Tensor
     powers: Tensor
+    rates: Tensor = _NONE
+    decays: Tensor = _NONE
+    tied: float = 0.0
+    most: int = 99
+
+    @property
+    def decaying(self) -> tuple[tuple[Tensor, Tensor], float]:
+        """What belongs to the exponentials."""
+        return (self.rates, self.decays), self.tied
+
+    def with_powers(self, powers: Powers, length: float) -> LineForm:
+        """The sum of this and of powers of |t|, up to a length; log |t| reads 0 at 0."""
+        whole, broken, logarithm, shift = powers
+        total = whole.clone()
+        total[: len(self.powers)] += self.powers
+        if not broken and not logarithm:
+            return self._replace(powers=_trimmed(total))
+        rates, decays, tied, low = exponentials(broken, logarithm, length)
+        total[:2] += low
+        total[0] += shift
+        most = min(math.ceil(exponent) for exponent in (*broken, *((0,) if logarithm else ())))
+        return self._replace(powers=_trimmed(total), rates=rates, decays=decays, tied=tied - shift, most=most)
 
 
 SPECTRAL = ("gaussian", "imq", "rational_quadratic", *MATERN)
 """Profiles whose frequencies have a density here."""
 
 
-def why_not(terms: Sequence[Term]) -> str | None:
-    """Why a kernel has no sliced form here; None if it has one."""
+def why_not(terms: Sequence[Term], order: int = 0) -> str | None:
+    """Why a kernel, or its gradient (order 1), has no sliced form here; None if it has one."""
     from gwf_fast.kernels.table.profiles import PROFILES  # here, as below: SymPy takes a while to import
 
     for name, _, _, parameter in terms:
         if name not in PROFILES:
             return "serves the kernels of this package, not user-written formulas"
-        if name == "log":
-            return "has no form for log r: the forces of its projections have no finite variance"
-        if name not in (*SPECTRAL, "distance", "power"):
+        if name == "log" and order:
+            return 'has no form for the forces of log r: those along lines have no mean; use method="nufft" or "exact"'
+        if name not in (*SPECTRAL, "distance", "power", "log"):
             return f"has no form for the profile {name}"
-        if name == "power" and not (parameter % 1 == 0 and 0 < parameter <= LARGEST_POWER):
-            return f"has no form for r^{parameter:g}: powers must be whole, from 1 to {LARGEST_POWER}"
+        if name == "power" and not (0 < parameter < 2 or (parameter % 1 == 0 and 0 < parameter <= LARGEST_POWER)):
+            return f"has no form for r^{parameter:g}: powers must be below 2, or whole, from 1 to {LARGEST_POWER}"
         if name == "rational_quadratic" and parameter < 0.5:
             return f"needs a rational quadratic kernel with alpha >= 0.5, which falls off faster, got {parameter:g}"
     return None
@@ -72,16 +102,10 @@ def why_not(terms: Sequence[Term]) -> str | None:
 @functools.lru_cache(maxsize=256)
 def line_form(spec: Spec, dim: int, length: float, order: int) -> LineForm:
     """f of a kernel in R^dim for distances up to a length and derivatives up to the order; dim = 1 for powers only."""
-    powers = torch.zeros(LARGEST_POWER + 1, dtype=torch.float64)
-    spectral: list[tuple[str, float, float, float]] = []
-    for name, coefficient, bandwidth, parameter in _terms(spec):
-        if name in ("distance", "power"):
-            exponent = 1 if name == "distance" else round(parameter)
-            powers[exponent] += coefficient / bandwidth**exponent * slicing_constant(dim, exponent)
-        else:
-            spectral.append((name, coefficient, bandwidth, parameter))
+    powers = _powers(spec, dim)
+    spectral = [term for term in _terms(spec) if term[0] not in _EXPONENTS]
     if not spectral:
-        return LineForm(1.0, 0, torch.zeros(0, dtype=torch.float64), _trimmed(powers))
+        return LineForm(1.0, 0, _NONE, _NONE).with_powers(powers, length)
     rough = any(term[0] in MATERN for term in spectral)
     accuracy = ACCURACY * (30 if rough and order else 1)  # their derivatives' waves fall off so slowly
     widest = max(bandwidth for _, _, bandwidth, _ in spectral)
@@ -96,13 +120,49 @@ def line_form(spec: Spec, dim: int, length: float, order: int) -> LineForm:
         (series, size), (reference, _) = form, finer
         difference = _evaluate(series, t, order) - _evaluate(reference, t, order)
         if float(difference.square().mean().sqrt()) < 3 * accuracy * size:
-            both = torch.zeros_like(powers)
-            both[: len(series.powers)] = series.powers
-            return series._replace(powers=_trimmed(both + powers))
+            return series.with_powers(powers, length)
     raise ValueError(
         f'method="sliced" has no form of at most {MOST_MODES} waves for this kernel over a length of {length:.3g}:'
         " its bandwidth is too small for these points"
     )
+
+
+_EXPONENTS = ("distance", "power", "log")
+
+
+class Powers(NamedTuple):
+    """Of |t| in f: coefficients by whole exponents, those of others by their exponents, and those of log |t| + c."""
+
+    whole: Tensor
+    broken: dict[float, float]
+    logarithm: float
+    shift: float
+
+
+def _powers(spec: Spec, dim: int) -> Powers:
+    """The terms of a kernel that are powers of a distance."""
+    whole, logarithm, shift = torch.zeros(LARGEST_POWER + 1, dtype=torch.float64), 0.0, 0.0
+    broken: dict[float, float] = {}
+    for name, coefficient, bandwidth, parameter in _terms(spec):
+        if name == "log":  # E log |theta . x| is log |x| less a constant
+            halves = torch.tensor([dim / 2, 0.5], dtype=torch.float64).digamma()
+            logarithm += coefficient
+            shift += coefficient * (float(halves[0] - halves[1]) / 2 - math.log(bandwidth))
+        elif name in _EXPONENTS:
+            exponent = 1.0 if name == "distance" else parameter
+            factor = coefficient / bandwidth**exponent * slicing_constant(dim, exponent)
+            if exponent % 1 == 0:
+                whole[round(exponent)] += factor
+            else:
+                broken[exponent] = broken.get(exponent, 0.0) + factor
+    return Powers(whole, broken, logarithm, shift)
+
+
+def has_variance(spec: Spec, order: int) -> bool:
+    """Whether the terms that a derivative of an order is the mean of, |theta . x|^(e - order), have a variance."""
+    terms = [term for term in _terms(spec) if term[0] in ("power", "log")]
+    exponents = [0.0 if name == "log" else parameter for name, _, _, parameter in terms]
+    return all((exponent % 1 == 0 and exponent > 0) or exponent - order > -0.5 for exponent in exponents)
 
 
 def slicing_constant(dim: int, exponent: float) -> float:
@@ -178,7 +238,7 @@ def _evaluate(form: LineForm, t: Tensor, order: int) -> Tensor:
         out += ((t[:, None] * r + order * math.pi / 2).cos() * (a * r**order)).sum(1)
     for k in range(order, len(form.powers)):
         out += form.powers[k] * math.perm(k, order) * t ** (k - order)
-    return out
+    return out + torch.exp(-t[:, None] * form.rates) @ (form.decays * (-form.rates) ** order)
 
 
 def frequency_density(name: str, parameter: float, dim: int, rho: Tensor) -> Tensor:
