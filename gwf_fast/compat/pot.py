@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gwf_fast.measures.directional import directional
+from gwf_fast.measures.directional import directional, rooted
 from gwf_fast.measures.sliced import choose_directions
 from gwf_fast.ops.arrays import as_tensor
 from gwf_fast.pairs.validation import as_integer, as_number, check_weights
@@ -48,22 +48,21 @@ def sliced_wasserstein_distance(
         b: Weights [M]; None means 1 / M.
         n_projections: Directions, unless ``projections`` are given.
         p: Power of the cost, at least 1.
-        projections: [D, P], used as they are.
+        projections: [D, P], used as they are, of any length.
         seed: Of the directions: an integer or a generator, for tensors ``torch.Generator``, for arrays
             ``numpy.random.RandomState`` or ``Generator``. None draws from the library's global one.
         log: Whether to return a dictionary with ``projections`` and ``projected_emds`` as well.
         scaler: A callable or an object with ``transform``, applied to both sets first.
 
     Returns:
-        A scalar, differentiable in points and weights that are tensors; with ``log`` (value, dict). Arrays, where
-        nothing was a tensor.
+        A scalar, differentiable in points, weights and projections that are tensors; with ``log`` (value, dict).
+        Arrays, where nothing was a tensor.
 
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
     """
     lines = _Lines.of(X_s, X_t, a, b, n_projections, p, projections, seed, scaler)
-    mean, costs = lines.costs(lines.theta)
-    return lines.result(_root(mean, lines.power), costs, log)
+    return lines.result(*lines.distance(lines.theta), log)
 
 
 def max_sliced_wasserstein_distance(
@@ -87,24 +86,24 @@ def max_sliced_wasserstein_distance(
         b: Weights [M].
         n_projections: Directions, unless ``projections`` are given.
         p: Power of the cost, at least 1.
-        projections: [D, P], used as they are.
+        projections: [D, P], used as they are, of any length.
         seed: Of the directions, as in ``sliced_wasserstein_distance``.
         log: Whether to return a dictionary with ``projections`` and ``projected_emds`` as well.
         scaler: A callable or an object with ``transform``, applied to both sets first.
 
     Returns:
-        A scalar, differentiable in points and weights that are tensors, along the first of the largest directions; with
-        ``log`` (value, dict).
+        A scalar, differentiable in points, weights and projections that are tensors, along the first of the largest
+        directions; with ``log`` (value, dict).
 
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or a number is out of range.
     """
     lines = _Lines.of(X_s, X_t, a, b, n_projections, p, projections, seed, scaler)
     with torch.no_grad():
-        _, costs = lines.costs(lines.theta)
+        _, costs = lines.distance(lines.theta)
     largest = int(costs.argmax())
-    value, _ = lines.costs(lines.theta[largest : largest + 1])
-    return lines.result(_root(value, lines.power), costs, log)
+    value, _ = lines.distance(lines.theta[largest : largest + 1])
+    return lines.result(value, costs, log)
 
 
 class _Lines(NamedTuple):
@@ -124,35 +123,37 @@ class _Lines(NamedTuple):
         X_s, X_t = (_scaled(_points(value), scaler) for value in (X_s, X_t))
         given = {"X_s": X_s, "X_t": X_t, "a": a, "b": b, "projections": projections}
         arrays = not any(isinstance(value, Tensor) for value in given.values())
-        tensors = {name: _as_tensor(name, value) for name, value in given.items()}
+        tensors = {name: _as_tensor(name, v) for name, v in given.items() if v is not None or name.startswith("X")}
         x, y = tensors["X_s"], tensors["X_t"]
         if x.ndim != 2 or y.ndim != 2:
             raise ValueError(f"X_s and X_t must have shapes [N, D] and [M, D], got {list(x.shape)} and {list(y.shape)}")
-        if tensors["projections"] is None:
+        if projections is None:
             tensors["projections"] = _draw(n, x, seed, arrays)
         elif tensors["projections"].ndim != 2:
             raise ValueError(f"projections must have shape [D, P], got {list(tensors['projections'].shape)}")
         dtype = _common(list(tensors.values()), arrays)
-        x, y, u, v, matrix = (None if value is None else value.to(dtype) for value in tensors.values())
-        theta = choose_directions(x, y, directions=matrix.mT)
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        x, y = tensors["X_s"], tensors["X_t"]
+        theta = choose_directions(x, y, directions=tensors["projections"].mT)
+        u, v = tensors.get("a"), tensors.get("b")
         for name, weights, points, side in (("a", u, x, "X_s"), ("b", v, y, "X_t")):
             if weights is not None:
                 check_weights(name, weights, points, side)
         return cls(x, y, u, v, theta, p, arrays)
 
-    def costs(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean over directions of W_p^p, and each [P], of the masses as they are."""
+    def distance(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The root of the mean over directions of W_p^p, and each [P], of the masses as they are."""
         masses = [weights if weights is None else weights.double().sum() for weights in (self.a, self.b)]
         known = [1.0 if mass is None else float(mass.detach()) for mass in masses]
         rounding = torch.finfo(self.x.dtype).eps * (16 + math.sqrt(len(self.x) + len(self.y)))
         if abs(known[0] - known[1]) <= rounding * max(known):
-            mean, costs = directional("wasserstein", self.x, self.y, theta, self.power, self.a, self.b)
+            value, costs = directional("wasserstein", self.x, self.y, theta, self.power, self.a, self.b, root=True)
             if masses == [None, None]:
-                return mean, costs
+                return value, costs
             mass = 0.5 * sum(1.0 if mass is None else mass for mass in masses)
-            return (mean * mass).to(mean.dtype), costs * max(known)
+            return (value * mass ** (1 / self.power)).to(value.dtype), costs * max(known)
         costs = torch.cat([self._unequal(tile) for tile in theta.split(_TILE)])
-        return costs.mean().to(self.x.dtype), costs.detach()
+        return rooted(costs.mean(), self.power).to(self.x.dtype), costs.detach()
 
     def _unequal(self, theta: Tensor) -> Tensor:
         """The integral over q of |F^-1(q) - G^-1(q)|^p [P], up to the larger mass, quantiles staying at their last."""
@@ -173,19 +174,11 @@ class _Lines(NamedTuple):
 
     def result(self, value: Any, costs: Tensor, log: bool) -> Any:
         """What the caller gets."""
-        details: dict[str, Any] = {"projections": self.theta.mT, "projected_emds": costs}
+        details: dict[str, Any] = {"projections": self.theta.mT, "projected_emds": costs}  # without a graph
         if self.arrays:
             value = value.numpy()[()]
             details = {"projections": self.theta.mT.numpy(), "projected_emds": costs.to(self.x.dtype).numpy()}
         return (value, details) if log else value
-
-
-def _root(mean: Tensor, p: float) -> Tensor:
-    """The p-th root; where it is 0 its slope is infinite, and that of what it is of is 0: their product is 0."""
-    if p == 1:
-        return mean
-    nothing = mean == 0
-    return torch.where(nothing, 0.0, torch.where(nothing, 1.0, mean) ** (1 / p))
 
 
 def _points(value: Any) -> Any:
@@ -203,13 +196,13 @@ def _scaled(points: Any, scaler: Any) -> Any:
     raise ValueError(f"scaler must be None, a callable or an object with transform(), got {type(scaler).__name__}")
 
 
-def _as_tensor(name: str, value: Any) -> Tensor | None:
-    return value if value is None or isinstance(value, Tensor) else as_tensor(name, np.asarray(value))
+def _as_tensor(name: str, value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else as_tensor(name, np.asarray(value))
 
 
-def _common(tensors: list[Tensor | None], arrays: bool) -> torch.dtype:
+def _common(tensors: list[Tensor], arrays: bool) -> torch.dtype:
     """The type that holds all numbers, by the library's own rules; a floating one."""
-    found = [tensor.dtype for tensor in tensors if tensor is not None]
+    found = [tensor.dtype for tensor in tensors]
     if arrays:  # to which integers and float32 are float64
         numpys = (torch.zeros(0, dtype=dtype).numpy().dtype for dtype in found)
         return torch.from_numpy(np.zeros(0, np.result_type(np.float16, *numpys))).dtype

@@ -77,6 +77,8 @@ def made(call: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
 def is_pots(call: dict[str, Any]) -> None:
     inputs, options = made(call)
     leaves = [v.requires_grad_() for v in inputs[:2]] if call["tensors"] else []
+    if leaves and options["projections"] is not None:
+        leaves.append(options["projections"].requires_grad_())
     (want, details), (got, mine) = both(call["name"], *inputs, **options)
     rtol, atol = (1e-9, 1e-9) if call["dtype"] == "float64" else (2e-4, 2e-5)
     assert type(got) is type(want) and got.dtype == want.dtype
@@ -226,3 +228,8 @@ def test_seeds_of_the_other_library() -> None:
     for seed in (np.random.RandomState(0), np.random.default_rng(0)):
         with pytest.raises(TypeError, match=r"seed must be an integer or a torch\.Generator for tensors"):
             pot.sliced_wasserstein_distance(t, t, seed=seed)
+
+
+def test_nothing_for_points() -> None:
+    with pytest.raises(TypeError, match="X_s must have numbers that PyTorch has"):
+        pot.sliced_wasserstein_distance(None, X)
