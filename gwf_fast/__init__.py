@@ -36,7 +36,14 @@ from gwf_fast.pairs.kernels import (
 )
 from gwf_fast.pairs.methods import NUFFT, Auto, Sliced, with_error
 from gwf_fast.pairs.reductions import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
-from gwf_fast.transport import DivergencePotentials, SinkhornResult, barycentric_map, sinkhorn, sinkhorn_divergence
+from gwf_fast.transport import (
+    DivergencePotentials,
+    SinkhornResult,
+    barycentric_map,
+    sinkhorn,
+    sinkhorn_divergence,
+    transport_cost,
+)
 from gwf_fast.version import __version__
 
 __all__ = [
@@ -110,5 +117,6 @@ __all__ = [
     "sliced_wasserstein2",
     "spherical_sliced_wasserstein",
     "svgd_direction",
+    "transport_cost",
     "with_error",
 ]

@@ -192,6 +192,7 @@ def transport(
     itself: bool,
     debias: bool,
     only_anneal: bool,
+    plain: bool,
     potentials: Sequence[Tensor | None],
     errors: Sequence[Tensor | None],
     optimum: Sequence[Tensor | None],

@@ -80,6 +80,8 @@ template <class T> py::object transport(const Array& x, const Tensors& tensors, 
         call.b_slope = write(tensors.optimum, 4, "b_slope", columns);
         call.velocity = write(tensors.optimum, 5, "velocity", rows.with(call.dim));
     }
+    if (numbers.plain && (numbers.itself || numbers.debias || call.value || call.velocity))
+        throw py::value_error("plain: there are potentials, of two sets");
     if (numbers.itself && (call.rows != call.columns || numbers.debias || call.velocity))
         throw py::value_error("itself: there is one set, and one problem");
     if (!(numbers.epsilon > 0) || !(numbers.scaling >= 0) || !(numbers.scaling < 1) ||
@@ -99,12 +101,13 @@ void bind_transport(py::module_& m, const char* (*instruction_set)()) {
         [](py::handle x, py::handle y, py::handle a, py::handle b, py::handle start, py::handle x_start,
            py::handle y_start, py::handle x_lengths, py::handle y_lengths, double epsilon, double strength,
            int64_t max_iterations, double tolerance, double scaling, double diameter, int p, bool itself, bool debias,
-           bool only_anneal, const py::sequence& potentials, const py::sequence& errors, const py::sequence& optimum) {
+           bool only_anneal, bool plain, const py::sequence& potentials, const py::sequence& errors,
+           const py::sequence& optimum) {
             const Array points = Crossing().leading(x, "x", 2, 4);
             const Tensors tensors{y,          a,      b,      {start, x_start, y_start}, x_lengths, y_lengths,
                                   potentials, errors, optimum};
-            const TransportNumbers numbers{epsilon,        strength, tolerance, scaling, diameter,
-                                           max_iterations, p,        itself,    debias,  only_anneal};
+            const TransportNumbers numbers{epsilon, strength, tolerance, scaling,     diameter, max_iterations,
+                                           p,       itself,   debias,    only_anneal, plain};
             return (points.is_double() ? transport<double> : transport<float>)(points, tensors, numbers);
         },
         "Small entropic problems (csrc/transport/transport.h): sweeps of the three and the largest error, or None "
@@ -113,8 +116,8 @@ void bind_transport(py::module_& m, const char* (*instruction_set)()) {
         py::arg("x"), py::arg("y"), py::arg("a"), py::arg("b"), py::arg("start"), py::arg("x_start"),
         py::arg("y_start"), py::arg("x_lengths"), py::arg("y_lengths"), py::arg("epsilon"), py::arg("strength"),
         py::arg("max_iterations"), py::arg("tolerance"), py::arg("scaling"), py::arg("diameter"), py::arg("p"),
-        py::arg("itself"), py::arg("debias"), py::arg("only_anneal"), py::arg("potentials"), py::arg("errors"),
-        py::arg("optimum"), py::pos_only());
+        py::arg("itself"), py::arg("debias"), py::arg("only_anneal"), py::arg("plain"), py::arg("potentials"),
+        py::arg("errors"), py::arg("optimum"), py::pos_only());
 }
 
 }  // namespace gwf

@@ -110,7 +110,9 @@ template <class T> class Element {
         } else {
             const bool descends = numbers_.only_anneal || (!start && !epsilons_.empty());
             if (descends) problem.anneal(epsilons_);
-            if (!numbers_.only_anneal)
+            if (numbers_.plain)
+                problem.sweep(numbers_.epsilon, start || descends, numbers_.max_iterations, numbers_.tolerance);
+            else if (!numbers_.only_anneal)
                 problem.alternate(numbers_.epsilon, start || descends, numbers_.max_iterations, numbers_.tolerance);
         }
         outcome.sweeps[which] = std::max(outcome.sweeps[which], problem.sweeps);

@@ -100,6 +100,20 @@ class EntropicProblem {
         }
     }
 
+    // Plain sweeps, f and then g, which leave the columns exact; `started`: from g. All of them where tolerance is 0.
+    void sweep(double epsilon, bool started, int64_t max_iterations, double tolerance) {
+        update_rows(started ? g : nullptr, epsilon, nullptr, best_f_);
+        for (;;) {
+            breathe(work());
+            std::copy(best_f_, best_f_ + x.width, f);
+            update_columns(f, epsilon, started || sweeps ? g : nullptr, best_g_);
+            std::copy(best_g_, best_g_ + y.width, g);
+            update_rows(g, epsilon, f, best_f_);
+            error = marginal_error(x, f, best_f_, epsilon, rho_);
+            if (++sweeps >= max_iterations || (tolerance > 0 && error <= tolerance)) return;
+        }
+    }
+
     // Of a sample with itself, by averaged updates; `started`: from f.
     void average(double epsilon, bool started, int64_t max_iterations, double tolerance) {
         update_rows(started ? f : nullptr, epsilon, nullptr, best_f_);

@@ -15,6 +15,7 @@ struct TransportNumbers {
     bool itself;       // y is x with the same weights: f = g, and there is no other problem
     bool debias;       // x with itself and y with itself count too
     bool only_anneal;  // no sweeps after the descent
+    bool plain;        // sweeps of f, then g, which end in exact columns; potentials alone
 };
 
 // A batch of problems. min <pi, c> + eps KL(pi | a b') of x and y, of x with itself and of y with itself; potentials as

@@ -35,6 +35,7 @@ CALLED_FOR: dict[str, tuple[str, ...]] = {
     "sinkhorn": ("transport", "logsumexp"),
     "sinkhorn_divergence": ("transport", "logsumexp"),
     "barycentric_map": ("average",),
+    "transport_cost": ("transport", "logsumexp", "jet"),
     "sliced_energy_distance": ("sliced",),
     "sliced_wasserstein": ("sliced",),
     "sliced_wasserstein2": ("sliced",),

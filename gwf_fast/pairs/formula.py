@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gwf_fast.pairs.kernels import Term, _Elementary
 
@@ -36,23 +36,46 @@ class Radial(_Elementary):
 
     def __post_init__(self) -> None:
         """Register the formula."""
-        import sympy as sp  # here: importing gwf_fast imports nothing heavy
+        from gwf_fast.kernels.table import formulas  # here: importing gwf_fast imports nothing heavy
 
-        from gwf_fast.kernels.table import formulas, profiles
-
-        expression = self.expression
-        if not isinstance(expression, sp.Expr):
-            raise TypeError(f"expression must be a SymPy expression in s and r, got {type(expression).__name__}")
-        strangers = sorted(symbol.name for symbol in expression.free_symbols if symbol.name not in ("s", "r"))
-        if strangers:
-            found = f"{', '.join(strangers)} in {expression}"
-            raise ValueError(f"expression must depend on s and r only to be radial, got {found}")
-        if not expression.free_symbols:
-            raise ValueError(f"expression must depend on s or r, got the constant {expression}")
-        values = {"s": profiles.s, "r": sp.sqrt(profiles.s)}
-        meaning = {symbol: values[symbol.name] for symbol in expression.free_symbols}
-        phi = sp.sympify(expression.subs(meaning, simultaneous=True))
-        if phi.is_real is False or phi.has(sp.I, sp.nan, sp.zoo, sp.oo):
-            raise ValueError(f"expression must be real and finite for r > 0, got {expression}")
-        profile = formulas.register(phi)
+        profile = formulas.register(radial_profile("expression", self.expression))
         self._derive((Term(profile.name, 1.0),))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Boltzmann(_Elementary):
+    """exp(-c / epsilon) of a cost c that a user wrote, by the name of its profile; or c times that (``times_cost``)."""
+
+    profile: str
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        """Its one term."""
+        self._derive((Term(self.profile, 1.0, 1.0, 1 / self.epsilon),))
+
+
+def radial_profile(name: str, expression: Any) -> sp.Expr:
+    """What an argument says of r = |x - y| and s = r^2, in the table's symbol for s.
+
+    Raises:
+        TypeError: Not a SymPy expression.
+        ValueError: Another symbol, none at all, or not real.
+    """
+    import sympy as sp
+
+    from gwf_fast.kernels.table import profiles
+
+    if not isinstance(expression, sp.Expr):
+        raise TypeError(f"{name} must be a SymPy expression in s and r, got {type(expression).__name__}")
+    strangers = sorted(symbol.name for symbol in expression.free_symbols if symbol.name not in ("s", "r"))
+    if strangers:
+        found = f"{', '.join(strangers)} in {expression}"
+        raise ValueError(f"{name} must depend on s and r only to be radial, got {found}")
+    if not expression.free_symbols:
+        raise ValueError(f"{name} must depend on s or r, got the constant {expression}")
+    values = {"s": profiles.s, "r": sp.sqrt(profiles.s)}
+    meaning = {symbol: values[symbol.name] for symbol in expression.free_symbols}
+    phi = sp.sympify(expression.subs(meaning, simultaneous=True))
+    if phi.is_real is False or phi.has(sp.I, sp.nan, sp.zoo, sp.oo):
+        raise ValueError(f"{name} must be real and finite for r > 0, got {expression}")
+    return phi

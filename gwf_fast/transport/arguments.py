@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from torch import Tensor
 
 from gwf_fast.ops.modes import is_readable
-from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import exists, member_weights, members
 from gwf_fast.pairs.validation import as_integer, as_number, as_positive, check_counts, check_pair
+from gwf_fast.transport.ground import Ground
 from gwf_fast.transport.problem import Entropic
+from gwf_fast.transport.small import Sets
+
+Sweeps: TypeAlias = Literal["relaxed", "plain"]
 
 
-def make_problem(
-    x: Tensor,
-    y: Tensor,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    strength: float | None,
-    x_lengths: Tensor | None,
-    y_lengths: Tensor | None,
-    backend: BackendName | None = None,
-) -> Entropic:
+def make_problem(sets: Sets, numbers: Numbers) -> Entropic:
     """A validated problem; its points are centred, so that float32 does not mind where the clouds are."""
+    x, y, x_weights, y_weights, x_lengths, y_lengths, backend, formula = sets
+    strength = numbers.strength
     check_pair(x, y)
     for name, points in (("x", x), ("y", y)):
         if points.shape[-2] == 0:
@@ -43,7 +39,8 @@ def make_problem(
             )
     origin = centre_of(y, y_lengths)
     u = members(x - origin, x_lengths)  # points beyond the lengths have no weight, and lie at the centre
-    return Entropic(u, u if same else members(y - origin, y_lengths), a, b, 2, strength, backend)
+    v = u if same else members(y - origin, y_lengths)
+    return Entropic(u, v, a, b, numbers.p, strength, backend, formula)
 
 
 def masses(name: str, points: Tensor, weights: Tensor | None, lengths: Tensor | None) -> Tensor:
@@ -64,20 +61,33 @@ class Numbers(NamedTuple):
     tolerance: float = 0.0
     scaling: float | None = None
     strength: float | None = None
+    p: int = 2
+    plain: bool = False
 
     @classmethod
     def of(
-        cls, epsilon: Any, max_iterations: Any = 1, tolerance: Any = 0.0, scaling: Any = None, strength: Any = None
+        cls,
+        epsilon: Any,
+        max_iterations: Any = 1,
+        tolerance: Any = 0.0,
+        scaling: Any = None,
+        strength: Any = None,
+        sweeps: Any = "relaxed",
+        ground: Ground = Ground(),  # noqa: B008  (immutable)
     ) -> Numbers:
         """From arguments.
 
         Raises:
             ValueError, TypeError: If one is out of range.
         """
+        if sweeps not in get_args(Sweeps):
+            raise ValueError(f"sweeps must be 'relaxed' or 'plain', got {sweeps!r}")
         return cls(
             as_positive("epsilon", epsilon),
             as_integer("max_iterations", max_iterations),
             as_number("tolerance", tolerance, "a number >= 0", least=0),
             None if scaling is None else as_number("scaling", scaling, "a number between 0 and 1", above=0, below=1),
             None if strength is None else as_positive("marginal_strength", strength),
+            ground.p,
+            sweeps == "plain",
         )

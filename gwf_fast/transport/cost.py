@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from gwf_fast.pairs.passes import over, times
-from gwf_fast.pairs.reductions import kernel_gradient
-from gwf_fast.transport.problem import Entropic, cost_kernel
+from gwf_fast.transport.problem import Entropic
 
 
-def transport_cost(problem: Entropic, epsilon: float, f: Tensor, g: Tensor) -> Tensor:
+def optimal_value(problem: Entropic, epsilon: float, f: Tensor, g: Tensor) -> Tensor:
     """Optimal value [*B], given potentials [*B, N], [*B, M] near the optimum; differentiable in x, y, a and b."""
     return _Cost.apply(problem.x, problem.y, problem.a, problem.b, f, g, epsilon, problem)
 
@@ -46,17 +45,7 @@ def _rebuilt(problem: Entropic, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> E
 
 def _point_gradient(problem: Entropic, f: Tensor, g: Tensor, epsilon: float) -> Tensor:
     """sum_j pi_ij grad_x c(x_i, y_j) [*B, N, D], where f is the row update for g."""
-    mass = problem.row_mass(f)[..., None]
-    if problem.p == 2:
-        return mass * (problem.x - problem.row_average(None, g, epsilon))
-    # p = 1: the mean direction away from y. With l_i = log sum_j b_j e^{g_j/eps} k_ij, grad l = -(mean of grad c)/eps.
-    damping = problem.damping(epsilon)
-    log_sum = -over(f, epsilon * damping)
-    scale = log_sum.detach().amax(-1, keepdim=True)
-    weights = problem.b * torch.exp(over(g, epsilon) - scale)
-    kernel = cost_kernel(epsilon, problem.p)
-    pull = kernel_gradient(problem.x, problem.y, weights, kernel=kernel, backend=problem.backend)
-    return times(mass * pull / torch.exp(log_sum - scale)[..., None], -epsilon)
+    return problem.row_mass(f)[..., None] * problem.row_slope(g, epsilon)
 
 
 def _weight_gradient(problem: Entropic, f: Tensor, epsilon: float, other_mass: Tensor) -> Tensor:
@@ -131,9 +120,15 @@ class _Potential(torch.autograd.Function):
         return g.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         *inputs, g = ctx.saved_tensors
+        with torch.no_grad():
+            gradients = _Potential.gradients(ctx, v, inputs, g)
+        return *_once(gradients, v, *inputs), None, None, None
+
+    @staticmethod
+    def gradients(ctx: Any, v: Tensor, inputs: list[Tensor], g: Tensor) -> list[Tensor | None]:
+        """In x, y, a and b."""
         epsilon = ctx.epsilon
         fixed = _rebuilt(ctx.problem, *inputs)
         other, damping = fixed.swapped(), fixed.damping(epsilon)
@@ -153,7 +148,7 @@ class _Potential(torch.autograd.Function):
             mass = moving.row_mass(moving.row_update(g, epsilon))
             rows = moving.row_average(w[..., None], g, epsilon)[..., 0]
             slope = (mass * rows).sum() - (w * moving.swapped().row_mass(g)).sum()
-        return *_gradients(slope, inputs), None, None, None
+        return _gradients(slope, inputs)
 
 
 class _SelfPotential(torch.autograd.Function):
@@ -166,9 +161,15 @@ class _SelfPotential(torch.autograd.Function):
         return f.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         x, a, f = ctx.saved_tensors
+        with torch.no_grad():
+            gradients = _SelfPotential.gradients(ctx, v, x, a, f)
+        return *_once(gradients, v, x, a), None, None, None
+
+    @staticmethod
+    def gradients(ctx: Any, v: Tensor, x: Tensor, a: Tensor, f: Tensor) -> list[Tensor | None]:
+        """In x and a."""
         epsilon = ctx.epsilon
         fixed = _rebuilt(ctx.problem, x, x, a, a)
         mass = fixed.row_mass(f)
@@ -180,7 +181,29 @@ class _SelfPotential(torch.autograd.Function):
         x, a = x.detach().requires_grad_(ctx.needs_input_grad[0]), a.detach().requires_grad_(ctx.needs_input_grad[1])
         with torch.enable_grad():
             slope = (w * _rebuilt(ctx.problem, x, x, a, a).row_update(f, epsilon)).sum()
-        return *_gradients(slope, [x, a]), None, None, None
+        return _gradients(slope, [x, a])
+
+
+class _Once(torch.autograd.Function):
+    """A value that nobody may differentiate, where it is a function of some inputs.
+
+    PyTorch's ``once_differentiable`` is silent where ``torch.autograd.grad`` is asked for inputs by name: what it puts
+    into the graph lies on no path to them, and its part is missing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *_: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
+        raise NotImplementedError("derivatives through the potentials of a transport problem are implemented once")
+
+
+def _once(gradients: list[Tensor | None], *inputs: Tensor) -> list[Tensor | None]:
+    if not torch.is_grad_enabled():
+        return gradients
+    return [None if t is None else _Once.apply(t, *inputs) for t in gradients]
 
 
 def _gradients(value: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:

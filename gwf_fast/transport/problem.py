@@ -2,8 +2,8 @@
 
 With the cost c = r^2/2 (p = 2) or r (p = 1), a softened minimum over the other side is one ``kernel_logsumexp``,
     min^eps_j (c_ij - g_j) = -eps log sum_j b_j exp((g_j - c_ij) / eps),
-since exp(-c/eps) is the Gaussian of bandwidth sqrt(eps), or the Laplace kernel of bandwidth eps. An average under the
-transport plan is one ``kernel_average``. Nothing of size N x M exists.
+since exp(-c/eps) is the Gaussian of bandwidth sqrt(eps), or the Laplace kernel of bandwidth eps; of a cost that a user
+wrote it is a formula. An average under the transport plan is one ``kernel_average``. Nothing of size N x M exists.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gwf_fast.kernels.table.profile_numbers import times_cost
 from gwf_fast.ops.table import BackendName
+from gwf_fast.pairs.formula import Boltzmann
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Laplace
 from gwf_fast.pairs.passes import over, times
 from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
+from gwf_fast.transport.shares import Shares
 
 
-def _kernel(epsilon: float, p: int) -> Kernel:
+def _kernel(epsilon: float, p: int, formula: str | None) -> Kernel:
+    if formula is not None:
+        return Boltzmann(formula, epsilon)
     return Gaussian(math.sqrt(epsilon)) if p == 2 else Laplace(epsilon)
 
 
 _kept = functools.lru_cache(maxsize=256)(_kernel)
 
 
-def cost_kernel(epsilon: float, p: int) -> Kernel:
-    """exp(-r^p / (p eps))."""
-    return _kernel(epsilon, p) if torch.compiler.is_compiling() else _kept(epsilon, p)  # a trace warns of caches
+def cost_kernel(epsilon: float, p: int, formula: str | None = None) -> Kernel:
+    """exp(-r^p / (p eps)), or exp(-c / eps) of a formula."""
+    make = _kernel if torch.compiler.is_compiling() else _kept  # a trace warns of caches
+    return make(epsilon, p, formula)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Entropic:
         strength: rho, the weight of the Kullback-Leibler divergence between the marginals of the plan and a, b; None
             for marginals that hold exactly.
         backend: Who sums; None picks.
+        formula: The name of the profile of a cost that a user wrote (``CostFormula``), in place of p.
     """
 
     x: Tensor
@@ -55,6 +62,11 @@ class Entropic:
     p: int = 2
     strength: float | None = None
     backend: BackendName | None = None
+    formula: str | None = None
+
+    def kernel(self, epsilon: float) -> Kernel:
+        """exp(-c / eps)."""
+        return cost_kernel(epsilon, self.p, self.formula)
 
     def damping(self, epsilon: float) -> float:
         """rho / (rho + eps): what a finite marginal strength leaves of an update (Chizat et al. 2018)."""
@@ -76,15 +88,29 @@ class Entropic:
     def row_update(self, g: Tensor | None, epsilon: float) -> Tensor:
         """The best f [*B, N] for a given g [*B, M]; None is 0."""
         log_weights = self.log_b if g is None else self.log_b + over(g, epsilon)
-        kernel = cost_kernel(epsilon, self.p)
-        sums = kernel_logsumexp(self.x, self.y, log_weights, kernel=kernel, backend=self.backend)
+        sums = kernel_logsumexp(self.x, self.y, log_weights, kernel=self.kernel(epsilon), backend=self.backend)
         return times(sums, -epsilon * self.damping(epsilon))
 
     def row_average(self, values: Tensor | None, g: Tensor, epsilon: float) -> Tensor:
         """sum_j pi_ij v_j / sum_j pi_ij [*B, N, C] of values [*B, M, C]; None averages y: the barycentric map."""
         log_weights = self.log_b + over(g, epsilon)
-        kernel = cost_kernel(epsilon, self.p)
+        kernel = self.kernel(epsilon)
         return kernel_average(self.x, self.y, values, log_weights, kernel=kernel, backend=self.backend)
+
+    def row_slope(self, g: Tensor, epsilon: float) -> Tensor:
+        """sum_j pi_ij grad_x c(x_i, y_j) / sum_j pi_ij [*B, N, D]; x - T(x), T the barycentric map, for r^2/2."""
+        if self.p == 2 and self.formula is None:
+            return self.x - self.row_average(None, g, epsilon)
+        shares = Shares.of(self.x, self.y, self.log_b + over(g, epsilon), self.kernel(epsilon), self.backend)
+        return times(shares.slope(), -epsilon)
+
+    def row_cost(self, g: Tensor, epsilon: float) -> Tensor:
+        """sum_j pi_ij c(x_i, y_j) / sum_j pi_ij [*B, N]."""
+        shares = Shares.of(self.x, self.y, self.log_b + over(g, epsilon), self.kernel(epsilon), self.backend)
+        if self.formula is not None:
+            return shares.mean(Boltzmann(times_cost(self.formula), epsilon))
+        # along (x, y) a cost that is homogeneous of degree p grows by p times itself
+        return times(shares.growth(), -epsilon / self.p)
 
     def row_mass(self, f: Tensor) -> Tensor:
         """sum_j pi_ij [*B, N] where f is the best for some g."""

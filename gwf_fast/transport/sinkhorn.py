@@ -1,28 +1,25 @@
-"""Entropic optimal transport and the Sinkhorn divergence, streaming; the cost is r^2 / 2."""
+"""Entropic optimal transport and the Sinkhorn divergence, streaming."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from typing import Any, Literal, TypedDict, overload
+from typing import Literal, TypedDict, overload
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from gwf_fast.errors import caller_level
-from gwf_fast.ops import Opaque
 from gwf_fast.ops.ambient import entry
-from gwf_fast.ops.modes import is_readable
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import check_companion, check_pair
 from gwf_fast.transport import small
-from gwf_fast.transport.arguments import Numbers, make_problem
+from gwf_fast.transport.arguments import Numbers, Sweeps, make_problem
+from gwf_fast.transport.cost import optimal_value
+from gwf_fast.transport.ground import Cost, ground_of, sets_of
+from gwf_fast.transport.plan import Plan
 from gwf_fast.transport.problem import Entropic
-from gwf_fast.transport.results import DivergencePotentials, SinkhornResult, potentials_of, starts_of
-from gwf_fast.transport.solve import Solution, alternate, anneal, average, bounding_diameter, schedule
+from gwf_fast.transport.results import DivergencePotentials, SinkhornResult, potentials_of, starts_of, with_plans
+from gwf_fast.transport.solutions import solve, solve_cross, solve_own, warn_unconverged
 
 
 class SolverOptions(TypedDict, total=False):
@@ -34,6 +31,9 @@ class SolverOptions(TypedDict, total=False):
     tolerance: float
     marginal_strength: float | None
     scaling: float | None
+    p: int
+    cost: Cost | None
+    sweeps: Sweeps
     start: DivergencePotentials | None
     x_lengths: Tensor | None
     y_lengths: Tensor | None
@@ -58,36 +58,49 @@ def sinkhorn(
     tolerance: float = 1e-6,
     marginal_strength: float | None = None,
     scaling: float | None = None,
+    p: int = 2,
+    cost: Cost | None = None,
+    sweeps: Sweeps = "relaxed",
     start: Tensor | SinkhornResult | None = None,
     x_lengths: Tensor | None = None,
     y_lengths: Tensor | None = None,
     backend: BackendName | None = None,
 ) -> SinkhornResult:
-    """Potentials of min_pi <pi, r^2/2> + eps KL(pi | a x b) with marginals a, b (Cuturi 2013), in the log domain.
+    """Potentials of min_pi <pi, c> + eps KL(pi | a x b) with marginals a, b (Cuturi 2013), in the log domain.
 
-    The plan is pi_ij = a_i b_j exp((f_i + g_j - r_ij^2/2) / eps); no N x M matrix is stored. Sweeps are over-relaxed
-    once the rate of convergence is known.
+    The plan is pi_ij = a_i b_j exp((f_i + g_j - c_ij) / eps), c = r^2/2 unless said otherwise; no N x M matrix is
+    stored, ``result.apply(v)`` is what it does to values.
 
     Args:
         x: Samples [*B, N, D].
         y: Samples [*B, M, D].
-        epsilon: Regularisation eps > 0, in units of r^2.
+        epsilon: Regularisation eps > 0, in units of the cost.
         x_weights: a [*B, N], not negative; None means 1 / N.
         y_weights: b [*B, M]; None means 1 / M.
         max_iterations: The most sweeps.
         tolerance: Marginal error at which to stop.
         marginal_strength: rho > 0 relaxes the marginals: rho KL(pi 1 | a) + rho KL(pi' 1 | b) instead of equality
             (Chizat et al. 2018).
-        scaling: Factor below 1 by which a length falls from the diameter of the data to sqrt(eps) before the sweeps at
+        scaling: Factor below 1 by which a length falls from the diameter of the data to eps^(1/p) before the sweeps at
             eps itself: worth it where eps is small beside the diameter. None for none.
+        p: The cost is r^p / p: r^2/2, or r = |x - y| with p = 1.
+        cost: Another one, in place of p: "cosine" for 1 - cos of the angle between x_i and y_j; or a formula of your
+            own, a SymPy expression in ``s`` = r^2 and ``r``, finite at r = 0 (``cost=s`` is the squared distance of POT
+            and OTT), or the ``gwf.Radial`` of one, which ``torch.compile`` takes too. Multiples of s or r are as fast
+            as p; others go where ``gwf.Radial`` goes.
+        sweeps: "relaxed": over-relaxed once the rate of convergence is known, but the last one, which ends in f.
+            "plain": f, then g, from 0, the textbook's sweeps, which end in g; with ``tolerance=0`` exactly
+            ``max_iterations`` of them, without a warning: for others' numbers. Where those update g first, exchange x
+            and y; where they start from the scalings a exp(f/eps) = 1, as POT does, ``start=-epsilon * log b``.
         start: The result of an earlier, similar problem, or its g [*B, M].
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; potentials beyond are 0.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
         backend: None picks; a name asks for one (see ``backends()``).
 
     Returns:
-        Potentials without a graph; the plan's rows hold exactly, ``error`` is that of its columns. Where y is x itself,
-        with the same weights, f = g by averaged updates, and ``error`` is that of rows and columns alike.
+        Potentials without a graph; the plan's rows hold exactly, ``error`` is that of its columns; after plain sweeps
+        columns hold, and ``error`` is that of rows. Where y is x itself, with the same weights, relaxed sweeps are
+        averaged updates of f = g, and ``error`` is that of rows and columns alike.
 
     Raises:
         ValueError, TypeError: If an argument is out of range or does not fit the others.
@@ -96,24 +109,11 @@ def sinkhorn(
         RuntimeWarning: If ``tolerance`` was not reached.
     """
     check_pair(x, y)
-    numbers = Numbers.of(epsilon, max_iterations, tolerance, scaling, marginal_strength)
-    epsilon, max_iterations, tolerance, scaling, marginal_strength = numbers
-    g = start.g if isinstance(start, SinkhornResult) else start
-    sets = small.Sets(x, y, x_weights, y_weights, x_lengths, y_lengths, backend)
-    if (known := small.solve(sets, g, **numbers._asdict())) is not None:
-        warn_unconverged(tolerance, known.largest)
-        return SinkhornResult(known.f, known.g, known.sweeps[0], known.errors[0])
-    problem = make_problem(x, y, x_weights, y_weights, marginal_strength, x_lengths, y_lengths, backend)
-    if g is not None:
-        check_companion("start", g, y, channels=False)
-        g = members(g, y_lengths)
-    with torch.no_grad():
-        fixed = problem.detached()
-        own = fixed.x is fixed.y and fixed.a is fixed.b
-        solution = _solve(fixed, own, epsilon, max_iterations, tolerance, scaling, g)
-    warn_unconverged(tolerance, solution.error)
-    f, g, n, error = solution
-    return SinkhornResult(members(f, x_lengths), members(g, y_lengths), n, error)
+    ground = ground_of(p, cost)
+    numbers = Numbers.of(epsilon, max_iterations, tolerance, scaling, marginal_strength, sweeps, ground)
+    u, v = sets_of(ground, x, y, x_lengths, y_lengths)
+    sets = small.Sets(u, v, x_weights, y_weights, x_lengths, y_lengths, backend, ground.formula)
+    return solve(sets, numbers, start.g if isinstance(start, SinkhornResult) else start)
 
 
 @overload
@@ -141,6 +141,9 @@ def sinkhorn_divergence(
     tolerance: float = 1e-6,
     marginal_strength: float | None = None,
     scaling: float | None = None,
+    p: int = 2,
+    cost: Cost | None = None,
+    sweeps: Sweeps = "relaxed",
     debias: bool = True,
     start: DivergencePotentials | None = None,
     return_potentials: bool = False,
@@ -156,13 +159,16 @@ def sinkhorn_divergence(
     Args:
         x: Samples [*B, N, D].
         y: Samples [*B, M, D].
-        epsilon: Regularisation eps > 0, in units of r^2.
+        epsilon: Regularisation eps > 0, in units of the cost.
         x_weights: a [*B, N]; None means 1 / N.
         y_weights: b [*B, M]; None means 1 / M.
         max_iterations: The most sweeps in each of the three problems.
         tolerance: Marginal error at which to stop.
         marginal_strength: As in ``sinkhorn``.
         scaling: As in ``sinkhorn``.
+        p: As in ``sinkhorn``.
+        cost: As in ``sinkhorn``. A formula's divergence is positive where exp(-c/eps) is a positive definite kernel.
+        sweeps: As in ``sinkhorn``; of plain ones the value is that of the potentials as they are.
         debias: False gives OT_eps(a, b) alone.
         start: Potentials of an earlier, similar problem, from ``return_potentials``.
         return_potentials: Return ``DivergencePotentials`` as well, which carry the marginal errors reached.
@@ -180,35 +186,12 @@ def sinkhorn_divergence(
         RuntimeWarning: If ``tolerance`` was not reached.
     """
     check_pair(x, y)
-    numbers = Numbers.of(epsilon, max_iterations, tolerance, scaling, marginal_strength)
-    epsilon, max_iterations, tolerance, scaling, marginal_strength = numbers
-
-    def problem_of(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Entropic:
-        return make_problem(x, y, a, b, marginal_strength, x_lengths, y_lengths, backend)
-
-    sets = small.Sets(x, y, x_weights, y_weights, x_lengths, y_lengths, backend)
+    ground = ground_of(p, cost)
+    numbers = Numbers.of(epsilon, max_iterations, tolerance, scaling, marginal_strength, sweeps, ground)
+    u, v = sets_of(ground, x, y, x_lengths, y_lengths)
+    sets = small.Sets(u, v, x_weights, y_weights, x_lengths, y_lengths, backend, ground.formula)
     starts = starts_of(start) if debias else (starts_of(start)[0], None, None)
-    known = small.divergence(sets, starts, problem_of, debias=debias, keep=return_potentials, **numbers._asdict())
-    potentials: DivergencePotentials | None
-    if known is not None:
-        value, solved, largest = known
-        warn_unconverged(tolerance, largest)
-        potentials = potentials_of(solved) if return_potentials and solved is not None else None
-        sums = _total(x_weights, x_lengths), _total(y_weights, y_lengths)
-    else:
-        problem = problem_of(x, y, x_weights, y_weights)
-        cross = solve_cross(problem, epsilon, max_iterations, tolerance, scaling, starts[0])
-        own: list[SinkhornResult | None] = [None, None]
-        if debias:
-            for side, (points, weights) in enumerate(((problem.x, problem.a), (problem.y, problem.b))):
-                itself = problem.of_itself(points, weights)
-                own[side] = solve_own(itself, epsilon, max_iterations, tolerance, starts[1 + side])
-        value = small.value_at(problem, epsilon, cross.f, cross.g, *(None if part is None else part.f for part in own))
-        potentials = DivergencePotentials(cross, *own)
-        warn_unconverged(tolerance, *(part.error for part in (cross, *own) if part is not None))
-        sums = problem.a.sum(-1), problem.b.sum(-1)
-    if debias and marginal_strength is not None:
-        value = value + 0.5 * epsilon * (sums[0] - sums[1]) ** 2
+    value, potentials = divergence(sets, numbers, starts, debias=debias, keep=return_potentials)
     return (value, potentials) if return_potentials and potentials is not None else value
 
 
@@ -220,6 +203,8 @@ def barycentric_map(
     *,
     epsilon: float,
     y_weights: Tensor | None = None,
+    p: int = 2,
+    cost: Cost | None = None,
     y_lengths: Tensor | None = None,
     backend: BackendName | None = None,
 ) -> Tensor:
@@ -231,6 +216,8 @@ def barycentric_map(
         g: Potential at y [*B, M], of ``sinkhorn``.
         epsilon: The regularisation that g belongs to.
         y_weights: b [*B, M]; None means 1 / M.
+        p: As in ``sinkhorn``; means are those of the points whatever the cost.
+        cost: As in ``sinkhorn``.
         y_lengths: Sizes [*B], int64, of ragged sets padded to M.
         backend: None picks; a name asks for one (see ``backends()``).
 
@@ -239,111 +226,70 @@ def barycentric_map(
     """
     check_pair(x, y)
     check_companion("g", g, y, channels=False)
-    problem = make_problem(x, y, None, y_weights, 1.0, None, y_lengths, backend)  # any sum of the weights will do
-    epsilon = Numbers.of(epsilon).epsilon
-    return problem.row_average(None, members(g, y_lengths), epsilon) + centre_of(y, y_lengths)
+    ground = ground_of(p, cost)
+    numbers = Numbers.of(epsilon, strength=1.0, ground=ground)  # any sum of the weights will do
+    u, v = sets_of(ground, x, y, None, y_lengths)
+    sets = small.Sets(u, v, None, y_weights, None, y_lengths, backend, ground.formula)
+    problem, centre = make_problem(sets, numbers), centre_of(y, y_lengths)
+    values = members(y - centre, y_lengths) if ground.maps else None
+    return problem.row_average(values, members(g, y_lengths), numbers.epsilon) + centre
 
 
-def solve_cross(
-    problem: Entropic,
-    epsilon: float,
-    max_iterations: int,
-    tolerance: float,
-    scaling: float | None,
-    start: Tensor | None,
-) -> SinkhornResult:
-    """The potentials of a divergence's problem of two samples, without a graph."""
-    if start is not None:
-        check_companion("start.cross.g", start, problem.y, channels=False)
-    with torch.no_grad():
-        solution = _solve(problem.detached(), False, epsilon, max_iterations, tolerance, scaling, start)
-    return SinkhornResult(*solution)
+# ---------------------------------------------------------------------------------------------- values
 
 
-def solve_own(
-    problem: Entropic, epsilon: float, max_iterations: int, tolerance: float, start: Tensor | None
-) -> SinkhornResult:
-    """Those of a sample with itself."""
-    if start is not None:
-        check_companion("start", start, problem.x, channels=False, y_name="the points")
-    with torch.no_grad():
-        solution = _solve(problem.detached(), True, epsilon, max_iterations, tolerance, None, start)
-    return SinkhornResult(*solution)
+def divergence(
+    sets: small.Sets, numbers: Numbers, starts: small.Starts, *, debias: bool, keep: bool, name: str = "start.cross.g"
+) -> tuple[Tensor, DivergencePotentials | None]:
+    """The value [*B], differentiable, of ``sinkhorn_divergence``, and the potentials if they are kept.
+
+    ``name`` is that of the first start.
+    """
+    potentials: DivergencePotentials | None
+    known = None
+    if not numbers.plain:
+        known = small.divergence(
+            sets, starts, lambda *moved: make_problem(sets.of(*moved), numbers), debias=debias, keep=keep,
+            **numbers._asdict(),
+        )  # fmt: skip
+    if known is not None:
+        value, solved, largest = known
+        warn_unconverged(numbers, largest)
+        potentials = potentials_of(solved, Plan.of(sets, numbers)) if keep and solved is not None else None
+        sums = _total(sets.a, sets.x_lengths), _total(sets.b, sets.y_lengths)
+    else:
+        problem = make_problem(sets, numbers)
+        cross = solve_cross(problem, numbers, starts[0], name)
+        own: list[SinkhornResult | None] = [None, None]
+        if debias:
+            for side, (points, weights) in enumerate(((problem.x, problem.a), (problem.y, problem.b))):
+                own[side] = solve_own(problem.of_itself(points, weights), numbers, starts[1 + side])
+        value = _value(problem, numbers, cross, own)
+        warn_unconverged(numbers, *(part.error for part in (cross, *own) if part is not None))
+        sums = problem.a.sum(-1), problem.b.sum(-1)
+        potentials = with_plans(DivergencePotentials(cross, *own), Plan.of(sets, numbers)) if keep else None
+    if debias and numbers.strength is not None:
+        value = value + 0.5 * numbers.epsilon * (sums[0] - sums[1]) ** 2
+    return value, potentials
+
+
+def _value(problem: Entropic, numbers: Numbers, cross: SinkhornResult, own: list[SinkhornResult | None]) -> Tensor:
+    """OT_eps less halves of the problems of x and y with themselves, where they were solved."""
+    epsilon = numbers.epsilon
+    if not numbers.plain:
+        return small.value_at(problem, epsilon, cross.f, cross.g, *(None if part is None else part.f for part in own))
+    value = value_of_plain(problem, epsilon, cross.f, cross.g)
+    for part, points, weights in zip(own, (problem.x, problem.y), (problem.a, problem.b), strict=True):
+        if part is not None:
+            value = value - 0.5 * value_of_plain(problem.of_itself(points, weights), epsilon, part.f, part.g)
+    return value
+
+
+def value_of_plain(problem: Entropic, epsilon: float, f: Tensor, g: Tensor) -> Tensor:
+    """The dual's value [*B] at potentials as they are, with the derivatives of the optimum near them."""
+    value = optimal_value(problem, epsilon, f, g)
+    return value + (problem.dual(f, g, epsilon) - value).detach()
 
 
 def _total(weights: Tensor | None, lengths: Tensor | None) -> Tensor | float:
     return 1.0 if weights is None else members(weights, lengths).sum(-1)
-
-
-def _solve(
-    problem: Entropic,
-    own: bool,
-    epsilon: float,
-    max_iterations: int,
-    tolerance: float,
-    scaling: float | None,
-    start: Tensor | None,
-) -> Solution:
-    """The potentials of a problem; ``own`` of a sample with itself."""
-    if torch.compiler.is_compiling():
-        tensors = problem.x, problem.y, problem.a, problem.b, start
-        numbers = problem.strength, epsilon, max_iterations, tolerance, scaling
-        return Solution(*_TRACED(*tensors, own, *numbers, problem.backend))
-    if own:
-        return average(problem, epsilon, start, max_iterations=max_iterations, tolerance=tolerance)
-    if scaling is not None and start is None:
-        diameter = bounding_diameter(problem.x, problem.y)
-        blur = math.sqrt(epsilon)
-        if diameter > blur:
-            _, start = anneal(problem, schedule(diameter, blur, scaling, problem.p))
-    return alternate(problem, epsilon, start, max_iterations=max_iterations, tolerance=tolerance)
-
-
-def _run_traced(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor,
-    b: Tensor,
-    start: Tensor | None,
-    own: bool,
-    strength: float | None,
-    epsilon: float,
-    max_iterations: int,
-    tolerance: float,
-    scaling: float | None,
-    backend: BackendName | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    problem = Entropic(x, x if own else y, a, a if own else b, 2, strength, backend)
-    f, g, n, error = _solve(problem, own, epsilon, max_iterations, tolerance, scaling, start)
-    return f, g.clone() if g is f else g, torch.as_tensor(n), error
-
-
-def _shapes(x: Tensor, y: Tensor, a: Tensor, b: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    count = torch.empty((), dtype=torch.int64)
-    return torch.empty_like(a), torch.empty_like(b), count, a.new_empty(a.shape[:-1])
-
-
-_TRACED = Opaque(
-    "sinkhorn_potentials(Tensor x, Tensor y, Tensor a, Tensor b, Tensor? start, bool own, float? strength,"
-    " float epsilon, int max_iterations, float tolerance, float? scaling, str? backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    run=_run_traced,
-    fake=_shapes,
-)
-
-
-def warn_unconverged(tolerance: float, *errors: Tensor | float) -> None:
-    """Warn once a call, at the caller of the public function; with one text, so that one call site is told once."""
-    for error in errors:
-        if isinstance(error, Tensor):
-            if not (error.numel() and is_readable(error)):  # it is in the result too
-                continue
-            error = float(error.max())
-        if not error <= tolerance:
-            warnings.warn(
-                f"Sinkhorn stopped before its marginal error was below the tolerance of {tolerance:.1e}: raise "
-                "max_iterations or epsilon, or set scaling; the error that is left is in what sinkhorn() returns",
-                RuntimeWarning,
-                stacklevel=caller_level(),
-            )
-            return

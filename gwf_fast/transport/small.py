@@ -17,7 +17,7 @@ from gwf_fast.ops import dispatch
 from gwf_fast.ops.modes import PLAIN, is_eager
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.validation import check_counts
-from gwf_fast.transport.cost import half_self_cost, transport_cost
+from gwf_fast.transport.cost import half_self_cost, optimal_value
 from gwf_fast.transport.problem import Entropic
 
 Starts = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -35,6 +35,7 @@ class Sets(NamedTuple):
         x_lengths: [*B].
         y_lengths: [*B].
         backend: Who was asked for.
+        formula: Of a cost that a user wrote, which no compiled call knows.
     """
 
     x: Tensor
@@ -44,6 +45,11 @@ class Sets(NamedTuple):
     x_lengths: Tensor | None = None
     y_lengths: Tensor | None = None
     backend: BackendName | None = None
+    formula: str | None = None
+
+    def of(self, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> Sets:
+        """The same with other points and weights."""
+        return self._replace(x=x, y=y, a=a, b=b)
 
     def require_grad(self) -> bool:
         """Whether a result has a graph."""
@@ -51,8 +57,10 @@ class Sets(NamedTuple):
 
     def module(self, starts: Starts = NO_STARTS) -> ModuleType | None:
         """Who solves them in one call; None: they are not small, or not as they should be."""
-        x, y, a, b, x_lengths, y_lengths, backend = self
-        if not (is_eager() and type(x) in PLAIN and type(y) in PLAIN and x.is_cpu and 2 <= x.ndim <= 4):
+        x, y, a, b, x_lengths, y_lengths, backend, formula = self
+        if formula is not None or not is_eager():
+            return None
+        if not (type(x) in PLAIN and type(y) in PLAIN and x.is_cpu and 2 <= x.ndim <= 4):
             return None
         if dispatch.resolve(backend, x.device, x.dtype, False, "transport", x.shape[-1]) != "cpp":
             return None
@@ -88,12 +96,12 @@ class Solved(NamedTuple):
 
 
 def solve(sets: Sets, start: Tensor | None, **options: Any) -> Solved | None:
-    """Potentials; of a sample with itself where both are one tensor with the same weights."""
+    """Potentials; one for both, by averaged updates, where both sets are one tensor with the same weights."""
     module = sets.module((start, None, None))
     if module is None:
         return None
     x, y = sets.x, sets.y
-    itself = x is y and sets.a is sets.b and sets.x_lengths is sets.y_lengths
+    itself = not options["plain"] and x is y and sets.a is sets.b and sets.x_lengths is sets.y_lengths
     f, error = _row(x), _number(x)
     g = f if itself else _row(y)
     given = (f, None if itself else g, None, None)
@@ -165,7 +173,7 @@ def velocity(sets: Sets, starts: Starts, *, keep: bool, **options: Any) -> tuple
 
 def value_at(problem: Entropic, epsilon: float, f: Tensor, g: Tensor, *own: Tensor | None) -> Tensor:
     """OT_eps [*B] at the potentials, less halves of those of x and of y with themselves where theirs are given."""
-    value = transport_cost(problem, epsilon, f, g)
+    value = optimal_value(problem, epsilon, f, g)
     for potential, points, weights in zip(own, (problem.x, problem.y), (problem.a, problem.b), strict=True):
         if potential is not None:
             value = value - half_self_cost(problem.of_itself(points, weights), epsilon, potential)

@@ -94,6 +94,27 @@ def alternate(
         exact_rows = factor == 1
 
 
+def sweep(problem: Entropic, epsilon: float, g: Tensor | None, *, max_iterations: int, tolerance: float) -> Solution:
+    """Plain sweeps: f, then g, from a g or 0. The columns of the plan are exact, ``error`` is that of its rows.
+
+    Nothing is read on the way where the tolerance is 0.
+    """
+    if (found := _in_one_launch(problem, epsilon, g, max_iterations, tolerance, plain=True)) is not None:
+        return found
+    other, n = problem.swapped(), 0
+    best = problem.row_update(g, epsilon)
+    while True:
+        f = best
+        g = other.row_update(f, epsilon)
+        best = problem.row_update(g, epsilon)
+        n += 1
+        if tolerance == 0 and n < max_iterations:
+            continue
+        error = problem.marginal_error(f, best, epsilon)
+        if n >= max_iterations or (float(error.max()) if error.numel() else 0.0) <= tolerance:
+            return Solution(f, g, n, error)
+
+
 def average(problem: Entropic, epsilon: float, f: Tensor | None, *, max_iterations: int, tolerance: float) -> Solution:
     """The problem of a sample with itself: f <- (f + update) / 2, which converges fast (Feydy et al. 2019)."""
     if (found := _in_one_launch(problem, epsilon, f, max_iterations, tolerance)) is not None:
@@ -110,27 +131,34 @@ def average(problem: Entropic, epsilon: float, f: Tensor | None, *, max_iteratio
 
 
 def _in_one_launch(
-    problem: Entropic, epsilon: float, start: Tensor | None, max_iterations: int, tolerance: float
+    problem: Entropic,
+    epsilon: float,
+    start: Tensor | None,
+    max_iterations: int,
+    tolerance: float,
+    plain: bool = False,
 ) -> Solution | None:
     """The same for problems that a GPU's program has in its registers, a CPU's core in its cache.
 
-    Each until its own marginals hold. None where they are not small, or ask for more care.
+    Each until its own marginals hold. None where they are not small, or ask for more care; programs of GPUs know no
+    plain sweeps.
     """
     x, y, a, b = problem.x, problem.y, problem.a, problem.b
-    if not is_concrete(x, y, a, b, start):
+    if problem.formula is not None or not is_concrete(x, y, a, b, start):
         return None
     backend = dispatch.resolve(problem.backend, x.device, x.dtype, False, "transport", x.shape[-1])
     module = dispatch.special(backend, "transport")
-    if module is None or not module.fits(x.shape[-2], y.shape[-2], x.dtype):
+    if (plain and backend != "cpp") or module is None or not module.fits(x.shape[-2], y.shape[-2], x.dtype):
         return None
     batch = x.shape[:-2]
     u, w = x.reshape(-1, *x.shape[-2:]), a.reshape(-1, a.shape[-1])
-    itself = y is x and b is a
+    itself = y is x and b is a and not plain
     v, c = (u, w) if itself else (y.reshape(-1, *y.shape[-2:]), b.reshape(-1, b.shape[-1]))
     start = None if start is None else start.reshape(-1, start.shape[-1])
     found = module.solve_small(
         u, v, w, c, start, epsilon,
         p=problem.p, strength=problem.strength, max_iterations=max_iterations, tolerance=tolerance,
+        **({"plain": True} if plain else {}),
     )  # fmt: skip
     if found is None:
         return None

@@ -35,6 +35,7 @@ class Solver(NamedTuple):
     max_iterations: int = 1
     tolerance: float = 0.0
     scaling: float | None = None
+    plain: bool = False
     diameter: float | None = None
     only_anneal: bool = False
 
@@ -58,7 +59,7 @@ class Solver(NamedTuple):
             x, y, a, b, *starts, *lengths,
             self.epsilon, self.strength or 0.0, self.max_iterations, self.tolerance, self.scaling or 0.0,
             -1.0 if self.diameter is None else self.diameter, self.p,
-            itself, debias, self.only_anneal, potentials, errors, optimum,
+            itself, debias, self.only_anneal, self.plain, potentials, errors, optimum,
         )  # fmt: skip
 
 
@@ -74,12 +75,13 @@ def solve_small(
     strength: float | None,
     max_iterations: int,
     tolerance: float,
+    plain: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Potentials [B, N] and [B, M], sweeps (of the batch) and marginal errors [B] of problems that ``fits`` allows."""
-    itself = x is y and a is b
+    itself = x is y and a is b and not plain
     f, error = torch.empty_like(a), a.new_empty(a.shape[0])
     g = f if itself else torch.empty_like(b)
-    solver = Solver(epsilon, p, strength, max_iterations, tolerance)
+    solver = Solver(epsilon, p, strength, max_iterations, tolerance, plain=plain)
     given = (f, None if itself else g, None, None)
     found = solver.run(x, y, a, b, (start, None, None), itself=itself, potentials=given, errors=(error, None, None))
     return None if found is None else (f, g, torch.tensor(found[0]), error)

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from gwf_fast.kernels.table import formulas, profiles
 
+FUNCTIONS = ("exp", "sin", "cos", "tan", "sinh", "cosh", "tanh", "erf", "sign", "acos", "asin", "atan")
+"""What a formula may be made of, beside powers, log and Abs."""
+
 
 def power(s: Tensor, exponent: float) -> Tensor:
     """A power of s, where a negative power of 0 is 0."""
@@ -32,13 +35,15 @@ def log(s: Tensor) -> Tensor:
 def _compile(expression: sp.Expr) -> Callable[[Tensor, float], Tensor]:
     """A function of (s, p) that keeps the conventions at s = 0."""
     named = expression.replace(lambda e: e.is_Pow and e.base.has(profiles.s), lambda e: sp.Function("power")(*e.args))
-    names = ("exp", "sin", "cos", "tan", "sinh", "cosh", "tanh", "erf", "sign", "acos", "asin", "atan")
-    modules = {"power": power, "log": log, "Abs": torch.abs} | {name: getattr(torch, name) for name in names}
+    modules = {"power": power, "log": log, "Abs": torch.abs} | {name: getattr(torch, name) for name in FUNCTIONS}
     return sp.lambdify((profiles.s, profiles.p), named, modules=[modules, "math"])
 
 
 class _Profile(NamedTuple):
-    """A profile as functions of (s, p): its derivatives; and, if positive, log phi and the ratios phi^(k) / phi."""
+    """A profile as functions of (s, p): its derivatives; and, if positive, log phi and the ratios phi^(k) / phi.
+
+    Of a cost times exp(-its multiple), which may be 0: the logarithm of the exponential, and ratios over that.
+    """
 
     derivatives: tuple[Callable[[Tensor, float], Tensor], ...]
     log_phi: Callable[[Tensor, float], Tensor] | None
@@ -48,6 +53,10 @@ class _Profile(NamedTuple):
 @functools.cache
 def _profile(number: int) -> _Profile:
     profile = formulas.profile(number)
+    if isinstance(profile, formulas.CostFormula):
+        log_factor = -profile.split[1]
+        derivatives = tuple(_compile(row * sp.exp(log_factor)) for row in profile.rows)
+        return _Profile(derivatives, _compile(log_factor), tuple(_compile(row) for row in profile.rows))
     derivatives = tuple(_compile(d) for d in profile.derivatives)
     if not profile.positive:
         return _Profile(derivatives, None, ())

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Hashable
+from dataclasses import dataclass
 
 import sympy as sp
 
 from gwf_fast.kernels.table.profile_numbers import FIRST_FORMULA as FIRST
 from gwf_fast.kernels.table.profile_numbers import FORMULA_IS_POSITIVE, profile_id
-from gwf_fast.kernels.table.profiles import PROFILES, Profile
+from gwf_fast.kernels.table.profiles import MAX_ORDER, PROFILES, Profile, p, s
 
-_numbers: dict[sp.Expr, int] = {}
+_numbers: dict[Hashable, int] = {}
 _profiles: list[Profile] = []
 _lock = threading.Lock()
 
@@ -35,15 +37,64 @@ class Formula(Profile):
         return self.phi, sp.Integer(0)
 
 
+@dataclass(frozen=True)
+class CostFormula(Formula):
+    """exp(-p c) of a cost c(s) that a user wrote, or c exp(-p c), where p is one over an epsilon.
+
+    The exponential is apart whatever c is, so that sums are taken in the log domain; and the parameter is no part of
+    the formula, so that there is one program for all epsilons.
+
+    Attributes:
+        cost: c, an expression in s that is finite at 0.
+        weighted: Whether c is a factor.
+    """
+
+    cost: sp.Expr = s
+    weighted: bool = False
+
+    @functools.cached_property
+    def split(self) -> tuple[sp.Expr, sp.Expr]:
+        """(1 or c, p c)."""
+        return self.cost if self.weighted else sp.Integer(1), p * self.cost
+
+    @functools.cached_property
+    def rows(self) -> tuple[sp.Expr, ...]:
+        """(R_0, ..., R_3): the k-th derivative in s is R_k exp(-p c)."""
+        rows = [self.split[0]]
+        slope = p * sp.diff(self.cost, s)
+        for _ in range(MAX_ORDER):
+            row = sp.diff(rows[-1], s) - rows[-1] * slope
+            rows.append(sp.powsimp(sp.expand(sp.powsimp(sp.expand(row)))))  # r times 1/r is 1, at 0 too
+        return tuple(rows)
+
+
 def register(phi: sp.Expr) -> Profile:
     """The profile of a formula in s; the same for equal expressions."""
     with _lock:
         if phi not in _numbers:
-            _numbers[phi] = FIRST + len(_profiles)
-            name, positive = f"formula{len(_profiles)}", phi.is_positive is True
-            FORMULA_IS_POSITIVE[name] = positive
-            _profiles.append(Formula(name, phi, positive=positive, scaled=False))
+            _append(phi, Formula(_next(), phi, positive=phi.is_positive is True, scaled=False))
         return _profiles[_numbers[phi] - FIRST]
+
+
+def register_cost(cost: sp.Expr) -> Profile:
+    """The profile of exp(-p c), and after it that of c exp(-p c); the same for equal expressions."""
+    phi = sp.exp(-p * cost)
+    with _lock:
+        if (key := ("cost", cost)) not in _numbers:
+            _append(key, CostFormula(_next(), phi, scaled=False, cost=cost))
+            times = CostFormula(_next(), cost * phi, positive=False, scaled=False, cost=cost, weighted=True)
+            _append(("times cost", cost), times)
+        return _profiles[_numbers[key] - FIRST]
+
+
+def _next() -> str:
+    return f"formula{len(_profiles)}"
+
+
+def _append(key: Hashable, profile: Profile) -> None:
+    _numbers[key] = FIRST + len(_profiles)
+    FORMULA_IS_POSITIVE[profile.name] = profile.positive
+    _profiles.append(profile)
 
 
 def profile(number: int) -> Profile:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sympy as sp
 
+from gwf_fast.kernels.table.formulas import CostFormula
 from gwf_fast.kernels.table.profiles import MAX_ORDER, Profile, p, s
 
 EXACT = 2**24
@@ -52,6 +53,8 @@ def split_text(profile: Profile) -> tuple[str | None, tuple[str, ...]]:
     With the exponent apart, exp(shift - X) is representable wherever the result is.
     """
     prefactor, exponent = profile.split
+    if isinstance(profile, CostFormula):
+        return keops_text(exponent), tuple(map(keops_text, profile.rows))
     if exponent == 0:
         return None, tuple(map(keops_text, profile.derivatives))
     rows = [sp.expand(prefactor)]

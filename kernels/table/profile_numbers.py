@@ -23,6 +23,11 @@ def profile_id(name: str) -> int:
     return FIRST_FORMULA + int(name.removeprefix("formula")) if is_formula(name) else _NUMBERS[name]
 
 
+def times_cost(name: str) -> str:
+    """The name of the profile c exp(-p c) by that of exp(-p c), which it is registered after."""
+    return f"formula{profile_id(name) - FIRST_FORMULA + 1}"
+
+
 def is_positive(name: str) -> bool:
     """Whether phi > 0 everywhere, so that log k exists."""
     return FORMULA_IS_POSITIVE[name] if is_formula(name) else POSITIVE[name]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 import gwf_fast as gwf
-from tests.fuzz import table_fast, table_flows, table_networks, table_pairs, table_sliced
+from tests.fuzz import table_fast, table_flows, table_networks, table_pairs, table_sliced, table_transport
 from tests.fuzz.arguments import DTYPES, Call
 from tests.fuzz.function import Function, is_extreme, make
 from tests.fuzz.judge import Verdict, judge
@@ -23,7 +23,7 @@ from tests.fuzz.modes import draw_mode, run_dense, run_package
 from tests.fuzz.radial import SCALED
 from tests.fuzz.rounding import ULPS, Rounding
 
-_TABLES = (table_pairs, table_fast, table_sliced, table_flows, table_networks)
+_TABLES = (table_pairs, table_fast, table_sliced, table_transport, table_flows, table_networks)
 FUNCTIONS: dict[str, Function] = {f.name: f for table in _TABLES for f in table.FUNCTIONS}
 """The table."""
 
@@ -122,7 +122,8 @@ def _compare(function: Function, call: Call, tensors: Any, lengths: Any, got: An
 
 def _is_beyond(call: Call) -> bool:
     """Whether potentials, which are of the size of squared distances, may overflow."""
-    return "sinkhorn" in call["f"] and call["scale"] ** 2 > 1e-4 * torch.finfo(DTYPES[call["dtype"]]).max
+    transport = "sinkhorn" in call["f"] or call["f"] == "transport_cost"
+    return transport and call["scale"] ** 2 > 1e-4 * torch.finfo(DTYPES[call["dtype"]]).max
 
 
 def _terms_overflow(call: Call) -> bool:

@@ -53,6 +53,10 @@ TRACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "spherical_sliced_wasserstein": lambda x, y: gwf.spherical_sliced_wasserstein(
         torch.nn.functional.normalize(x, dim=-1), torch.nn.functional.normalize(y, dim=-1), planes=PLANES
     ),
+    "sinkhorn, apply": lambda x, y: gwf.sinkhorn(x, y, epsilon=0.5, p=1, sweeps="plain").apply(y, "x"),
+    "sinkhorn_divergence, cosine": lambda x, y: gwf.sinkhorn_divergence(x, y, epsilon=0.5, cost="cosine"),
+    "transport_cost": lambda x, y: gwf.transport_cost(x, y, epsilon=0.5, p=1),
+    "transport_cost, linear": lambda x, y: gwf.transport_cost(x.detach(), y.detach(), epsilon=0.5, form="linear"),
     "sliced_wasserstein2": lambda x, y: gwf.sliced_wasserstein2(x, y, directions=DIRECTIONS),
     "sliced_energy_distance": lambda x, y: gwf.sliced_energy_distance(x, y, directions=DIRECTIONS),
     "drifting_loss": lambda x, y: gwf.drifting_loss(x, gwf.drift.gmd(x, y, temperature=0.3)),
