@@ -48,7 +48,8 @@ def _potentials(
                 curvature = torch.cat((rows, columns)) / epsilon + (0 if rho is None else wanted / rho)
                 system = torch.diag(curvature)
                 system[:n, n:], system[n:, :n] = plan / epsilon, plan.T / epsilon
-                root = curvature.rsqrt()  # scaled to a unit diagonal; the free constant is left alone
+                # scaled to a unit diagonal; the free constant is left alone, and points without weight
+                root = torch.where(curvature > 0, curvature.rsqrt(), 0.0)
                 scaled = root[:, None] * system * root[None]
                 gap = wanted - torch.cat((rows, columns))
                 step = root * (torch.linalg.pinv(scaled, rtol=1e-14, hermitian=True) @ (root * gap))
@@ -82,15 +83,16 @@ def _cost(R: Rounding, x, y, a, b, epsilon: float, rho: float | None, same: bool
     return value
 
 
-def _masses(x, y, x_weights, y_weights) -> tuple[Tensor, Tensor]:
+def _masses(x, y, x_weights, y_weights, rho: float | None = None) -> tuple[Tensor, Tensor]:
+    """Weights; where marginals hold exactly, of one sum to the last digit, which no float32 has."""
     a = torch.full((len(x),), 1 / len(x), dtype=x.dtype) if x_weights is None else x_weights
     b = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if y_weights is None else y_weights
-    return a, b
+    return a, b if rho is not None else b * (a.sum() / b.sum())
 
 
 def sinkhorn(R: Rounding, x, y, x_weights=None, y_weights=None, *, epsilon, marginal_strength=None, **_) -> Tensor:
     """The plan [N, M], which the potentials' free constant leaves alone."""
-    a, b = _masses(x, y, x_weights, y_weights)
+    a, b = _masses(x, y, x_weights, y_weights, marginal_strength)
     f, g = _potentials(R, x, y, a, b, epsilon, marginal_strength, False)
     return plan_of(R, x, y, f, g, a, b, epsilon)
 
@@ -104,7 +106,7 @@ def sinkhorn_divergence(
     R: Rounding, x, y, x_weights=None, y_weights=None, *, epsilon, marginal_strength=None, debias=True, p=2, cost=None,
     **_,
 ) -> Tensor:  # fmt: skip
-    a, b = _masses(x, y, x_weights, y_weights)
+    a, b = _masses(x, y, x_weights, y_weights, marginal_strength)
     value = R(_cost(R, x, y, a, b, epsilon, marginal_strength, False, (p, cost)))
     if debias:
         value = value - 0.5 * R(_cost(R, x, x, a, a, epsilon, marginal_strength, True, (p, cost)))
@@ -117,7 +119,7 @@ def sinkhorn_divergence(
 def transport_cost(
     R: Rounding, x, y, x_weights=None, y_weights=None, *, epsilon, form, marginal_strength=None, p=2, cost=None, **_
 ) -> Tensor:
-    a, b = _masses(x, y, x_weights, y_weights)
+    a, b = _masses(x, y, x_weights, y_weights, marginal_strength)
     if form == "entropic":
         return R(_cost(R, x, y, a, b, epsilon, marginal_strength, False, (p, cost)))
     f, g = _potentials(R, x, y, a, b, epsilon, marginal_strength, False, (p, cost))
@@ -129,7 +131,7 @@ def transport_cost(
     curvature = (sums / epsilon + (0 if rho is None else wanted / rho)).detach()
     system = torch.diag(curvature)
     system[:n, n:], system[n:, :n] = plan.detach() / epsilon, plan.detach().T / epsilon
-    root = curvature.rsqrt()
+    root = torch.where(curvature > 0, curvature.rsqrt(), 0.0)
     inverse = torch.linalg.pinv(root[:, None] * system * root[None], rtol=1e-14, hermitian=True)
     step = root * (inverse @ (root * (wanted - sums)))
     step = step - step.detach()
@@ -150,7 +152,7 @@ def barycentric_map(R: Rounding, x, y, g, y_weights=None, *, epsilon: float, p: 
 def drift_sinkhorn(
     R: Rounding, x, y, x_weights=None, y_weights=None, *, epsilon, marginal_strength=None, p=2, cost=None, **_
 ) -> Tensor:
-    a, b = _masses(x, y, x_weights, y_weights)
+    a, b = _masses(x, y, x_weights, y_weights, marginal_strength)
     cross = _potentials(R, x, y, a, b, epsilon, marginal_strength, False, (p, cost))
     own = _potentials(R, x, x, a, a, epsilon, marginal_strength, True, (p, cost))
     moves = []

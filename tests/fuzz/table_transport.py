@@ -84,8 +84,8 @@ def _centred(a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor
 
 
 def _sinkhorn_truth(R: Rounding, x: Tensor, y: Tensor, x_weights=None, y_weights=None, **options: Any) -> Any:
-    a, b = truths._masses(x, y, x_weights, y_weights)
     rho, kind = options.get("marginal_strength"), (options.get("p", 2), options.get("cost"))
+    a, b = truths._masses(x, y, x_weights, y_weights, rho)
     f, g = truths._potentials(R, x, y, a, b, options["epsilon"], rho, False, kind)
     top = max(float(f.abs().max()), float(g.abs().max())) + options["epsilon"]
     if R.eps and math.isfinite(top):  # what is tolerated moves potentials between masses that hardly meet by far more
