@@ -25,6 +25,7 @@ from gwf_fast.transport.solve import Solution, alternate, anneal, average, bound
 
 def solve(sets: small.Sets, numbers: Numbers, start: Tensor | None) -> SinkhornResult:
     """The potentials of two samples, as ``sinkhorn`` returns them."""
+    largest: Tensor | float
     if (known := small.solve(sets, start, **numbers._asdict())) is not None:
         result, largest = SinkhornResult(known.f, known.g, known.sweeps[0], known.errors[0]), known.largest
     else:
@@ -66,15 +67,16 @@ def _solve(problem: Entropic, own: bool, numbers: Numbers, start: Tensor | None)
         tensors = problem.x, problem.y, problem.a, problem.b, start
         return Solution(*_TRACED(*tensors, own, *numbers, problem.backend, problem.formula))
     epsilon, scaling = numbers.epsilon, numbers.scaling
-    until = {"max_iterations": numbers.max_iterations, "tolerance": numbers.tolerance}
+    most, tolerance = numbers.max_iterations, numbers.tolerance
     if own:
-        return average(problem, epsilon, start, **until)
+        return average(problem, epsilon, start, max_iterations=most, tolerance=tolerance)
     if scaling is not None and start is None:
         diameter = bounding_diameter(problem.x, problem.y)
         blur = math.sqrt(epsilon) if problem.p == 2 else epsilon
         if diameter > blur:
             _, start = anneal(problem, schedule(diameter, blur, scaling, problem.p))
-    return (sweep if numbers.plain else alternate)(problem, epsilon, start, **until)
+    iterate = sweep if numbers.plain else alternate
+    return iterate(problem, epsilon, start, max_iterations=most, tolerance=tolerance)
 
 
 def _run_traced(
