@@ -57,7 +57,7 @@ class SinkhornResult:
         if side not in ("x", "y"):
             raise ValueError(f"side must be 'x' or 'y', got {side!r}")
         if self._plan is None:
-            raise RuntimeError("a plan needs a result of sinkhorn() itself, with the sets that it was made from")
+            raise RuntimeError("a plan needs a result of sinkhorn() itself, of tensors: it is of the sets that came")
         sets = self._plan.sets
         of, points = ("y", sets.y) if side == "x" else ("x", sets.x)
         check_companion("v", v, points, channels=True, y_name=of)

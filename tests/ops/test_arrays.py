@@ -34,7 +34,8 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
         parts = [mapped(part, change) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{k: mapped(v, change) for k, v in vars(value).items()})
+        names = [each.name for each in dataclasses.fields(value)]
+        return dataclasses.replace(value, **{name: mapped(getattr(value, name), change) for name in names})
     return change(value) if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
 
 

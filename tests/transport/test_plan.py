@@ -125,9 +125,10 @@ def test_what_is_no_value() -> None:
     for arguments, error, message in wrong:
         with pytest.raises(error, match=message):
             result.apply(*arguments)
-    bare = gwf.SinkhornResult(result.f, result.g, 1, result.error)
-    with pytest.raises(RuntimeError, match=r"a plan needs a result of sinkhorn\(\) itself"):
-        bare.apply(values(2, 5))
+    of_arrays = gwf.sinkhorn(x.numpy(), y.numpy(), epsilon=EPSILON)
+    for bare in (gwf.SinkhornResult(result.f, result.g, 1, result.error), of_arrays):
+        with pytest.raises(RuntimeError, match=r"a plan needs a result of sinkhorn\(\) itself, of tensors"):
+            bare.apply(values(2, 5))
 
 
 @pytest.mark.parametrize("side", ["x", "y"])
