@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gwf_fast.kernels.table.profile_numbers import times_cost
 from gwf_fast.pairs.kernels import Term, _Elementary
 
 if TYPE_CHECKING:
@@ -36,25 +37,61 @@ class Radial(_Elementary):
 
     def __post_init__(self) -> None:
         """Register the formula."""
+        self._derive((Term(Radial.profile_of("expression", self.expression), 1.0),))
+
+    @staticmethod
+    def profile_of(name: str, expression: Any) -> str:
+        """The name of the profile that an argument writes down, registered.
+
+        Raises:
+            TypeError, ValueError: As the class says, of this argument.
+        """
         from gwf_fast.kernels.table import formulas  # here: importing gwf_fast imports nothing heavy
 
-        profile = formulas.register(radial_profile("expression", self.expression))
-        self._derive((Term(profile.name, 1.0),))
+        return formulas.register(_radial(name, expression)).name
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Boltzmann(_Elementary):
-    """exp(-c / epsilon) of a cost c that a user wrote, by the name of its profile; or c times that (``times_cost``)."""
+    """exp(-c / epsilon) of a cost c that a user wrote, by the name that ``read_cost`` gave; or c times that."""
 
     profile: str
     epsilon: float
+    times_cost: bool = False
 
     def __post_init__(self) -> None:
         """Its one term."""
-        self._derive((Term(self.profile, 1.0, 1.0, 1 / self.epsilon),))
+        name = times_cost(self.profile) if self.times_cost else self.profile
+        self._derive((Term(name, 1.0, 1.0, 1 / self.epsilon),))
 
 
-def radial_profile(name: str, expression: Any) -> sp.Expr:
+def read_cost(name: str) -> tuple[int, float, str | None]:
+    """What a profile is as a cost: (p, factor, None) for |factor r|^p / p, else (2, 1.0, the name for ``Boltzmann``).
+
+    Raises:
+        ValueError: If no sum over pairs can be taken of exp(-c / eps).
+    """
+    import sympy as sp
+
+    from gwf_fast.kernels.reference.profiles import FUNCTIONS
+    from gwf_fast.kernels.table import formulas
+    from gwf_fast.kernels.table.profiles import s
+
+    cost = formulas.by_name(name).phi
+    for p, unit in ((2, s / 2), (1, sp.sqrt(s))):
+        ratio = sp.simplify(cost / unit)
+        if ratio.is_number and ratio > 0:
+            return p, float(ratio) ** (1 / p), None
+    strangers = sorted({type(f).__name__ for f in cost.atoms(sp.Function)} - {*FUNCTIONS, "log", "Abs"})
+    if strangers:
+        raise ValueError(f"cost must be made of powers, log, Abs, {', '.join(FUNCTIONS)}, got {', '.join(strangers)}")
+    if not sp.limit(cost, s, 0, "+").is_finite:
+        shown = cost.subs(s, sp.Symbol("r", positive=True) ** 2)
+        raise ValueError(f"cost must be finite at r = 0, got {shown}")
+    return 2, 1.0, formulas.register_cost(cost).name
+
+
+def _radial(name: str, expression: Any) -> sp.Expr:
     """What an argument says of r = |x - y| and s = r^2, in the table's symbol for s.
 
     Raises:

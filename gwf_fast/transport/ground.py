@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.ops.modes import is_readable
-from gwf_fast.pairs.formula import Radial, radial_profile
+from gwf_fast.pairs.formula import Radial, read_cost
 from gwf_fast.pairs.ragged import exists
 from gwf_fast.pairs.validation import as_number, check_counts
 
@@ -117,9 +117,7 @@ def ground_of(p: Any, cost: Any) -> Ground:
         if cost != "cosine":
             raise ValueError(f"cost must be None, 'cosine' or a SymPy expression in s and r, got {cost!r}")
         return _COSINE
-    from gwf_fast.kernels.table import formulas
-
-    return _of_profile(formulas.register(radial_profile("cost", cost)).name)
+    return _of_profile(Radial.profile_of("cost", cost))
 
 
 def _of_profile(name: str) -> Ground:
@@ -134,21 +132,5 @@ _of_profile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _new(name: str) -> Ground:
-    import sympy as sp
-
-    from gwf_fast.kernels.reference.profiles import FUNCTIONS
-    from gwf_fast.kernels.table import formulas
-    from gwf_fast.kernels.table.profiles import s
-
-    cost = formulas.by_name(name).phi
-    for p, unit in ((2, s / 2), (1, sp.sqrt(s))):
-        ratio = sp.simplify(cost / unit)
-        if ratio.is_number and ratio > 0:
-            return Ground(p, factor=float(ratio) ** (1 / p))
-    strangers = sorted({type(f).__name__ for f in cost.atoms(sp.Function)} - {*FUNCTIONS, "log", "Abs"})
-    if strangers:
-        raise ValueError(f"cost must be made of powers, log, Abs, {', '.join(FUNCTIONS)}, got {', '.join(strangers)}")
-    if not sp.limit(cost, s, 0, "+").is_finite:
-        shown = cost.subs(s, sp.Symbol("r", positive=True) ** 2)
-        raise ValueError(f"cost must be finite at r = 0, got {shown}")
-    return Ground(formula=formulas.register_cost(cost).name)
+    p, factor, formula = read_cost(name)
+    return Ground(p, formula, factor)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gwf_fast.kernels.table.profile_numbers import times_cost
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.formula import Boltzmann
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Laplace
@@ -108,7 +107,7 @@ class Entropic:
         """sum_j pi_ij c(x_i, y_j) / sum_j pi_ij [*B, N]."""
         shares = Shares.of(self.x, self.y, self.log_b + over(g, epsilon), self.kernel(epsilon), self.backend)
         if self.formula is not None:
-            return shares.mean(Boltzmann(times_cost(self.formula), epsilon))
+            return shares.mean(Boltzmann(self.formula, epsilon, times_cost=True))
         # along (x, y) a cost that is homogeneous of degree p grows by p times itself
         return times(shares.growth(), -epsilon / self.p)
 

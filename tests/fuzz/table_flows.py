@@ -17,6 +17,7 @@ from tests.fuzz.table_pairs import LENGTHS, _alone, _empty, pair
 
 _TRIPLE = {**LENGTHS, "negatives_lengths": "z"}
 _FINITE = ("plain", "coincident", "near", "same", "collapsed", "far", "shifted", "outlier", "outlier_y")
+_MODERATE = ("plain", "coincident", "near", "same", "collapsed", "shifted")
 
 
 def _parzen_drift(rng: Random, call: Call) -> None:

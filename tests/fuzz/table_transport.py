@@ -14,11 +14,8 @@ from tests.fuzz import dense_transport as truths
 from tests.fuzz.arguments import Call, pick
 from tests.fuzz.function import EAGER, ONCE, Function
 from tests.fuzz.rounding import EXACT, Rounding
-from tests.fuzz.table_pairs import LENGTHS, _empty, pair
-
-_MODERATE = ("plain", "coincident", "near", "same", "collapsed", "shifted")
-_SLOPES = ("x", "y")
-_sets = _empty("x", "y")
+from tests.fuzz.table_flows import _MODERATE, _SLOPES, _sets
+from tests.fuzz.table_pairs import LENGTHS, pair
 
 
 def _ground(rng: Random, call: Call) -> float:
