@@ -46,6 +46,8 @@ def cpu_sources() -> list[str]:
     sources = [
         "csrc/bindings/module.cpp",
         "csrc/team.cpp",
+        "csrc/bindings/direct.cpp",
+        "csrc/bindings/direct_measures.cpp",
         "csrc/bindings/drift.cpp",
         "csrc/bindings/mlp.cpp",
         "csrc/bindings/primal_dual.cpp",

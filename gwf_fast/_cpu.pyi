@@ -1,7 +1,7 @@
 """The compiled module (csrc/bindings/*.cpp), which checks its tensors (csrc/bindings/crossing.h)."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -236,3 +236,18 @@ def joint_drift(
     raw: Tensor | None,
     /,
 ) -> bool: ...
+def direct_function(
+    name: str, apply: Callable[..., object] | None, serves: Callable[[bool], bool]
+) -> Callable[..., object]: ...
+def use_direct(on: bool) -> bool: ...
+def sum_vjp(
+    x: Tensor,
+    y: Tensor,
+    b: Tensor | None,
+    u: Tensor,
+    spec: tuple[float, ...],
+    exclude_self: bool,
+    needs: Sequence[bool],
+    /,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None: ...
+def scaled(factor: Tensor, /, *values: Tensor | None) -> tuple[Tensor | None, ...] | None: ...

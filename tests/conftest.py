@@ -1,7 +1,9 @@
 """What every test has: random numbers of its own, and Triton's interpreter where there is no GPU."""
 
+import contextlib
 import os
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,3 +19,22 @@ def own_random_numbers() -> None:
     random.seed(20261127)
     np.random.seed(20261127)
     torch.manual_seed(20261127)
+
+
+@contextlib.contextmanager
+def long_way() -> Iterator[None]:
+    """Calls go through the registry of operators and the table, also where compiled code would take them directly."""
+    from gwf_fast.kernels.cpp.direct import use_direct
+
+    before = use_direct(False)
+    try:
+        yield
+    finally:
+        use_direct(before)
+
+
+@pytest.fixture
+def the_long_way() -> Iterator[None]:
+    """The same around a test that looks into it."""
+    with long_way():
+        yield

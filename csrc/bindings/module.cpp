@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bindings/crossing.h"
+#include "bindings/direct.h"
 #include "bindings/drift.h"
 #include "bindings/interruption.h"
 #include "bindings/mlp.h"
@@ -303,6 +304,7 @@ PYBIND11_MODULE(_cpu, m) {
         "Switches to another instruction set, for tests and benchmarks.");
     m.def("threads", available_threads,
           "Threads that a call may use: those of the pool, which is torch's own; one in a forked child.");
+    bind_direct(m, [] { return active; });
     bind_drift(m, [] { return active->name; });
     bind_svgd(m, [] { return active->name; });
     bind_transport(m, [] { return active->name; });

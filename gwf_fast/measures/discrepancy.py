@@ -6,14 +6,18 @@ Everything is formed from differences of points, so clouds far from the origin l
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from gwf_fast import ops
+from gwf_fast.kernels.cpp import direct as direct_cpp
 from gwf_fast.kernels.cpp import small as small_cpp
 from gwf_fast.kernels.plain import plain
+from gwf_fast.ops import direct
 from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.ops.table import BackendName
@@ -23,7 +27,32 @@ from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
 from gwf_fast.pairs.validation import check_companion, check_pair, check_points
 
 
-@entry
+class _DirectMMD2(torch.autograd.Function):
+    """The graph of a value that came with its gradients; a differentiated backward pass computes them by operators."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, made: Any) -> Tensor:
+        value, gradients, ctx.rest = made
+        ctx.save_for_backward(x, y, a, b, *gradients)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        x, y, a, b, *gradients = ctx.saved_tensors
+        if direct.is_backward_plain() and (found := direct_cpp.scaled(g, *gradients)) is not None:
+            return *found, None
+        if torch.is_grad_enabled():  # create_graph=True
+            sets = *_flattened(x, y), _weights(a, x), _weights(b, y)
+            spec, unbiased = ctx.rest
+            found = _parts(*sets, spec, unbiased, "cpp", ctx.needs_input_grad[:4]).gradients
+            gradients = [
+                None if d is None or t is None else d.view(t.shape) for d, t in zip(found, (x, y, a, b), strict=True)
+            ]
+        shapes = (g[..., None, None], g[..., None, None], g[..., None], g[..., None])
+        return *(None if d is None else c * d for c, d in zip(shapes, gradients, strict=True)), None
+
+
+@entry(direct=direct.short_way("mmd2", "mmd", _DirectMMD2))
 def mmd2(
     x: Tensor,
     y: Tensor,
@@ -66,7 +95,10 @@ def mmd2(
     if backend == "cpp" and x.ndim <= 3 and kernel.spec is not None and is_concrete(x, y, x_weights, y_weights):
         tensors = (x, y, x_weights, y_weights)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            return _CompiledMMD2.apply(*tensors, kernel.spec, unbiased)
+            of_x, of_y, of_a, of_b = (t is not None and t.requires_grad for t in tensors)
+            needs = (of_x, of_y, of_a, of_b)
+            made = (*small_cpp.mmd2(*tensors, kernel.spec, unbiased, needs), (kernel.spec, unbiased))
+            return _DirectMMD2.apply(*tensors, made)
         return small_cpp.mmd2(*tensors, kernel.spec, unbiased)[0]
     a = _weights(x_weights, x)
     b = _weights(y_weights, y)
@@ -75,6 +107,9 @@ def mmd2(
         parts.append(_mmd2(*_flattened(u, v), a, b, spec, unbiased, backend))
     out = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     return out.view(x.shape[:-2])
+
+
+_DISTANCE = Riesz(1.0)
 
 
 @entry
@@ -89,7 +124,22 @@ def energy_distance(x: Tensor, y: Tensor, *, backend: BackendName | None = None)
     Returns:
         [*B], never negative but for rounding.
     """
-    return mmd2(x, y, kernel=Riesz(1.0), backend=backend)
+    return mmd2(x, y, kernel=_DISTANCE, backend=backend)
+
+
+_direct_score = direct.short_way("parzen_score", "average")
+
+
+def _gaussian(bandwidth: Any) -> Gaussian:
+    """A Gaussian; of a number the same again, since making one takes as long as a small call."""
+    if type(bandwidth) is not float or is_dynamo_compiling():
+        return Gaussian(bandwidth)
+    return _gaussian_of(bandwidth)
+
+
+@lru_cache(maxsize=64)
+def _gaussian_of(bandwidth: float) -> Gaussian:
+    return Gaussian(bandwidth)
 
 
 @entry
@@ -109,7 +159,7 @@ def parzen_log_density(
     Returns:
         [*B, N], normalised: exp of it integrates to 1.
     """
-    kernel = Gaussian(bandwidth)
+    kernel = _gaussian(bandwidth)
     total = kernel_logsumexp(x, y, kernel=kernel, exclude_self=exclude_self, backend=backend)
     count = y.shape[-2] - bool(exclude_self)
     if count <= 0 and x.shape[-2] > 0:
@@ -136,8 +186,12 @@ def parzen_score(
     Returns:
         [*B, N, D].
     """
+    kernel = _gaussian(bandwidth)
+    if not is_dynamo_compiling():
+        found = _direct_score(x, y, kernel=kernel, exclude_self=exclude_self, backend=backend)
+        if found is not None:
+            return found
     check_pair(x, y)
-    kernel = Gaussian(bandwidth)
     # The mean shift minus x cancels far from the origin; differences do not mind where it is.
     centre = centre_of(y)
     u = x - centre
@@ -314,32 +368,6 @@ def _mmd2(x: Tensor, y: Tensor, a: Tensor, b: Tensor, spec: Any, unbiased: bool,
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _MMD2.apply(*tensors, spec, unbiased, backend)
     return _parts(*tensors, spec, unbiased, backend, (False,) * 4).value
-
-
-class _CompiledMMD2(torch.autograd.Function):
-    """In one call with its gradients; a differentiated backward pass computes them by operators."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, spec: Any, unbiased: bool
-    ) -> Tensor:
-        value, gradients = small_cpp.mmd2(x, y, a, b, spec, unbiased, ctx.needs_input_grad[:4])
-        ctx.save_for_backward(x, y, a, b, *gradients)
-        ctx.rest = spec, unbiased
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        x, y, a, b, *gradients = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            sets = *_flattened(x, y), _weights(a, x), _weights(b, y)
-            spec, unbiased = ctx.rest
-            found = _parts(*sets, spec, unbiased, "cpp", ctx.needs_input_grad[:4]).gradients
-            gradients = [
-                None if d is None or t is None else d.view(t.shape) for d, t in zip(found, (x, y, a, b), strict=True)
-            ]
-        shapes = (g[..., None, None], g[..., None, None], g[..., None], g[..., None])
-        return *(None if d is None else c * d for c, d in zip(shapes, gradients, strict=True)), None, None
 
 
 class _MMD2(torch.autograd.Function):

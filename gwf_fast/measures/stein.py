@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gwf_fast import ops
 from gwf_fast.kernels.cpp import small as small_cpp
+from gwf_fast.ops import direct
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.ops.table import BackendName
@@ -61,7 +62,7 @@ def ksd2(
     return mean.view(x.shape[:-2])
 
 
-@entry
+@entry(direct=direct.short_way("svgd_direction", "svgd"))
 def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: BackendName | None = None) -> Tensor:
     """phi(x_i) = mean_j [k(x_j, x_i) score_j + grad_{x_j} k(x_j, x_i)] (Liu & Wang 2016, equation 8).
 

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 import torch
 from torch import Tensor
 from torch._C import _is_any_autocast_enabled
+from torch.compiler import is_dynamo_compiling
 
 from gwf_fast.ops.arrays import from_outside, has_array, with_tensors
 from gwf_fast.ops.dispatch import resolve
@@ -26,8 +27,10 @@ T = TypeVar("T")
 @overload
 def entry(function: Callable[P, T]) -> Callable[P, T]: ...
 @overload
-def entry(*, differentiates: bool) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
-def entry(function: Any = None, *, differentiates: bool = False) -> Any:
+def entry(
+    *, differentiates: bool = False, direct: Callable[..., Any] | None = None
+) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+def entry(function: Any = None, *, differentiates: bool = False, direct: Callable[..., Any] | None = None) -> Any:
     """Make a function that people call the same under autocast, in inference mode if it asks autograd, and of arrays.
 
     NumPy arrays are looked for where a call has failed, since validation refuses all but tensors: calls of tensors pay
@@ -36,19 +39,24 @@ def entry(function: Any = None, *, differentiates: bool = False) -> Any:
     Args:
         function: Takes tensors as arguments, in lists and tuples of them, or in objects with ``fitted(change)``.
         differentiates: Whether it forms gradients by itself.
+        direct: Its short way (``ops/direct.py``), which is tried first.
     """
     if function is None:
-        return functools.partial(entry, differentiates=differentiates)
+        return functools.partial(entry, differentiates=differentiates, direct=direct)
 
     # Calls are of a few microseconds, and a layer is half of one: it is passed by where no former argument is given.
     # A tuple: torch.compile of torch 2.6 has no guard for sets in a closure.
     former: tuple[str, ...] = getattr(function, "former_names", ())
-    direct = getattr(function, "without_former", function)
+    plain = getattr(function, "without_former", function)
     takes_arrays = "." not in function.__qualname__ and not function.__name__.startswith("_")
     draws = takes_arrays and "generator" in inspect.signature(function).parameters
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if not is_dynamo_compiling() and direct is not None:
+            found = direct(*args, **kwargs)
+            if found is not None:
+                return found
         if draws and not torch.compiler.is_compiling() and has_array((*args, *kwargs.values())) and from_outside():
             return with_tensors(function, call, args, kwargs)
         try:
@@ -56,7 +64,7 @@ def entry(function: Any = None, *, differentiates: bool = False) -> Any:
                 for name in former:
                     if name in kwargs:
                         return function(*args, **kwargs)
-                return direct(*args, **kwargs)
+                return plain(*args, **kwargs)
             with plain_modes(differentiates):
                 args, kwargs = _fitted(args, differentiates), _fitted(kwargs, differentiates)
                 return function(*args, **kwargs)

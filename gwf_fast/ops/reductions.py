@@ -54,7 +54,8 @@ def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     save(ctx, inputs[:3], inputs[3:])
 
 
-def _sum_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
+def sum_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
+    """The vector-Jacobian product of ``pair_sum``; what is saved is what ``save`` keeps."""
     (x, y, b), options = load(ctx)
     b, u = present(b, options.y_lengths), present(u, options.x_lengths)
     grads = (_channels if _has_channels(b, y) else _one_channel)(x, y, b, u, options, ctx.needs_input_grad)
@@ -102,7 +103,7 @@ pair_sum = Operator(
     run=_caller("pair_sum"),
     fake=_sum_fake,
     setup_context=_sum_setup,
-    backward=_sum_backward,
+    backward=sum_backward,
     jvp=_sum_jvp,
 )
 
@@ -125,7 +126,8 @@ def _gradient_vjp(ctx: Any, us: Tensor | None, ug: Tensor | None) -> tuple[Any, 
     return gx, gy, gb, None, None, None, None, None
 
 
-def _gradient_backward(ctx: Any, ug: Tensor) -> tuple[Any, ...]:
+def gradient_backward(ctx: Any, ug: Tensor) -> tuple[Any, ...]:
+    """The same of ``pair_gradient``."""
     return _gradient_vjp(ctx, None, ug)
 
 
@@ -161,7 +163,7 @@ pair_gradient = Operator(
     run=_caller("pair_gradient"),
     fake=_gradient_fake,
     setup_context=_sum_setup,
-    backward=_gradient_backward,
+    backward=gradient_backward,
     jvp=_gradient_jvp,
 )
 
@@ -247,7 +249,8 @@ def _logsumexp_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     save(ctx, (*inputs[:3], output), inputs[3:])
 
 
-def _logsumexp_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
+def logsumexp_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
+    """The same of ``pair_logsumexp``."""
     (x, y, beta, total), options = load(ctx)
     needs = ctx.needs_input_grad[:3]
     beta = present(beta, options.y_lengths)
@@ -296,7 +299,7 @@ pair_logsumexp = Operator(
     run=_caller("pair_logsumexp"),
     fake=_logsumexp_fake,
     setup_context=_logsumexp_setup,
-    backward=_logsumexp_backward,
+    backward=logsumexp_backward,
     jvp=_logsumexp_jvp,
 )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast import ops
+from gwf_fast.ops import direct
 from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.ops.table import BackendName
@@ -22,7 +23,7 @@ from gwf_fast.pairs.ragged import exists, members
 from gwf_fast.pairs.validation import check_companion, check_lengths, check_pair
 
 
-@entry
+@entry(direct=direct.kernel_sum)
 @method_options
 @widens
 def kernel_sum(
@@ -92,7 +93,7 @@ def _sum(
     return _unfold(out, x)
 
 
-@entry
+@entry(direct=direct.kernel_gradient)
 @method_options
 @widens
 def kernel_gradient(
@@ -158,7 +159,7 @@ def _gradient(
     return _unfold(sum(part if bandwidth is None else part / bandwidth for bandwidth, part in parts), x)
 
 
-@entry
+@entry(direct=direct.kernel_logsumexp)
 @widens
 def kernel_logsumexp(
     x: Tensor,
@@ -204,7 +205,7 @@ def kernel_logsumexp(
     return _unfold(out, x)
 
 
-@entry
+@entry(direct=direct.kernel_average)
 @widens
 def kernel_average(
     x: Tensor,

@@ -90,7 +90,7 @@ def test_mmd2_differentiates_twice(unbiased: bool) -> None:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def counted(monkeypatch: pytest.MonkeyPatch, the_long_way: None) -> list[str]:
     """Names of compiled functions that were called."""
     calls: list[str] = []
     for name in ("pairwise", "mmd", "svgd"):

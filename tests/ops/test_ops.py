@@ -155,7 +155,7 @@ def test_forward_over_forward_is_refused():
         f(x)
 
 
-def test_a_broken_backend_is_an_error_not_a_fallback(monkeypatch):
+def test_a_broken_backend_is_an_error_not_a_fallback(monkeypatch, the_long_way):
     def fail(name):
         raise ImportError(f"{name}: build the extension first")
 

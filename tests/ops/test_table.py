@@ -92,7 +92,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLED_FOR)
-def test_calls_ask_for_what_explain_says(name, monkeypatch):
+def test_calls_ask_for_what_explain_says(name, monkeypatch, the_long_way):
     """Nothing that a function asks for is missing from what ``explain`` and the documentation say of it."""
     asked = set()
     choose = dispatch.resolve
