@@ -145,7 +145,7 @@ types: .venv/dev.stamp
 	@$(BIN)/python setup.py --quiet build_py --build-lib build/typecheck
 	@cp -r bench tests build_cuda.py build/typecheck/
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
-		--package gwf_fast --package bench --package tests.static
+		--package gwf_fast --package bench --package tests
 
 clean:
 	rm -rf build dist demo .venv gwf_fast/*.so *.egg-info

@@ -127,6 +127,8 @@ class Copy:
 
     def build(self, changed: str) -> bool:
         """Whether the extension compiles, and links, with a changed file."""
+        if not self._built:
+            raise SystemExit("gwf_fast/_cpu*.so is not there, to which a change of csrc is compiled: make build")
         stamps = sorted((self.root / "build" / "objects").glob("*_cpu/**/*.command"))
         stamps = [stamp for stamp in stamps if (self.folder / stamp.read_text().split(" -c ")[1].split()[0]).exists()]
         stamps.sort(key=lambda stamp: ("_avx" in stamp.stem, stamp))  # as setup.py does

@@ -179,6 +179,8 @@ def known_mutations(root: Path = ROOT) -> tuple[list[Mutation], list[str]]:
 
 def report(journal: Path) -> None:
     """Counts by outcome, and the survivors."""
+    if not journal.exists():
+        raise SystemExit(f"{journal} is not there: nothing has been tried yet")
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
     counts = collections.Counter(row["outcome"] for row in rows)
     print(", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -304,7 +305,7 @@ def _study(settings):
     }
     return base.Problem(
         Study(members),
-        lambda results, path: path.write_text(" ".join(results)),
+        lambda results, path: path.write_text(" ".join(results)),  # type: ignore[arg-type]
         lambda results: {name: result.particles.mean().item() for name, result in results.items()},
     )
 
@@ -314,7 +315,7 @@ def test_a_study_of_several_flows_is_interrupted_and_resumed(tmp_path, monkeypat
     study = base.Experiment("a-study", "two flows", defaults, _study)
     monkeypatch.setattr(runner, "find", lambda name: study)
     lines = []
-    arguments = {"resume": False, "say": lines.append}
+    arguments: dict[str, Any] = {"resume": False, "say": lines.append}
     whole = runner.run("a-study", {}, tmp_path / "whole", **arguments)
     assert lines == ["a-study: 2 runs: a, b"] + [f"[{k}/2] {n}: {_flow_line(k - 1)}" for k, n in ((1, "a"), (2, "b"))]
     step, calls = JKOFlow.step, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_derivatives_where_padding_holds_nan(weights, backend):
     """0 times NaN."""
     x, y = normal(2, 4, 3), normal(2, 6, 3, seed=1)
     w = None if weights is None else normal(2, 6, *weights, seed=2)
-    lengths = {"x_lengths": torch.tensor([3, 4]), "y_lengths": torch.tensor([6, 2])}
+    lengths: dict[str, Any] = {"x_lengths": torch.tensor([3, 4]), "y_lengths": torch.tensor([6, 2])}
     for t, size in ((x, lengths["x_lengths"]), (y, lengths["y_lengths"]), (w, lengths["y_lengths"])):
         if t is not None:
             t[torch.arange(t.shape[1]) >= size[:, None]] = math.nan

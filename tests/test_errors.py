@@ -65,7 +65,7 @@ def test_two_devices(device, other):
     x, y = (SimpleNamespace(dtype=torch.float32, device=torch.device(name)) for name in (device, other))
     message = f"y must be on the device of x, {device}, got {other}: move it there"
     with pytest.raises(ValueError, match=message) as caught:
-        _validation._check_same("y", y, x)
+        _validation._check_same("y", y, x)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 

@@ -22,24 +22,24 @@ X, Y = torch.randn(6, 2), torch.randn(5, 2)
 def test_numpy_integers(tmp_path):
     """They end in a checkpoint, whose JSON knows Python's only."""
     two = np.int64(2)
-    training = gwf.Training(batch_size=np.int32(4), iterations=two, critic_steps=np.uint8(1), pool_size=np.int64(8))
+    training = gwf.Training(batch_size=np.int32(4), iterations=two, critic_steps=np.uint8(1), pool_size=np.int64(8))  # type: ignore[arg-type]
     assert {type(n) for n in (training.batch_size, training.iterations, training.pool_size)} == {int}
-    flow = gwf.JKOFlow(gwf.KL(lambda x: -x.square().sum(-1)), two, 0.5, training=training)
-    flow.run(X, np.int64(1), progress=False, checkpoint=tmp_path / "flow")
-    model = gwf.DriftingModel("energy", two, latent_dim=two, batch_size=np.int64(4), record_every=two)
-    model.run(X, np.int64(2), progress=False, checkpoint=tmp_path / "model")
+    flow = gwf.JKOFlow(gwf.KL(lambda x: -x.square().sum(-1)), two, 0.5, training=training)  # type: ignore[arg-type]
+    flow.run(X, np.int64(1), progress=False, checkpoint=tmp_path / "flow")  # type: ignore[arg-type]
+    model = gwf.DriftingModel("energy", two, latent_dim=two, batch_size=np.int64(4), record_every=two)  # type: ignore[arg-type]
+    model.run(X, np.int64(2), progress=False, checkpoint=tmp_path / "model")  # type: ignore[arg-type]
     for name, n_steps in (("flow", 1), ("model", 2)):
         assert json.loads((tmp_path / name / "checkpoint.json").read_text())["n_steps"] == n_steps
     for bad in (np.bool_(True), True, np.int64(0), 2.0, "2", torch.ones(2)):
         kind = ValueError if isinstance(bad, np.int64) else TypeError
         with pytest.raises(kind, match=r"^dim must be a positive integer, got "):
-            gwf.DriftingModel("energy", bad)
+            gwf.DriftingModel("energy", bad)  # type: ignore[arg-type]
 
 
 def test_x0_as_an_array_is_told():
     flow = gwf.JKOFlow(gwf.KL(lambda x: -x.square().sum(-1)), 2, 0.5, training=gwf.Training(batch_size=4, iterations=1))
     with pytest.raises(TypeError, match=r"x0 must be a tensor \[N, D\] or a callable n -> samples, got ndarray"):
-        flow.run(X.numpy(), 1, progress=False)
+        flow.run(X.numpy(), 1, progress=False)  # type: ignore[arg-type]
 
 
 def test_kernels_in_sum():

@@ -242,7 +242,7 @@ def test_a_fast_sum_over_one_point():
 
     def slope(of: Tensor, method: str) -> Tensor:
         of = of.clone().requires_grad_()
-        out = gwf.kernel_gradient(x.to(of.dtype), of, kernel=gwf.IMQ(1.8), method=method)
+        out = gwf.kernel_gradient(x.to(of.dtype), of, kernel=gwf.IMQ(1.8), method=method)  # type: ignore[arg-type]
         return torch.autograd.grad((out * torch.arange(80.0).view(40, 2)).sum(), of)[0]
 
     close(slope(y, "nufft"), slope(y.double(), "exact"), 1e-5)

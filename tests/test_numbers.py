@@ -71,11 +71,16 @@ WHOLE: dict[str, Callable[[Any], Any]] = {  # at 4
     "JKOFlow": lambda n: gwf.JKOFlow(gwf.JensenShannon(Y), n, 1.0).dim,
     "DriftingModel": lambda n: gwf.DriftingModel("energy", n, batch_size=n).batch_size,
 }
-REALS = {
+REALS: dict[str, Callable[[Any], Any]] = {
     "float32": np.float32, "float64": np.float64, "array": np.array, "tensor": torch.tensor, "fraction": Fraction,
     "wide tensor": lambda v: torch.tensor(v, dtype=torch.float64),
 }  # fmt: skip
-INTEGERS = {"int32": np.int32, "uint8": np.uint8, "array": np.array, "tensor": torch.tensor}
+INTEGERS: dict[str, Callable[[Any], Any]] = {
+    "int32": np.int32,
+    "uint8": np.uint8,
+    "array": np.array,
+    "tensor": torch.tensor,
+}
 
 
 def seeded() -> torch.Generator:
@@ -129,7 +134,7 @@ def test_what_is_no_integer(value: Any) -> None:
         ({"most": 1}, (1, -5), (1.001, float("nan"))),
     ],
 )
-def test_ranges(limits: dict[str, float], good: tuple[float, ...], bad: tuple[float, ...]) -> None:
+def test_ranges(limits: dict[str, Any], good: tuple[float, ...], bad: tuple[float, ...]) -> None:
     for value in good:
         assert as_number("n", value, **limits) == value and type(as_number("n", value, **limits)) is float
     for value in bad:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_gan(engine):
     def D(x):  # the discriminator: the probability of data
         return torch.sigmoid(-net(x))
 
-    options = {"lr": 2e-4, "betas": (0.5, 0.999)}
+    options: dict[str, Any] = {"lr": 2e-4, "betas": (0.5, 0.999)}
     optimizer_D, optimizer_G = (
         torch.optim.Adam(net.parameters(), **options),
         torch.optim.Adam(G.parameters(), **options),
@@ -83,7 +84,7 @@ def test_gan(engine):
 def test_wgan_gp(engine):
     flow, before, after = updated(presets.wgan_gp, 5, engine, lr=1e-4, betas=(0.0, 0.9))
     G, D = twin(before.maps[0]), twin(before.critic)
-    options = {"lr": 1e-4, "betas": (0.0, 0.9)}
+    options: dict[str, Any] = {"lr": 1e-4, "betas": (0.0, 0.9)}
     optimizer_D, optimizer_G = torch.optim.Adam(D.parameters(), **options), torch.optim.Adam(G.parameters(), **options)
     # The paper's D is large on data; ours is large on the model, and only the sign differs.
     for ascent in range(5):
@@ -125,7 +126,7 @@ def test_wgan_sn():
     """Power iterations go on with every pass of the critic; each sees both batches in one go."""
     _, before, after = updated(presets.wgan_sn, 5, "torch", lr=2e-4, betas=(0.0, 0.9))
     G, D = twin(before.maps[0]), twin(before.critic).train()
-    options = {"lr": 2e-4, "betas": (0.0, 0.9)}
+    options: dict[str, Any] = {"lr": 2e-4, "betas": (0.0, 0.9)}
     optimizer_D, optimizer_G = torch.optim.Adam(D.parameters(), **options), torch.optim.Adam(G.parameters(), **options)
     for _ in range(5):
         model, real = D(torch.cat((G(noise()).detach(), data()))).chunk(2)
@@ -159,6 +160,7 @@ def test_f_gan(engine):
 
 def test_options_are_the_flows():
     flow = presets.gmmn(data(), 2, kernel=gwf.Riesz(), seed=5, training=gwf.Training(batch_size=8))
+    assert isinstance(flow.functional, gwf.SquaredMMD)
     assert flow.functional.kernel == gwf.Riesz() and flow.seed == 5 and flow.training.batch_size == 8
     with pytest.raises(TypeError, match="kernl"):
         presets.gan(data(), 2, kernl=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 import gwf_fast as gwf
 from gwf_fast.randomness import seeded as randomness
 
-FEW = {"batch_size": 32, "iterations": 6}
+FEW: dict[str, Any] = {"batch_size": 32, "iterations": 6}
 START = torch.linspace(-1, 1, 80).view(40, 2)
 
 
@@ -74,7 +75,9 @@ def drifting(seed):
 
 def learned_drift(seed):
     model = gwf.DriftingModel("critic", 2, latent_dim=2, batch_size=16, record_every=1, seed=seed)
-    result = model.run(lambda n: torch.randn(n, 2), 3, progress=False, evaluate=lambda x: torch.rand(()) + x.sum())
+    result = model.run(
+        lambda n: torch.randn(n, 2), 3, progress=False, evaluate=lambda x: (torch.rand(()) + x.sum()).item()
+    )
     return torch.cat(
         (
             nn.utils.parameters_to_vector(result.generator.parameters()).detach(),
@@ -123,6 +126,7 @@ def test_threads_give_what_sequences_give():
 
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
+HEAD = X.view(1, 1, 3, 4)
 DRAWS = {
     "randn": lambda: torch.randn(3),
     "rand": lambda: torch.rand(3, dtype=torch.float64),
@@ -144,7 +148,7 @@ DRAWS = {
     "alpha_dropout": lambda: functional.alpha_dropout(X, 0.5, True),
     "rrelu": lambda: functional.rrelu(X, training=True),
     "gumbel": lambda: functional.gumbel_softmax(X),
-    "attention": lambda: functional.scaled_dot_product_attention(*[X.view(1, 1, 3, 4)] * 3, dropout_p=0.5),
+    "attention": lambda: functional.scaled_dot_product_attention(HEAD, HEAD, HEAD, dropout_p=0.5),
     "linear": lambda: nn.Linear(2, 2).weight.detach(),
     "orthogonal": lambda: nn.init.orthogonal_(torch.empty(3, 3)),
     "sobol": lambda: torch.quasirandom.SobolEngine(2, scramble=True).draw(2),

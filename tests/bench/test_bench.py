@@ -21,9 +21,10 @@ def bench_on_the_path(monkeypatch):
 def race_of(**results):
     from bench.registry import Race
 
-    return Race(
-        {name: lambda r=r: lambda: (r,) for name, r in results.items()}, truth=lambda: (torch.ones(3).double(),)
-    )
+    def prepared(result):
+        return lambda: lambda: (result,)
+
+    return Race({name: prepared(r) for name, r in results.items()}, truth=lambda: (torch.ones(3).double(),))
 
 
 def run(race, **options):

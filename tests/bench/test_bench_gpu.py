@@ -25,7 +25,7 @@ def made(result, truth=None, **others):
     from bench.gpu.rows import Made
 
     contenders = {"gwf_fast": lambda: lambda: (result,)} | {n: (lambda r=r: lambda: (r,)) for n, r in others.items()}
-    return Made(contenders, truth=lambda: (torch.ones(3).double(),), work=Work(pairs=9.0, fma=9.0))
+    return Made(contenders, truth=lambda: (torch.ones(3).double(),), work=Work(pairs=9.0, fma=9.0))  # type: ignore[arg-type]
 
 
 def row(name="row", tier=0, make=None, **options):
@@ -72,7 +72,7 @@ def test_ours_of_a_tier_come_before_its_peers():
     from bench.gpu.run import tasks
 
     rows = [row("a", 1, lambda s: made(torch.ones(3), peer=torch.ones(3))), row("b", 0), row("c", 1)]
-    order = [(found.name, contender) for found, contender in tasks(rows, argparse.Namespace(device=None), True)]
+    order = [(found.name, contender) for found, contender in tasks(rows, argparse.Namespace(device=None), True)]  # type: ignore[arg-type]
     assert order == [("b", "gwf_fast"), ("a", "gwf_fast"), ("c", "gwf_fast"), ("a", "peer")]
 
 

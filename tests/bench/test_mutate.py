@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,20 @@ def test_known_mutations_have_their_text_and_their_test():
     tests = [(ROOT / path).read_text() for path in mutate.sources(ROOT) if path.name.startswith("test_")]
     missing = [m.test for m in known if not any(f"def {m.test}(" in text for text in tests)]
     assert missing == []
+
+
+def test_published_outcomes_have_their_counts_and_their_reasons():
+    """Of those that change a result at most one in twenty may live; what is said of the others names a test."""
+    published = json.loads((ROOT / "bench" / "results" / "mutations.json").read_text())
+    counts = Counter(row["outcome"] for row in published["mutations"])
+    assert counts == {name: count for name, count in published["counts"].items() if count}
+    assert set(counts) <= {"killed", "closed", "equivalent", "no build", "survived"} and counts.total() == 200
+    assert counts["survived"] <= 0.05 * (counts["killed"] + counts["closed"] + counts["survived"])
+    for row in published["mutations"]:
+        if row["outcome"] == "closed":
+            path, name = re.search(r"(tests/\S+)::(\w+)", row["note"]).groups()
+            assert f"def {name}(" in (ROOT / path).read_text(), row["note"]
+        assert row["note"] or row["outcome"] in ("no build", "killed"), row
 
 
 def test_a_mutation_is_tried_in_a_copy(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ JSON.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,17 +48,17 @@ class Tied(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.1), nn.Linear(2, 2))
         self[3].weight = self[0].weight
-        self.seen: dict[str, object] = {"calls": 0, 3: ("tuple", [1.5, None], torch.ones(2))}
+        self.seen: dict[Any, Any] = {"calls": 0, 3: ("tuple", [1.5, None], torch.ones(2))}
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen["calls"] += self.training  # type: ignore[operator]
+        self.seen["calls"] += self.training
         return x + super().forward(x)
 
     def get_extra_state(self) -> object:
         return dict(self.seen)
 
-    def set_extra_state(self, state: object) -> None:
-        self.seen = dict(state)  # type: ignore[call-overload]
+    def set_extra_state(self, state: Any) -> None:
+        self.seen = dict(state)
 
 
 def source(n: int) -> Tensor:
@@ -89,14 +91,14 @@ def _study(settings: base.FlowSettings) -> base.Problem:
     members = {name: Flow(make_flow(seed), source, settings.steps) for seed, name in enumerate("ab")}
     return base.Problem(
         Study(members),
-        lambda results, path: path.write_text(" ".join(results)),
+        lambda results, path: path.write_text(" ".join(results)),  # type: ignore[arg-type]
         lambda results: {name: result.particles.mean().item() for name, result in results.items()},
     )
 
 
 def command(folder: Path) -> None:
     settings = base.FlowSettings(particles=20, steps=1, step_size=0.5, iterations=2, batch_size=8)
-    runner.find = lambda name: base.Experiment("a-study", "two flows", settings, _study)  # type: ignore[assignment]
+    runner.find = lambda name: base.Experiment("a-study", "two flows", settings, _study)
     runner.run("a-study", {}, folder, resume=(folder / runner.RUN).exists(), say=lambda line: None)
 
 
@@ -220,7 +222,8 @@ def full_disk(run: Callable[[Path], None], folder: Path, whole: dict[str, object
     for n in range(count):
         broken = folder / f"broken-{n}"
         limit = dice.randrange(largest)
-        code = ended(start(run, broken, lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))))
+        bounded = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, -1))
+        code = ended(start(run, broken, bounded))
         assert code in (0, REFUSED), (limit, code)
         refused += code == REFUSED
         assert not list(broken.rglob("*.tmp"))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -171,9 +172,9 @@ def test_an_occupied_folder_is_refused(tmp_path):
 def test_what_is_code_must_be_given_again(tmp_path):
     flow = JKOFlow(Potential(lambda x: x.sum(-1)), 2, 0.2, map=lambda: nn.Linear(2, 2), training=Training(iterations=1))
     flow.run(lambda n: torch.randn(n, 2), 1, progress=False, checkpoint=tmp_path)
-    given = {"functional": flow.functional, "map": flow.map, "x0": lambda n: torch.randn(n, 2)}
+    given: dict[str, Any] = {"functional": flow.functional, "map": flow.map, "x0": lambda n: torch.randn(n, 2)}
     for part in given:
-        rest = {k: v for k, v in given.items() if k != part}
+        rest: dict[str, Any] = {k: v for k, v in given.items() if k != part}
         with pytest.raises(ValueError, match=f"give resume\\(\\) the argument {part}="):
             JKOFlow.resume(tmp_path, progress=False, **rest)
     assert JKOFlow.resume(tmp_path, n_steps=2, progress=False, **given).state.step == 2
@@ -259,7 +260,7 @@ def test_a_state_that_cannot_be_stored_is_refused_before_the_run(tmp_path, part)
         2,
         0.2,
         training=Training(batch_size=16, iterations=2),
-        **{part: Odd if part == "map" else lambda: nn.Sequential(Odd(), nn.Linear(2, 1))},
+        **{part: Odd if part == "map" else lambda: nn.Sequential(Odd(), nn.Linear(2, 1))},  # type: ignore[arg-type]
     )
     with pytest.raises(NotPortableError, match=rf"^{part}\.\S*_extra_state \(set\) can't be stored"):
         flow.run(torch.randn(20, 2), 1, progress=False, checkpoint=tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import geomloss
 import pytest
 import torch
@@ -58,7 +60,7 @@ def test_gradient_flows(options: dict, dim: int) -> None:
     (want, values), (got, ours) = (
         flow(loss, x, y, step, count, f) for loss, f in ((theirs, 1.0), (SamplesLoss(**options), factor))
     )
-    tolerance = {"rtol": 1e-3, "atol": 1e-5} if clamped else {"rtol": 1e-7, "atol": 1e-9}
+    tolerance: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-5} if clamped else {"rtol": 1e-7, "atol": 1e-9}
     torch.testing.assert_close(ours, values, **tolerance)
     torch.testing.assert_close(got, want, **tolerance)
 
@@ -72,7 +74,7 @@ def test_blur_parameter_and_scaling_strategy(scaling: float, debias: bool) -> No
     a, b = (torch.exp(-(grid - torch.tensor(c, dtype=F64)).square().sum(1) / 0.05) for c in ((0.3, 0.4), (0.7, 0.6)))
     a, b = a / a.sum(), b / b.sum()
     for i in range(5):
-        options = {"p": 2, "blur": scaling**i, "diameter": 1.0, "scaling": scaling, "debias": debias}
+        options: dict[str, Any] = {"p": 2, "blur": scaling**i, "diameter": 1.0, "scaling": scaling, "debias": debias}
         results = []
         for package in PACKAGES:
             leaves = [t.clone().requires_grad_() for t in (a, grid, b)]
@@ -88,7 +90,14 @@ def test_label_transfer(reach: float | None) -> None:
     generator = torch.Generator().manual_seed(1)
     x, y = torch.rand(90, 2, generator=generator, dtype=F64), torch.rand(80, 2, generator=generator, dtype=F64)
     labels = torch.nn.functional.one_hot(torch.arange(80) % 3, 3).double()
-    options = {"p": 2, "blur": 0.05, "reach": reach, "scaling": 0.9, "debias": False, "potentials": True}
+    options: dict[str, Any] = {
+        "p": 2,
+        "blur": 0.05,
+        "reach": reach,
+        "scaling": 0.9,
+        "debias": False,
+        "potentials": True,
+    }
     results = []
     for package in PACKAGES:
         f, g = (t.flatten() for t in package("sinkhorn", **options)(x, y))

@@ -33,7 +33,8 @@ def both(name: str, *args: Any, **options: Any) -> tuple[Any, Any]:
 @st.composite
 def calls(draw: st.DrawFn) -> dict[str, Any]:
     """Sizes, weights and options of a call."""
-    call = {name: draw(st.integers(1, most)) for name, most in (("n", 20), ("m", 20), ("dim", 5), ("count", 8))}
+    most = {"n": 20, "m": 20, "dim": 5, "count": 8}
+    call: dict[str, Any] = {name: draw(st.integers(1, largest)) for name, largest in most.items()}
     call["p"] = draw(st.sampled_from([1, 1.5, 2, 3]))
     call["masses"] = draw(st.sampled_from([(None, None), (1, None), (1, 1), (3.0, 3.0), (2.0, 0.7), (None, 1.5)]))
     call["name"] = draw(st.sampled_from(sorted(FUNCTIONS)))
@@ -127,8 +128,8 @@ def test_numbers_of_several_types(name: str) -> None:
     for x, y, a, projections in kinds:
         want, got = both(name, x, y, a, projections=projections, seed=None if projections is not None else 3)
         assert got.dtype == want.dtype and abs(got / want - 1) < 1e-6
-    a = torch.full((9,), 1 / 9, dtype=torch.float64)
-    want, got = both(name, t4, t4 + 1, a, a, projections=torch.from_numpy(PROJECTIONS).float())
+    equal = torch.full((9,), 1 / 9, dtype=torch.float64)
+    want, got = both(name, t4, t4 + 1, equal, equal, projections=torch.from_numpy(PROJECTIONS).float())
     assert got.dtype == want.dtype == torch.float64
     torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
 

@@ -102,9 +102,9 @@ def test_mmd_and_ratio(n: int, apart: float, biased: bool) -> None:
     generator = torch.Generator().manual_seed(n)
     x, y = (torch.randn(n, 5, generator=generator, dtype=F64) for _ in "xy")
     leaves = [x.requires_grad_(), (y + apart).requires_grad_()]
-    want = published_ratio(*leaves, SIGMAS, biased)
-    got = mix_rbf_mmd2_and_ratio(*leaves, SIGMAS, biased)
-    assert torch.equal(got[1], mix_rbf_mmd2(*leaves, SIGMAS, biased))
+    want = published_ratio(leaves[0], leaves[1], SIGMAS, biased)
+    got = mix_rbf_mmd2_and_ratio(leaves[0], leaves[1], SIGMAS, biased)
+    assert torch.equal(got[1], mix_rbf_mmd2(leaves[0], leaves[1], SIGMAS, biased))
     for mine, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-13)
         slopes = (torch.autograd.grad(value, leaves, retain_graph=True) for value in (mine, theirs))

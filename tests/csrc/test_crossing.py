@@ -45,7 +45,8 @@ def lengths_in(layout: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The same sizes for rows and columns, laid out in memory in several ways."""
     if layout == "expanded":
         return torch.tensor(9).expand(B), torch.tensor(23).expand(B)
-    return tuple(torch.tensor([[7, 31], [40, 4], [2, 50]]).unbind(1))
+    rows, columns = torch.tensor([[7, 31], [40, 4], [2, 50]]).unbind(1)
+    return rows, columns
 
 
 @pytest.mark.parametrize("layout", ["column", "expanded"])
@@ -179,10 +180,11 @@ def test_the_fused_loop_checks_what_it_trains():
 
 def problem(trained):
     """A step without a critic."""
-    numbers = {"batch": 10, "target_batch": 0, "coefficient": 1.0, "map_coefficient": 1.0, "step_size": 0.1}
+    numbers: dict[str, object] = {"target_kind": "whole", "log_mean": False, "with_log_mu": False, "log_norm": 0.0}
+    numbers |= {"batch": 10, "target_batch": 0, "coefficient": 1.0, "map_coefficient": 1.0, "step_size": 0.1}
     numbers |= {"critic_steps": 0, "map_steps": 1, "seed": 0, "target_stream": 1, "penalty_stream": 1, "penalty": 0.0}
-    numbers |= {"target_kind": "whole", "log_mean": False, "with_log_mu": False, "log_norm": 0.0, "map_dropout": 0.0}
-    numbers |= {"critic_dropout": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.0}
+    numbers |= {"map_dropout": 0.0, "critic_dropout": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+    numbers |= {"weight_decay": 0.0}
     return primal_dual_cpp.Problem(
         numbers=numbers | {"clip": 0.0, "average": 0.0},
         inputs=torch.zeros(10, 2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_gmd_is_algorithm_2(n, m, own, temperature, clip):
 @pytest.mark.parametrize("n", [60, 300])
 def test_gmd_clips_on_the_portable_path(n):
     x, y = clouds(n, 2 * n, 7)
-    options = {"temperature": 0.4, "clip": 1e-5}
+    options: dict[str, Any] = {"temperature": 0.4, "clip": 1e-5}
     assert torch.allclose(gwf.drift.gmd(x, y, **options), gwf.drift.gmd(x, y, backend="torch", **options), atol=1e-12)
     with pytest.raises(ValueError, match="clip is served by backend"):
         gwf.drift.gmd(x, y, backend="keops", **options)
@@ -260,12 +261,12 @@ G = gwf.Gaussian(1.0)
         (lambda: gwf.drift.gmd(TWO, TWO, temperature=1.0, negatives=ONE, exclude_self=True), "as many negatives"),
         (lambda: gwf.drift.parzen_kl(TWO, TWO, -1.0), "bandwidth must be a positive number"),
         (lambda: gwf.drift.parzen_kl(ONE, TWO, 1.0, exclude_self=True), "at least two particles"),
-        (lambda: gwf.drift.f_divergence(TWO, TWO, 1.0, divergence="tv"), "divergence must be one of"),
+        (lambda: gwf.drift.f_divergence(TWO, TWO, 1.0, divergence="tv"), "divergence must be one of"),  # type: ignore[arg-type]
         (lambda: gwf.drift.mmd(TWO, TWO, kernel=G, noise=-1.0), "noise must be"),
         (lambda: gwf.drift.mmd(TWO, TWO, kernel=G, x_lengths=torch.tensor([1])), "x_lengths must have"),
         (lambda: gwf.drift.energy(TWO, torch.zeros(2, 3)), "y must have the dimension of x"),
         (lambda: gwf.drift.critic(TWO, lambda x: x, transform="wgan"), r"critic must give \[\*B, N\]"),
-        (lambda: gwf.drift.critic(TWO, lambda x: x[:, 0], transform="gan"), "transform must be one of"),
+        (lambda: gwf.drift.critic(TWO, lambda x: x[:, 0], transform="gan"), "transform must be one of"),  # type: ignore[arg-type]
         (
             lambda: gwf.drift.gmd(
                 TWO[None], TWO[None], temperature=1.0, x_lengths=torch.tensor([1]), y_lengths=torch.tensor([2])

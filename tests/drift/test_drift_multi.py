@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_the_portable_path_computes_the_same(n, dtype):
     arguments = [x, targets, draw(2, 2 * n + 4, seed=2).abs(), n + 1, sizes]
     arguments = [t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in arguments]
     rates, own = torch.tensor([[0.3, 0.2], [1.0, 2.0]], dtype=dtype), torch.tensor([100.0, 1e30], dtype=dtype)
-    tolerance = {"rtol": 1e-9, "atol": 1e-11} if dtype == F64 else {"rtol": 2e-3, "atol": 2e-4}
+    tolerance: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11} if dtype == F64 else {"rtol": 2e-3, "atol": 2e-4}
     got, want = (f.forces(*arguments, rates, own, 1e-8, 1e-6) for f in (drift_cpp, drift_reference))
     torch.testing.assert_close(got, want, **tolerance)
     got, want = (f.total_distances(*arguments, 1e-8) for f in (drift_cpp, drift_reference))
@@ -221,7 +222,7 @@ PAIR = torch.zeros(2, 3)
             "y_weights must be finite and not negative",
         ),
         (lambda: gwf.drift.gmd_multi(PAIR, PAIR, x_weights=torch.zeros(2)), "positive sum"),
-        (lambda: gwf.drift.gmd_multi(PAIR, PAIR, normalization="row"), "normalization must be"),
+        (lambda: gwf.drift.gmd_multi(PAIR, PAIR, normalization="row"), "normalization must be"),  # type: ignore[arg-type]
         (
             lambda: gwf.drift.gmd_multi(PAIR, PAIR, negatives_weights=torch.ones(2)),
             "negatives_weights and negatives_lengths need",

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,8 +159,10 @@ def test_run_and_resume(folder, tmp_path):
 
 
 def test_the_gan_is_the_flow_with_nothing_to_hold_it_and_metrics_are_of_what_was_pushed(folder, monkeypatch):
-    problem = mnist.build(replace(mnist.EXPERIMENT.defaults, input=str(folder), side=12, steps=1))
-    members = problem.computation.members
+    defaults: Any = mnist.EXPERIMENT.defaults
+    problem = mnist.build(replace(defaults, input=str(folder), side=12, steps=1))
+    computation: Any = problem.computation
+    members = computation.members
     steps = {name: (m.flow.step_size, m.flow.parametrization) for name, m in members.items()}
     assert steps == {"jko-flow": (5.0, "composition"), "gan": (math.inf, "generator")}
     judged = {}

@@ -1,6 +1,7 @@
 """The study of the step size: runs, resumes, and keeps what a diverging run had."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -45,8 +46,8 @@ def test_runs_and_keeps_what_diverging_runs_had(small, tmp_path):
 
 
 def test_every_run_has_its_own_functional_and_step():
-    problem = regularisation.build(regularisation._Settings())
-    flows = [member.flow for study in problem.computation.members.values() for member in study.members.values()]
+    computation: Any = regularisation.build(regularisation._Settings()).computation
+    flows = [member.flow for study in computation.members.values() for member in study.members.values()]
     assert len(flows) == len(regularisation.FUNCTIONALS) * len(regularisation.STEP_SIZES) * 2
     assert {flow.step_size for flow in flows} == set(regularisation.STEP_SIZES)
     assert {flow.parametrization for flow in flows} == set(PARAMETRIZATIONS)

@@ -71,6 +71,7 @@ def test_what_is_not_finite_leaves_the_last_good_state(bad):
         def __init__(self):
             super().__init__()
             self.net = gwf.nn.MLP([4, 16, 2], "silu")
+            self.calls: torch.Tensor
             self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
 
         def forward(self, z):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ OPTIONS = {
     "sliced_wasserstein": {"n_projections": 4},
     "critic": {"steps": 2},
 }
-SMALL = {"latent_dim": 3, "batch_size": 32, "record_every": 2}
+SMALL: dict[str, Any] = {"latent_dim": 3, "batch_size": 32, "record_every": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def _one_thread():
 
 
 def model(kind="energy", **arguments):
-    return gwf.DriftingModel(kind, 2, options=OPTIONS.get(kind), **{**SMALL, **arguments})
+    return gwf.DriftingModel(kind, 2, options=OPTIONS.get(kind), **{**SMALL, **arguments})  # type: ignore[arg-type]
 
 
 def towards_the_mean(x, y):
@@ -93,7 +94,7 @@ def test_updates_are_adam_on_the_gap_to_the_normalised_drift():
 @pytest.mark.parametrize("kind", KINDS)
 def test_interrupted_and_resumed_equals_uninterrupted(kind, tmp_path, monkeypatch):
     arguments = {"ema": 0.9, "lr_schedule": "cosine"} if kind == "gmd" else {}
-    evaluate = {"evaluate": lambda x: float(x.mean())} if kind == "critic" else {}
+    evaluate: dict[str, Any] = {"evaluate": lambda x: float(x.mean())} if kind == "critic" else {}
     flow = model(kind, **arguments)
     before = torch.random.get_rng_state()
     whole = flow.run(TARGET, 5, progress=False, **evaluate)
@@ -144,7 +145,7 @@ def test_it_learns(kind, options, steps, lr, share):
 
 def test_a_tiny_drift_moves_as_far():
     """A drift from afar is e^(-r/T): the epsilon of Adam must not eat it, nor its square underflow."""
-    small = {"generator": nn.Linear(3, 2), **SMALL}
+    small: dict[str, Any] = {"generator": nn.Linear(3, 2), **SMALL}
     plain = gwf.DriftingModel(towards_the_mean, 2, **small).run(TARGET, 5, progress=False)
     tiny = gwf.DriftingModel(lambda x, y: 1e-30 * towards_the_mean(x, y), 2, **small).run(TARGET, 5, progress=False)
     torch.testing.assert_close(tiny.generator.weight, plain.generator.weight)
@@ -155,9 +156,9 @@ def test_a_drift_of_ones_own_and_a_module_are_given_again(tmp_path):
     flow = gwf.DriftingModel(towards_the_mean, 2, generator=generator, **SMALL)
     whole = flow.run(lambda n: TARGET[:n], 4, progress=False)
     flow.run(lambda n: TARGET[:n], 2, progress=False, checkpoint=tmp_path)
-    missing = {"drift": towards_the_mean, "generator": generator, "target": lambda n: TARGET[:n]}
+    missing: dict[str, Any] = {"drift": towards_the_mean, "generator": generator, "target": lambda n: TARGET[:n]}
     for name in missing:
-        given = {key: value for key, value in missing.items() if key != name}
+        given: dict[str, Any] = {key: value for key, value in missing.items() if key != name}
         with pytest.raises(ValueError, match=f"give resume.. the argument {name}="):
             gwf.DriftingModel.resume(tmp_path, n_steps=4, progress=False, **given)
     assert everything(gwf.DriftingModel.resume(tmp_path, n_steps=4, progress=False, **missing)) == everything(whole)
@@ -242,7 +243,7 @@ def test_a_broken_checkpoint_is_told(tmp_path):
 
 def test_the_wgan_penalty_is_that_of_any_module():
     """The compiled gradient of the critic and autograd's give the same critic after a call."""
-    options = {"steps": 3, "penalty": 10.0}
+    options: dict[str, Any] = {"steps": 3, "penalty": 10.0}
     torch.manual_seed(0)
     ours = gwf.nn.MLP([2, 16, 1], "silu")
     twin = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Linear(16, 1))
@@ -274,13 +275,13 @@ def test_the_average_keeps_up_with_buffers(tmp_path):
 
 def test_directions_of_a_run_are_those_of_former_versions():
     """Checkpoints of them go on bit for bit, though functions draw orthogonal ones by default now."""
-    runs = [
-        gwf.DriftingModel("sliced_wasserstein", 2, options={"n_projections": 4} | more, batch_size=16, latent_dim=3)
-        .run(TARGET, 3, progress=False)
-        .generator[-1]
-        .weight
-        for more in ({}, {"sampling": "normal"}, {"sampling": "orthogonal"})
-    ]
+    options: list[dict[str, Any]] = [{}, {"sampling": "normal"}, {"sampling": "orthogonal"}]
+    runs = []
+    for more in options:
+        more["n_projections"] = 4
+        model = gwf.DriftingModel("sliced_wasserstein", 2, options=more, batch_size=16, latent_dim=3)
+        generator: Any = model.run(TARGET, 3, progress=False).generator
+        runs.append(generator[-1].weight)
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
     gwf.DriftingModel("sliced_wasserstein", 2, options={"directions": torch.eye(2)})
 

@@ -1,6 +1,7 @@
 """What a flow is given: targets, densities, templates, states of another flow, folders. Both engines take it alike."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ both = pytest.mark.parametrize("engine", ["fused", "torch"])
 
 
 def flow(functional, engine, step_size=0.5, map=None, critic=None, scheme="jko", **training):
-    training = Training(**{"batch_size": 64, "iterations": 5, **training})
+    settings = Training(**{"batch_size": 64, "iterations": 5, **training})
     return gwf.JKOFlow(
-        functional, 2, step_size, map=map, critic=critic, scheme=scheme, engine=engine, training=training
+        functional, 2, step_size, map=map, critic=critic, scheme=scheme, engine=engine, training=settings
     )
 
 
@@ -108,16 +109,20 @@ class Twice(MLP):
 
 def test_templates():
     """Only a plain MLP is drawn anew."""
+
+    def made(template: nn.Module, name: str) -> Any:
+        return make_module(template, name)
+
     plain = MLP([2, 4, 2])
-    nn.init.constant_(plain[0].bias, 7.0)
-    assert (make_module(plain, "map")[0].bias != 7).all()
+    nn.init.constant_(plain[0].bias, 7.0)  # type: ignore[arg-type]
+    assert (made(plain, "map")[0].bias != 7).all()
     assert type(make_module(Twice([2, 2]), "map")) is Twice
     constrained = MLP([2, 4, 1])
     spectral_norm(constrained[0])
-    assert parametrize.is_parametrized(make_module(constrained, "critic")[0])
+    assert parametrize.is_parametrized(made(constrained, "critic")[0])
     frozen = MLP([2, 4, 2])
     frozen[0].weight.requires_grad_(False)
-    assert torch.equal(make_module(frozen, "map")[0].weight, frozen[0].weight)
+    assert torch.equal(made(frozen, "map")[0].weight, frozen[0].weight)  # type: ignore[arg-type]
 
 
 def test_a_map_with_frozen_layers_keeps_them():
@@ -125,8 +130,8 @@ def test_a_map_with_frozen_layers_keeps_them():
     net[0].requires_grad_(False)
     result = flow(JensenShannon(points() + 1), None, map=net).run(points(), 3, progress=False)
     for transport in result.maps:
-        assert torch.equal(transport[0].weight, net[0].weight)
-        assert not torch.equal(transport[-1].weight, net[-1].weight)
+        assert torch.equal(transport[0].weight, net[0].weight)  # type: ignore[arg-type]
+        assert not torch.equal(transport[-1].weight, net[-1].weight)  # type: ignore[arg-type]
 
 
 def test_a_state_goes_on_with_the_new_training():
@@ -148,8 +153,9 @@ def test_a_folder_of_a_run_that_was_killed_at_once(tmp_path):
         if shift > 0:
             (tmp_path / run_folder.MANIFEST).unlink()
     loaded, state, _, source = checkpoint.load(tmp_path, gwf.JKOFlow)
+    assert isinstance(loaded.functional, JensenShannon) and isinstance(loaded.functional.target, torch.Tensor)
     assert torch.equal(loaded.functional.target, points() - 1)
-    assert torch.equal(source, points(seed=4))
+    assert torch.equal(source, points(seed=4))  # type: ignore[arg-type]
     torch.testing.assert_close(state.maps[0](source), state.particles)
 
 

@@ -6,6 +6,7 @@ import resource
 import signal
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,7 +166,7 @@ def test_every_activation_against_the_torch_path(activation):
     assert_same_path(JensenShannon(samples()), activation=activation, widths=(20, 7))
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "rates": {"critic_lr": 5e-3, "lr_schedule": "cosine", "betas": (0.5, 0.9)},
     "clip": {"gradient_clip": 0.1},
     "decay": {"weight_decay": 0.3},

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def affine(latent=3):
 
 
 def exact_value(state):
-    layer = state.maps[0][0] if isinstance(state.maps[0], nn.Sequential) else state.maps[0]
+    layer: Any = state.maps[0][0] if isinstance(state.maps[0], nn.Sequential) else state.maps[0]
     weight = layer.weight.detach().double()
     return gaussian_kl(layer.bias.detach().double(), weight @ weight.T).item()
 

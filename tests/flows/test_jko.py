@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -182,7 +183,8 @@ def test_float64_and_template_modules():
     flow = JKOFlow(Potential(lambda x: x.square().sum(-1)), 2, 0.5, map=template, training=QUICK)
     result = flow.run(torch.randn(70, 2, dtype=torch.float64), 2, progress=False)
     assert result.particles.dtype == torch.float64
-    assert not torch.equal(result.maps[0][0].weight.float(), template[0].weight)
+    moved: Any = result.maps[0]
+    assert not torch.equal(moved[0].weight.float(), template[0].weight)  # type: ignore[arg-type]
     assert all(isinstance(m, nn.Sequential) for m in result.maps)
 
 
@@ -191,7 +193,8 @@ def test_sum_of_two_critics_trains_both():
     flow = JKOFlow(functional, 2, 0.5, training=QUICK)
     before = flow.init(torch.randn(64, 2))
     after = flow.step(before)
-    for old, new in zip(before.critic, after.critic, strict=True):
+    critics: Any = before.critic, after.critic
+    for old, new in zip(*critics, strict=True):
         assert not torch.equal(old[0].weight, new[0].weight)
 
 
@@ -201,8 +204,10 @@ def test_warm_start(warm):
     flow = JKOFlow(Potential(lambda x: (x - 5).square().sum(-1)), 2, 0.5, map=Affine, training=training)
     state = flow.init(torch.randn(8, 2))
     state = flow.step(state)
-    state.maps[0].linear.bias.data += 1.0
-    bias = flow.step(state).maps[1].linear.bias.mean().item()
+    first: Any = state.maps[0]
+    first.linear.bias.data += 1.0
+    second: Any = flow.step(state).maps[1]
+    bias = second.linear.bias.mean().item()
     assert bias == pytest.approx(1.0 if warm else 0.0, abs=1e-3)
 
 
@@ -217,14 +222,15 @@ def test_milestones_change_the_rates_of_both_networks(engine):
         return net
 
     training = Training(
-        batch_size=64, iterations=1, lr=1e-3, critic_lr=4e-3, warm_start=False, milestones=[2, 4], gamma=0.5
+        batch_size=64, iterations=1, lr=1e-3, critic_lr=4e-3, warm_start=False, milestones=(2, 4), gamma=0.5
     )
     target = torch.randn(64, 2) + 3
     flow = JKOFlow(JensenShannon(target), 2, 0.5, map=zeros, critic=MLP([2, 1]), training=training, engine=engine)
     state = flow.init(torch.randn(64, 2))
     for factor in (1, 0.5, 0.5, 0.25):
         state = flow.step(state)
-        torch.testing.assert_close(state.maps[-1][0].bias.abs(), torch.full((2,), 1e-3 * factor), rtol=1e-4, atol=0)
+        last: Any = state.maps[-1]
+        torch.testing.assert_close(last[0].bias.abs(), torch.full((2,), 1e-3 * factor), rtol=1e-4, atol=0)
         assert state.critic_optimizer["param_groups"][0]["initial_lr"] == 4e-3 * factor
 
 
@@ -263,14 +269,14 @@ def test_mlp_is_its_sequential_twin():
 @pytest.mark.parametrize(
     ("make", "kind", "text"),
     [
-        (lambda f: JKOFlow(f, 2, 0.5, scheme="euler"), ValueError, "scheme must be one of jko, .* got 'euler'"),
+        (lambda f: JKOFlow(f, 2, 0.5, scheme="euler"), ValueError, "scheme must be one of jko, .* got 'euler'"),  # type: ignore[arg-type]
         (
-            lambda f: JKOFlow(f, 2, 0.5, parametrization="flow"),
+            lambda f: JKOFlow(f, 2, 0.5, parametrization="flow"),  # type: ignore[arg-type]
             ValueError,
             "parametrization must be one of composition, .* 'flow'",
         ),
         (
-            lambda f: JKOFlow(f, 2, 0.5, engine="swift"),
+            lambda f: JKOFlow(f, 2, 0.5, engine="swift"),  # type: ignore[arg-type]
             ValueError,
             "engine must be None or one of .* got 'swift'",
         ),
@@ -286,20 +292,20 @@ def test_mlp_is_its_sequential_twin():
         (lambda f: JKOFlow(f, 2, 0.5).run(torch.full((5, 2), math.inf), 1), ValueError, "x0: contains NaN"),
         (lambda f: JKOFlow(f, 2, 0.5).run(torch.zeros(5, 2), -1), ValueError, "n_steps must be "),
         (lambda f: Training(batch_size=0), ValueError, "batch_size must be "),
-        (lambda f: Training(critic_steps=1.5), TypeError, "critic_steps must be "),
+        (lambda f: Training(critic_steps=1.5), TypeError, "critic_steps must be "),  # type: ignore[arg-type]
         (lambda f: Training(lr=-1e-3), ValueError, "lr must be "),
-        (lambda f: Training(lr_schedule="linear"), ValueError, "lr_schedule must be "),
+        (lambda f: Training(lr_schedule="linear"), ValueError, "lr_schedule must be "),  # type: ignore[arg-type]
         (lambda f: Training(milestones=(0,)), ValueError, "milestones must be a positive integer, got 0"),
         (lambda f: Training(gamma=0.0), ValueError, "gamma must be "),
-        (lambda f: Training(milestones=5), TypeError, "milestones must be "),
-        (lambda f: Training(lr="1e-3"), TypeError, "lr must be a positive number, got str '1e-3'"),
-        (lambda f: Training(betas=0.9), TypeError, "betas must be "),
-        (lambda f: Training(dropout="x"), TypeError, "dropout must be "),
-        (lambda f: JKOFlow(f, 2, "a"), TypeError, "step_size must be "),
+        (lambda f: Training(milestones=5), TypeError, "milestones must be "),  # type: ignore[arg-type]
+        (lambda f: Training(lr="1e-3"), TypeError, "lr must be a positive number, got str '1e-3'"),  # type: ignore[arg-type]
+        (lambda f: Training(betas=0.9), TypeError, "betas must be "),  # type: ignore[arg-type]
+        (lambda f: Training(dropout="x"), TypeError, "dropout must be "),  # type: ignore[arg-type]
+        (lambda f: JKOFlow(f, 2, "a"), TypeError, "step_size must be "),  # type: ignore[arg-type]
         (lambda f: Training(critic_dropout=1.0), ValueError, "critic_dropout must be "),
         (lambda f: MLP([3]), ValueError, "sizes must be "),
         (lambda f: MLP([3, 4], residual=True), ValueError, "residual: "),
-        (lambda f: MLP([3, 4], "gelu"), ValueError, "activation must be "),
+        (lambda f: MLP([3, 4], "gelu"), ValueError, "activation must be "),  # type: ignore[arg-type]
     ],
 )
 def test_bad_arguments_are_named(make, kind, text):
@@ -309,9 +315,9 @@ def test_bad_arguments_are_named(make, kind, text):
 
 def test_wrong_types_are_named():
     with pytest.raises(TypeError, match="functional must be "):
-        JKOFlow(lambda x: x, 2, 0.5)
+        JKOFlow(lambda x: x, 2, 0.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"map must be a torch\.nn\.Module"):
-        JKOFlow(Potential(lambda x: x.sum(-1)), 2, 0.5, map=lambda: 3)
+        JKOFlow(Potential(lambda x: x.sum(-1)), 2, 0.5, map=int)  # type: ignore[arg-type]
 
 
 def test_an_engine_that_refuses_gives_its_reason(monkeypatch):
@@ -327,5 +333,5 @@ def test_an_engine_that_refuses_gives_its_reason(monkeypatch):
     monkeypatch.setitem(ENGINES, "picky", Picky())
     functional = Potential(lambda x: x.square().sum(-1))
     with pytest.raises(ValueError, match="picky: takes no Potential"):
-        JKOFlow(functional, 2, 0.5, engine="picky")
+        JKOFlow(functional, 2, 0.5, engine="picky")  # type: ignore[arg-type]
     JKOFlow(functional, 2, 0.5, engine="torch", training=QUICK).run(torch.randn(64, 2), 1, progress=False)

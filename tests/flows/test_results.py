@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -210,8 +211,8 @@ def test_runs_with_other_optimisers_resume(tmp_path, optimizer):
     trained = drifting(optimizer=optimizer, lr=0.01).run(TARGET, 5, progress=False)
     drifting(optimizer=optimizer, lr=0.01).run(TARGET, 3, progress=False, checkpoint=tmp_path / "drifting")
     given = {} if isinstance(optimizer, str) else {"optimizer": optimizer}
-    resumed = gwf.DriftingModel.resume(tmp_path / "drifting", n_steps=5, progress=False, **given)
-    assert torch.equal(resumed.generator(Z), trained.generator(Z))
+    model = gwf.DriftingModel.resume(tmp_path / "drifting", n_steps=5, progress=False, **given)
+    assert torch.equal(model.generator(Z), trained.generator(Z))
 
 
 def test_a_failing_update_of_another_optimiser_is_not_made():
@@ -255,7 +256,12 @@ def test_the_average_of_a_generator_keeps_up_with_buffers():
         training = gwf.Training(batch_size=16, iterations=6, ema=ema, lr=0.05)
         torch.manual_seed(0)
         network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
-        options = {"parametrization": "generator", "latent_dim": 3, "map": network, "training": training}
+        options: dict[str, Any] = {
+            "parametrization": "generator",
+            "latent_dim": 3,
+            "map": network,
+            "training": training,
+        }
         made_of = gwf.JKOFlow(gwf.SquaredMMD(TARGET, gwf.Riesz()), 2, 0.5, **options)
         state = made_of.step(made_of.init(torch.randn(32, 3, generator=torch.Generator().manual_seed(1))))
         made.append(state.maps[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,7 @@ def test_crank_nicolson_with_a_critic():
 def test_splitting():
     entropy, interaction = gwf.GeneralizedEntropy(3), gwf.Interaction(gwf.Gaussian(0.7) * -0.3)
     parts = schemes.split("forward_backward", 0.1 * entropy + interaction)
+    assert isinstance(parts.explicit, Sum) and isinstance(parts.implicit, Sum)
     assert parts.explicit.terms == ((1.0, interaction),) and parts.implicit.terms == ((0.1, entropy),)
     whole = 0.1 * entropy + interaction
     assert schemes.split("jko", whole) == schemes.Split(None, whole)
@@ -164,7 +166,7 @@ def test_a_run_goes_on_bit_for_bit(scheme, tmp_path):
 
 def test_a_run_with_a_critic_in_its_explicit_step_goes_on(tmp_path):
     """Whose parameters are no part of what the implicit step trains, and have no moments in the checkpoint."""
-    options = {"scheme": "crank_nicolson", "training": QUICK}
+    options: dict[str, Any] = {"scheme": "crank_nicolson", "training": QUICK}
     flow = gwf.JKOFlow(gwf.KL(gwf.potentials.Gaussian(torch.zeros(2), torch.eye(2))), 2, 0.1, **options)
     x0 = cloud(80, 2, dtype=torch.float32)
     whole = flow.run(x0, 2, progress=False)
@@ -229,10 +231,10 @@ def test_bad_schemes():
     with pytest.raises(ValueError, match=r"Interaction terms only, use 'explicit'"):
         gwf.JKOFlow(gwf.Interaction(SQUARE), 2, 0.1, scheme="forward_backward")
     with pytest.raises(ValueError, match="scheme must be one of jko, forward_backward"):
-        gwf.JKOFlow(entropy, 2, 0.1, scheme="euler")
+        gwf.JKOFlow(entropy, 2, 0.1, scheme="euler")  # type: ignore[arg-type]
     for m in (0.5, math.nan, "2"):
         with pytest.raises(TypeError if m == "2" else ValueError, match="m must be a number >= 1"):
-            gwf.GeneralizedEntropy(m)
+            gwf.GeneralizedEntropy(m)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bandwidth must be a positive"):
         gwf.GeneralizedEntropy(2, bandwidth=-1.0)
     with pytest.raises(TypeError, match="kernel must be a kernel of gwf_fast, got float"):
@@ -292,10 +294,10 @@ def test_entropy_of_a_known_density(m):
             return (density(points) * math.exp(reference.log_volume)) ** (m - 1)
 
     z = functional.draw(n, reference)
-    best = functional.value(critic, x, z, reference).item()
+    best = functional.value(critic, x, z, reference).item()  # type: ignore[arg-type]
     assert best == pytest.approx(exact, abs=0.01)
     for wrong in (lambda w: critic(w) * 1.3, lambda w: critic(w) + 0.2 * w[:, 0]):
-        assert functional.value(wrong, x, z, reference).item() < best
+        assert functional.value(wrong, x, z, reference).item() < best  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("m", [1, 2, 3.5])

@@ -81,7 +81,7 @@ def test_patience_looks_at_means():
     """The last loss of a minibatch is noise."""
 
     def ends(losses, means):
-        watch = engines.Watch(SimpleNamespace(on_iteration=None, training=gwf.Training(patience=100)))
+        watch = engines.Watch(SimpleNamespace(on_iteration=None, training=gwf.Training(patience=100)))  # type: ignore[arg-type]
         looks = enumerate(zip(losses, means, strict=True), start=1)
         return [watch.stops(50 * k, loss, mean, None) for k, (loss, mean) in looks]
 

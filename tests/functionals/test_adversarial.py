@@ -85,7 +85,7 @@ def test_donsker_varadhan_is_kl_at_the_optimal_critic() -> None:
     exact = -math.log(scale) + 0.5 * (scale**2 + mean**2) - 0.5
     value = gwf.DonskerVaradhan(nodes).value(LogRatio(), p, nodes, None)
     assert abs(float(value) - exact) < 3e-3
-    worse = gwf.DonskerVaradhan(nodes).value(lambda x: 0.7 * LogRatio()(x), p, nodes, None)
+    worse = gwf.DonskerVaradhan(nodes).value(lambda x: 0.7 * LogRatio()(x), p, nodes, None)  # type: ignore[arg-type]
     assert worse < value
 
 
@@ -128,7 +128,7 @@ def test_flow_goes_to_the_target_and_resumes(functional, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda y: gwf.IPM(y, constraint="clip"), "constraint"),
+        (lambda y: gwf.IPM(y, constraint="clip"), "constraint"),  # type: ignore[arg-type]
         (lambda y: gwf.IPM(y, penalty=0.0), "penalty"),
         (lambda y: gwf.MMDUnbalanced(y, gwf.Riesz(), strength=-1.0), "strength"),
         (lambda y: gwf.DonskerVaradhan(y[:0]), "target"),

@@ -141,8 +141,10 @@ def test_what_a_form_stands_for_decides():
     assert form_of(gwf.MMDUnbalanced(samples(2), gwf.Riesz())) == CalledBack(draws=1)
     assert form_of(OwnDraw(samples(2), gwf.Riesz())) == CalledBack(draws=None)
     form = form_of(shifted())
+    assert isinstance(form, CriticForm)
     assert form.density.kind == "none" and form.log_q is not None
     form = form_of(gwf.KL(mixture()))
+    assert isinstance(form, CriticForm)
     assert form.density.kind == "mixture" and form.log_q is None
 
 

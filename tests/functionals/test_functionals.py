@@ -64,14 +64,14 @@ def test_slopes_are_u_times_the_second_derivative(name, parameter):
 def test_rows_without_a_critic():
     assert {"jeffreys", "log_d"} <= set(SMOOTH) - set(DIVERGENCES) and "total_variation" not in SMOOTH
     with pytest.raises(ValueError, match="name must be one of kl, "):
-        FDivergence("jeffreys", torch.ones(2, 2))
+        FDivergence("jeffreys", torch.ones(2, 2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"name must be one of .*got 'log_d'"):
         variational("log_d")
 
 
 @rows
 def test_conjugate_is_the_supremum(name, parameter):
-    row = divergence(name, parameter)
+    row = variational(name, parameter)
     t = row.f_prime(U)
     if name == "total_variation":  # f' takes two values only; between them the supremum is at u = 1
         t = torch.linspace(-0.45, 0.45, 7, dtype=DTYPE)
@@ -82,14 +82,14 @@ def test_conjugate_is_the_supremum(name, parameter):
 
 @rows
 def test_fenchel_equality(name, parameter):
-    row = divergence(name, parameter)
+    row = variational(name, parameter)
     t = row.f_prime(U)
     torch.testing.assert_close(row.conjugate(t), U * t - row.f(U), rtol=1e-9, atol=1e-9)
 
 
 @rows
 def test_composed_conjugate_and_range_of_the_activation(name, parameter):
-    row = divergence(name, parameter)
+    row = variational(name, parameter)
     v = torch.linspace(-6, 6, 41, dtype=DTYPE, requires_grad=True)
     composed, plain = row.conjugate_of_activation(v), row.conjugate(row.activation(v))
     assert plain.isfinite().all()
@@ -100,7 +100,7 @@ def test_composed_conjugate_and_range_of_the_activation(name, parameter):
 
 
 def test_js_is_finite_in_float32_where_the_plain_composition_is_not():
-    row = divergence("js")
+    row = variational("js")
     v = torch.tensor([-200.0, -30.0, 30.0, 200.0])
     assert not row.conjugate(row.activation(v)).isfinite().all()
     assert row.activation(v).isfinite().all() and row.conjugate_of_activation(v).isfinite().all()
@@ -139,7 +139,7 @@ def test_optimal_critic_attains_the_divergence(name, parameter, inverse):
     x, z = p.sample(400_000), functional.draw(400_000, None)
     estimate = functional.value(critic, x, z, None).item()
     assert estimate == pytest.approx(exact, abs=0.01)
-    assert functional.value(lambda x: critic(x) + 0.5, x, z, None).item() < estimate
+    assert functional.value(lambda x: critic(x) + 0.5, x, z, None).item() < estimate  # type: ignore[arg-type]
 
 
 def _log_ratio(p, mu):
@@ -171,7 +171,7 @@ def test_kl_stays_finite_where_its_critic_overshoots():
     mu = Gaussian(torch.zeros(2), torch.eye(2))
     for v in (14.9, 15.1, 500.0):
         level = torch.tensor(v, requires_grad=True)
-        objective = functional.critic_objective(lambda w, v=level: v.expand(len(w), 1), x, z, mu)
+        objective = functional.critic_objective(lambda w, v=level: v.expand(len(w), 1), x, z, mu)  # type: ignore[arg-type]
         (gradient,) = torch.autograd.grad(objective, level)
         assert objective.isfinite() and gradient.item() == pytest.approx(1 - math.exp(min(v, 15.0)), rel=1e-5)
 
@@ -212,6 +212,7 @@ def test_sums_and_multiples():
     js, kl = JensenShannon(x), FDivergence("kl", x)
     mixed = js + 0.1 * a + 0.5 * kl
     critics = mixed.build_critic(lambda: torch.nn.Linear(2, 1, dtype=DTYPE))
+    assert isinstance(critics, torch.nn.ModuleList)
     assert mixed.needs_critic and len(critics) == 2
     reference = mixed.reference(x)
     value = mixed.value(critics, x, mixed.draw(50, reference), reference)
@@ -231,7 +232,7 @@ def test_draw_takes_a_tensor_or_a_callable():
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: FDivergence("kullback", torch.zeros(3, 2)), ValueError, "name must be one of .* got 'kullback'"),
+        (lambda: FDivergence("kullback", torch.zeros(3, 2)), ValueError, "name must be one of .* got 'kullback'"),  # type: ignore[arg-type]
         (lambda: FDivergence("alpha", torch.zeros(3, 2)), ValueError, "parameter: "),
         (lambda: FDivergence("alpha", torch.zeros(3, 2), 1.0), ValueError, "parameter: "),
         (lambda: FDivergence("generalized_entropy", torch.zeros(3, 2), 1.0), ValueError, "parameter: "),
@@ -239,7 +240,7 @@ def test_draw_takes_a_tensor_or_a_callable():
         (lambda: JensenShannon(torch.zeros(0, 2)), ValueError, "target must be "),
         (lambda: JensenShannon(torch.zeros(3, 2, dtype=torch.int64)), ValueError, "target must be "),
         (lambda: JensenShannon(torch.full((3, 2), math.nan)), ValueError, "target: contains NaN"),
-        (lambda: JensenShannon([1, 2]), TypeError, "target must be "),
+        (lambda: JensenShannon([1, 2]), TypeError, "target must be "),  # type: ignore[arg-type]
         (lambda: KL(3.0), TypeError, "log_density must be "),
         (lambda: -1.0 * JensenShannon(torch.zeros(3, 2)), ValueError, "coefficient of JensenShannon"),
         (lambda: math.inf * Potential(lambda x: x[:, 0]), ValueError, "coefficient must be a finite number"),
@@ -255,7 +256,7 @@ def test_wrong_shapes_from_the_user_are_named():
     with pytest.raises(ValueError, match=r"V must give a tensor of shape \[5\]"):
         Potential(lambda x: x).value(None, x, None, None)
     with pytest.raises(ValueError, match=r"critic must have an output of shape \[5, 1\] or \[5\]"):
-        JensenShannon(x).map_objective(lambda x: x, x, x, None)
+        JensenShannon(x).map_objective(lambda x: x, x, x, None)  # type: ignore[arg-type]
 
 
 def banana(x):

@@ -45,7 +45,7 @@ def main() -> int:
         print(f"{time.perf_counter() - began:.0f} s")
     shown: collections.Counter[tuple[str, ...]] = collections.Counter()
     for finding in sorted(report.findings, key=lambda f: (f.call["f"], f.outcome)):
-        kind = (finding.call["f"], finding.outcome, finding.call["mode"], finding.known or "")
+        kind: tuple[str, ...] = (finding.call["f"], finding.outcome, finding.call["mode"], finding.known or "")
         shown[kind] += 1
         if shown[kind] <= options.most and not (finding.known and options.call is None):
             print(finding)

@@ -50,7 +50,7 @@ def draw_shape(rng: Random, *, least: int = 0, largest: int = 100, places: tuple
     call["ragged"] = bool(call["batch"]) and rng.random() < 0.4
     call["dtype"] = pick(rng, {"float32": 55, "float64": 37, "float16": 3, "bfloat16": 5})
     chosen = {k: v for k, v in PLACES.items() if places is None or k in places}
-    call["place"] = pick(rng, chosen)
+    call["place"] = pick(rng, chosen)  # type: ignore[arg-type]
     if call["place"] in ("coincident", "near") and rng.random() < 0.7:
         call["m"] = call["n"]
     for place, size in (("outlier", "n"), ("outlier_y", "m")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -29,7 +30,8 @@ FUNCTIONS: dict[str, Function] = {f.name: f for table in _TABLES for f in table.
 
 _PERTURBED, _AGAIN = 4, 40
 """Roundings that are drawn, and how many where the error exceeds the largest."""
-_REFUSALS = (ValueError, TypeError, NotImplementedError, gwf.AccuracyError, gwf.NonFiniteError, MemoryError)
+_REFUSALS: tuple[type[Exception], ...] = (ValueError, TypeError, NotImplementedError, MemoryError)
+_REFUSALS += (gwf.AccuracyError, gwf.NonFiniteError)
 _REFUSALS += (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)  # in which a trace wraps the others
 
 
@@ -104,7 +106,7 @@ def _compare(function: Function, call: Call, tensors: Any, lengths: Any, got: An
         return run_dense(function, call | changed, tensors, lengths, rounding)
 
     def rounded(draws: range) -> list[Any]:
-        return [dense(lambda k=k: Rounding(ULPS * eps, k)) for k in draws]
+        return [dense(functools.partial(Rounding, ULPS * eps, k)) for k in draws]
 
     truth, perturbed = dense(Rounding), rounded(range(_PERTURBED))
     if len(got) != len(truth):

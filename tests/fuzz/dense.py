@@ -76,10 +76,10 @@ def others(n: int, m: int, exclude_self: bool) -> Tensor:
 
 def kernel_sum(R: Rounding, x, y, weights=None, *, kernel: Terms, exclude_self: bool = False) -> Tensor:
     k = Dense(kernel, R)(pairs(R, x, y, kernel)[1])
-    k = torch.where(others(*k.shape, exclude_self), k, 0.0)  # not a weight's slope either
+    k = torch.where(others(len(x), len(y), exclude_self), k, 0.0)  # not a weight's slope either
     channels = weights is not None and weights.ndim == 2
     w = torch.ones(len(y), 1, dtype=x.dtype) if weights is None else weights if channels else weights[:, None]
-    out = R(torch.where(others(*k.shape, exclude_self)[..., None], k[..., None] * w, 0.0)).sum(1)
+    out = R(torch.where(others(len(x), len(y), exclude_self)[..., None], k[..., None] * w, 0.0)).sum(1)
     return out if channels else out[:, 0]
 
 
@@ -88,7 +88,7 @@ def kernel_gradient(R: Rounding, x, y, weights=None, *, kernel: Terms, exclude_s
     pull = 2 * Dense(kernel, R).slope(q)[..., None] * d
     if weights is not None:
         pull = pull * weights[None, :, None]
-    return R(torch.where(others(*q.shape, exclude_self)[..., None], pull, 0.0)).sum(1)
+    return R(torch.where(others(len(x), len(y), exclude_self)[..., None], pull, 0.0)).sum(1)
 
 
 def _logits(
@@ -225,7 +225,7 @@ def forward_step(R: Rounding, x, sources=None, *, step_size: float, kernel: Term
     return R(x + step_size * interaction_velocity(R, x, sources, kernel=kernel))
 
 
-def _normal(R: Rounding, x, y, weights, h: float) -> tuple[Tensor, float, Terms]:
+def _normal(R: Rounding, x, y, weights, h: float) -> tuple[Tensor, Tensor, Terms]:
     m = torch.full((len(y),), 1 / len(y), dtype=x.dtype) if weights is None else weights
     logarithm = -x.shape[1] / 2 * math.log(2 * math.pi * h * h)
     off = R.moved(x.new_zeros(()), 1 + abs(logarithm) / ULPS)  # of a power that is formed as an exponential

@@ -29,9 +29,10 @@ def _lines(R: Rounding, x, y, directions) -> tuple[Tensor, Tensor]:
     middle = origin(y)
     # not by a matrix product: points that coincide are to have equal projections, wherever they lie in memory
     lines = ((directions[:, None] * t.contiguous()[None]).sum(-1) for t in offsets(x, y))
-    return tuple(
+    of_x, of_y = (
         R(R.moved(line, (t - middle).detach().norm(dim=1)[None])) for line, t in zip(lines, (x, y), strict=True)
     )
+    return of_x, of_y
 
 
 def _share(R: Rounding, weights, n: int, like: Tensor) -> Tensor:
@@ -249,7 +250,7 @@ def drift_gmd_multi(
     unit, step = scale.clamp(min=1e-3), (scale / math.sqrt(x.shape[1])).clamp(min=1e-3)
     logits = r / unit + 100 * torch.eye(*r.shape, dtype=x.dtype)
     positive = torch.arange(len(targets)) >= len(targets) - len(y)
-    total, raws = 0.0, []
+    total, raws = torch.zeros_like(x), []
     for temperature in temperatures:
         exponents = R(-logits / temperature)
         v = _algorithm_2(R, x, targets, positive, exponents, weights, clip) / step
@@ -263,7 +264,7 @@ def drift_critic(R: Rounding, x, *, wave, transform: str = "wgan", shift: float 
     w = torch.tensor(wave, dtype=x.dtype)[: x.shape[1]]
     phase = R.moved(x @ w, (x.abs() @ w.abs()).detach())
     d = R(phase.sin())
-    factor = {
+    factors = {
         "wgan": lambda: 1.0 + 0 * d,
         "identity": lambda: 1.0 + 0 * d,
         "log_sigmoid": lambda: 1 / (1 + d.exp()),
@@ -271,7 +272,7 @@ def drift_critic(R: Rounding, x, *, wave, transform: str = "wgan", shift: float 
         "arcsinh": lambda: 1 / (1 + d * d).sqrt(),
     }
     # of a divergence: its factor at r = e^-d, d the logarithm of the target's density over the model's
-    factor = factor[transform]() if transform in factor else _FACTORS[transform](-d)
+    factor = factors[transform]() if transform in factors else _FACTORS[transform](-d)
     return R(factor * phase.cos())[:, None] * w
 
 

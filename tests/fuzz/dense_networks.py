@@ -161,10 +161,10 @@ def critic_objective(R: Rounding, x, z, *, divergence: str, activation: str, siz
     if divergence == "kl_density":
         tame = k.clamp(max=15).exp() + math.exp(15) * (k - 15).clamp(min=0)
         return R(h).mean() - R(R.moved(tame, k.detach().abs() * tame.detach())).mean()
-    terms = OUTPUTS[divergence](h), CONJUGATES[divergence](k)
+    of_h, of_k = OUTPUTS[divergence](h), CONJUGATES[divergence](k)
     if divergence == "total_variation":
-        terms = _flattened(R, h, terms[0]), _flattened(R, k, terms[1])
-    return R(terms[0]).mean() - R(terms[1]).mean()
+        of_h, of_k = _flattened(R, h, of_h), _flattened(R, k, of_k)
+    return R(of_h).mean() - R(of_k).mean()
 
 
 OBJECTIVES = (*CONJUGATES, "ipm", "hinge", "donsker_varadhan", "kl_density")

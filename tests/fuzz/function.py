@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -63,7 +62,10 @@ class Function:
     @property
     def public(self) -> Callable[..., Any]:
         """The function itself."""
-        return functools.reduce(getattr, self.name.split("."), gwf)
+        found: Any = gwf
+        for name in self.name.split("."):
+            found = getattr(found, name)
+        return found
 
     def __call__(self, tensors: dict[str, Tensor], lengths: dict[str, Tensor], call: Call) -> Output:
         """The package's results."""
@@ -94,8 +96,8 @@ class Function:
                 n: t if unbatched(call["tensors"][n]) else t.new_full(t.shape[len(batch) :], call["scale"])
                 for n, t in tensors.items()
             }
-            one = self.dense(rounding, empty, {}, call | {"batch": []})
-            return tuple(t.new_zeros((*batch, *t.shape)) for t in one)
+            of_one = self.dense(rounding, empty, {}, call | {"batch": []})
+            return tuple(t.new_zeros((*batch, *t.shape)) for t in of_one)
         rows = self.rows(call) if callable(self.rows) else self.rows
         results: list[Output] = []
         for index in itertools.product(*map(range, batch)):
@@ -161,7 +163,7 @@ def make(function: Function, call: Call) -> tuple[dict[str, Tensor], dict[str, T
             continue
         t = x if kind == "x" else y if kind == "y" else _companion(call, kind, 10 + stream)
         side = side_of(kind)
-        t = spoilt(t, of_side.get(side), t.shape[len(call["batch"])] if side else 0)  # type: ignore[arg-type]
+        t = spoilt(t, of_side.get(side), t.shape[len(call["batch"])] if side else 0)
         layout = call["y_layout"] if side == "y" else call["x_layout"]
         made[kind] = tensors[name] = laid_out(t, layout)
     return tensors, lengths

@@ -113,8 +113,8 @@ def judge(
         return Verdict(f"{name}: inf in {_where(invented)}, truth {_at(truth, invented)}", math.inf)
     same = ~(wanted_nan | got_nan | unknown | touched) & infinite(truth)
     # what is infinite or overflows; a finite neighbour may be a zero that has underflowed
-    beyond = truth.isinf() & (got64 != truth)
-    differs = same & (beyond.any(-1) if rows else beyond)
+    missed = truth.isinf() & (got64 != truth)
+    differs = same & (missed.any(-1) if rows else missed)
     if pads and differs.any():
         return Verdict(f"{name}: {_at(got64, differs)} for {_at(truth, differs)} in {_where(differs)}", math.inf)
     finite &= ~infinite(got64)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.fuzz.arguments import DTYPES, Call, generator, laid_out
 from tests.fuzz.function import Function, Output
+from tests.fuzz.rounding import summed
 
 Tensors = dict[str, Tensor]
 MODES = {
@@ -97,7 +98,7 @@ def second_gradients(run: Callable[[Tensors], Output], tensors: Tensors, names: 
 def _weighted(outputs: Output, weights: Output, call: Call | None = None) -> Tensor:
     # what is infinite by convention, beyond the lengths, or in the precision of the call, carries nothing
     largest = torch.finfo(DTYPES[call["dtype"]] if call else torch.float64).max
-    return sum(torch.where(t.abs() > largest, 0.0, t * w).sum() for t, w in zip(outputs, weights, strict=True))
+    return summed(torch.where(t.abs() > largest, 0.0, t * w).sum() for t, w in zip(outputs, weights, strict=True))
 
 
 def run_package(function: Function, call: Call, tensors: Tensors, lengths: Tensors) -> Output:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import gwf_fast as gwf
-from tests.fuzz.rounding import ULPS, Rounding
+from tests.fuzz.rounding import ULPS, Rounding, summed
 
 Term = Sequence[Any]
 
@@ -105,7 +105,8 @@ def _logarithm(c: float) -> Radial:  # c log r
 
 def _sum(*parts: tuple[float, Radial]) -> Radial:
     return Radial(
-        lambda q: sum(c * part.value(q) for c, part in parts), lambda q: sum(c * part.slope(q) for c, part in parts)
+        lambda q: summed(c * part.value(q) for c, part in parts),
+        lambda q: summed(c * part.slope(q) for c, part in parts),
     )
 
 
@@ -153,7 +154,7 @@ class Dense:
 
     def __call__(self, q: Tensor) -> Tensor:
         """phi(q)."""
-        return sum(
+        return summed(
             self._rounded(c * _Curve.apply(q, part.value, part.slope, self.rounding), is_power)
             for (c, part), is_power in zip(self.parts, self.powers, strict=True)
         )
@@ -168,7 +169,7 @@ class Dense:
 
     def slope(self, q: Tensor) -> Tensor:
         """dphi/dq."""
-        return sum(
+        return summed(
             self._rounded(c * rounded_apart(part.slope, self.rounding)(q), is_power)
             for (c, part), is_power in zip(self.parts, self.powers, strict=True)
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +12,11 @@ from torch import Tensor
 
 ULPS = 6.0
 """Size of the perturbations, in roundings of the precision at hand."""
+
+
+def summed(terms: Iterable[Tensor]) -> Tensor:
+    """Their sum, of which there is one at least: Python's begins with a number."""
+    return functools.reduce(operator.add, terms)
 
 
 class _Rounded(torch.autograd.Function):

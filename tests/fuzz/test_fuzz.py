@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_the_judge_sees_what_is_wrong() -> None:
     perturbed = [truth * (1 + 1e-6)]
 
     def fault(got: torch.Tensor, want: torch.Tensor = truth, place: str = "plain") -> str | None:
-        options = {"batch": 0, "pads": True, "floor": 0.0, "slack": 0.0, "place": place}
+        options: dict[str, Any] = {"batch": 0, "pads": True, "floor": 0.0, "slack": 0.0, "place": place}
         return judge("v", got.float(), want, perturbed, **options).fault
 
     assert fault(truth) is None

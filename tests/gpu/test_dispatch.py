@@ -182,7 +182,7 @@ class TestPrecision:
         monkeypatch.setattr(launch, "check_precision", lambda name: asked.append(name) or check(name))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         x = torch.randn(9, 17, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
-        values = [gwf.kernel_sum(x, x.detach(), kernel=K, backend=f"triton:{name}") for name in launch.PRECISIONS]
+        values = [gwf.kernel_sum(x, x.detach(), kernel=K, backend=f"triton:{name}") for name in launch.PRECISIONS]  # type: ignore[arg-type]
         count = len(launch.PRECISIONS)
         assert asked == list(launch.PRECISIONS)
         torch.autograd.grad(values[-1].sum(), x)

@@ -1,6 +1,7 @@
 """The inner loops as CUDA graphs: a replayed loop is the loop, on the device and on the CPU."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,8 @@ def test_captured_is_eager_is_the_cpu(name, monkeypatch, repeated):
         host = solved(step_problem(FUNCTIONALS[name](), **options), on_device=False)
         assert gap(captured, host) <= 1e-9
     new = step_problem(FUNCTIONALS[name](), **options)
-    assert (captured.map[0].weight.cpu() - new.map[0].weight).abs().max() > 1e-3
+    nets: list[Any] = [captured.map, new.map]
+    assert (nets[0][0].weight.cpu() - nets[1][0].weight).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

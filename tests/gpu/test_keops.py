@@ -55,7 +55,7 @@ def test_radial_against_autograd(backend):
     torch.testing.assert_close(ours(x, y), dense(x, y), rtol=1e-12, atol=1e-13)
     first = [torch.autograd.grad(f(x, y).pow(2).sum(), (x, y), create_graph=True) for f in (ours, dense)]
     torch.testing.assert_close(*first, rtol=1e-11, atol=1e-12)
-    second = [torch.autograd.grad(sum(g.pow(2).sum() for g in gradients), (x, y)) for gradients in first]
+    second = [torch.autograd.grad(sum(g.pow(2).sum() for g in gradients), (x, y)) for gradients in first]  # type: ignore[arg-type]
     torch.testing.assert_close(*second, rtol=1e-10, atol=1e-10)
 
 

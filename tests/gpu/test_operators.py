@@ -1,5 +1,7 @@
 """The operators on GPU backends as PyTorch sees them: tracing with fake CUDA tensors, opcheck, the fused mmd2."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -32,7 +34,7 @@ def test_fake_cuda_tensors_trace():
     """torch.compile(fullgraph=True) of all functions and operators, on tensors that no device here could hold."""
 
     def everything(x, y, w):
-        options = {"kernel": KERNEL}
+        options: dict[str, Any] = {"kernel": KERNEL}
         out = gwf.kernel_sum(x, y, w, **options).sum() + gwf.kernel_gradient(x, y, w, **options).sum()
         out = out + gwf.kernel_logsumexp(x, y, w, **options).sum()
         out = out + gwf.kernel_average(x, y, None, w, **options).sum()
@@ -126,10 +128,10 @@ class TestMMD2:
         if not wanted:
             return
         scale = torch.tensor([1.0, -2.0], device=DEVICE, dtype=torch.float64)
-        got = torch.autograd.grad((got * scale).sum(), [leaves[name] for name in wanted])
-        want = torch.autograd.grad((want * scale).sum(), [truth[name] for name in wanted])
+        slopes = torch.autograd.grad((got * scale).sum(), [leaves[name] for name in wanted])
+        true = torch.autograd.grad((want * scale).sum(), [truth[name] for name in wanted])
         assert len(launches) == passes  # value and gradient came out of the same
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(slopes, true, rtol=1e-10, atol=1e-13)
 
     def test_second_derivatives(self):
         generator = torch.Generator().manual_seed(7)

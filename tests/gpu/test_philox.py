@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_draws_for_another_device_are_the_hosts():
 
 
 def test_a_device_without_a_number_is_the_one_of_the_draws():
-    draws = DeviceDraws(7, torch.device("cpu"))
+    draws: Any = DeviceDraws(7, torch.device("cpu"))
     draws.counter = types.SimpleNamespace(device=torch.device("cuda", 0))
     assert draws._serves(torch.device("cuda")) and draws._serves(torch.device("cuda", 0))
     assert not draws._serves(torch.device("cuda", 1)) and not draws._serves(torch.device("cpu"))

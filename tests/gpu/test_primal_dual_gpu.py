@@ -1,5 +1,7 @@
 """``pytest -m gpu``: the persistent kernel of the JKO loop on a CUDA device, against the CPU's loop."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -81,7 +83,7 @@ def test_every_divergence(name):
     assert difference(loop_of(), divergence(name), training=training(), **PAPER) < 1e-10
 
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "rates": {"critic_lr": 5e-3, "lr_schedule": "cosine", "betas": (0.5, 0.9)},
     "clip": {"gradient_clip": 0.1},
     "decay": {"weight_decay": 0.3},

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,9 +81,9 @@ def test_threads_draw_what_the_cpu_draws(module):
     indices, uniforms, normals, singles = (torch.tensor(part, dtype=torch.float64) for part in zip(*drawn, strict=True))
     assert torch.equal(indices.long(), philox_indices(seed, iteration, stream, 200, bound))
     assert torch.equal(uniforms, philox_uniforms(seed, iteration, stream, 200))
-    for found, dtype, bound in ((normals, torch.float64, 1e-14), (singles, torch.float32, 1e-6)):
+    for found, dtype, error in ((normals, torch.float64, 1e-14), (singles, torch.float32, 1e-6)):
         expected = philox_normals(seed, iteration, stream, 200, 1, dtype).flatten().double()
-        torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
+        torch.testing.assert_close(found, expected, rtol=error, atol=error)
 
 
 @pytest.mark.parametrize("make", [mixture, divergence()], ids=["density", "samples"])
@@ -121,7 +122,7 @@ def test_every_activation(emulated, activation):
     assert difference(emulated(threads=32), divergence(), **options) < 1e-11
 
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "rates": {"critic_lr": 5e-3, "lr_schedule": "cosine", "betas": (0.5, 0.9)},
     "clip": {"gradient_clip": 0.1},
     "decay": {"weight_decay": 0.3},

@@ -116,7 +116,7 @@ class TestNests:
             "HGMMA.64x128x8.F32.TF32 R1",
             "NOP",
         ]
-        assert sass.multiply_adds(sass.kinds(code)) == 32 + 1024 + 2048 + 64 * 128 * 8 / 4
+        assert sass.multiply_adds(sass.kinds(code)) == 32 + 1024 + 2048 + 64 * 128 * 8 / 4  # type: ignore[arg-type]
 
 
 def count(tmp_path, *options):

@@ -41,7 +41,7 @@ def test_an_error_would_show():
         mlp_backward = staticmethod(mlp_reference.mlp_backward)
 
     case = NetworkCase((5, 17, 3), dtype=torch.float32)
-    assert selftest_networks.error(case, Wrong, "cpu") > TOLERANCE[case.dtype]
+    assert selftest_networks.error(case, Wrong, "cpu") > TOLERANCE[case.dtype]  # type: ignore[arg-type]
     assert selftest_networks.error(case, mlp_reference, "cpu") <= TOLERANCE[case.dtype]
 
 

@@ -1,6 +1,7 @@
 """Triton's Stein, drifting and transport kernels: on a GPU where there is one, under the interpreter elsewhere."""
 
 import importlib
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_an_error_would_show():
             return of_x, of_score * (1 + 1e-5)
 
     case = problems.ProblemCase("stein")
-    assert problems.error(case, Wrong, "cpu") > problems.TOLERANCE[case.dtype]
+    assert problems.error(case, Wrong, "cpu") > problems.TOLERANCE[case.dtype]  # type: ignore[arg-type]
     assert problems.error(case, stein_reference, "cpu") <= problems.TOLERANCE[case.dtype]
 
 
@@ -101,9 +102,11 @@ def test_gmd_is_one_drift_on_every_path(clip, ragged, monkeypatch):
     monkeypatch.setattr(drift, "forces", lambda *a: calls.append(len(a[5])) or forces(*a))
     generator = torch.Generator().manual_seed(2)
     x, y = (torch.randn(3, n, 2, generator=generator, dtype=torch.float64) + 50 for n in (19, 30))
-    options = {"temperature": 0.4, "clip": clip}
-    lengths = {"x_lengths": torch.tensor([19, 12, 4]), "y_lengths": torch.tensor([5, 30, 9])} if ragged else {}
-    on_device = {name: value.to(DEVICE) for name, value in lengths.items()}
+    options: dict[str, Any] = {"temperature": 0.4, "clip": clip}
+    lengths: dict[str, Any] = (
+        {"x_lengths": torch.tensor([19, 12, 4]), "y_lengths": torch.tensor([5, 30, 9])} if ragged else {}
+    )
+    on_device: dict[str, Any] = {name: value.to(DEVICE) for name, value in lengths.items()}
     got = gwf.drift.gmd(x.to(DEVICE), y.to(DEVICE), **options, **on_device, backend="triton")
     assert calls == [1]
     want = gwf.drift.gmd(x, y, **options, **lengths, backend="torch")

@@ -192,7 +192,7 @@ BAD = [
     (lambda x, y: gwj.mmd2(x, y, kernel=K, x_weights=y[:, 0]), ValueError, "x_weights must have shape"),
     (lambda x, y: gwj.drift.gmd(x, y, temperature=1.0, negatives=x[:, :1]), ValueError, "negatives must have the dim"),
     (lambda x, y: gwj.sinkhorn_divergence(x, y, epsilon=1.0, return_potentials=True), TypeError, "return_potentials"),
-    (lambda x, y: gwj.kernel_sum(x, kernel=K), TypeError, "missing a required argument: 'y'"),
+    (lambda x, y: gwj.kernel_sum(x, kernel=K), TypeError, "missing a required argument: 'y'"),  # type: ignore[call-arg]
     (lambda x, y: gwj.kernel_sum(x.astype(int), y.astype(int), kernel=K), TypeError, "x must have a floating dtype"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import ot
@@ -29,7 +30,7 @@ def unit(p, dim, dtype=F64, seed=1):
     return torch.nn.functional.normalize(torch.randn(p, dim, generator=g, dtype=F64), dim=-1).to(dtype)
 
 
-def wasserstein_of_copies(x, y, theta):
+def wasserstein_of_copies(x, y, *, theta):
     """Each point as often as makes the sets equally large: no quantile is rounded (POT's gradient errs by 2e-12)."""
     size = math.lcm(len(x), len(y))
     a, b = ((p @ theta.mT).sort(0).values.repeat_interleave(size // len(p), 0) for p in (x, y))
@@ -46,7 +47,7 @@ def test_wasserstein_and_gradient_against_copies(n, m, dtype, tolerance, dim, p)
     x, y = clouds(n, m, dim)
     theta = unit(p, dim)
     leaves = [t.clone().requires_grad_() for t in (x, y)]
-    want = wasserstein_of_copies(*leaves, theta)
+    want = wasserstein_of_copies(*leaves, theta=theta)
     wanted = torch.autograd.grad(want, leaves)
     mine = [t.to(dtype).requires_grad_() for t in (x, y)]
     got = gwf.sliced_wasserstein2(*mine, directions=theta.to(dtype))
@@ -145,7 +146,7 @@ def test_energy_is_unbiased():
 def test_derivatives_against_finite_differences(n, m, weighted):
     x, y = (t.requires_grad_() for t in clouds(n, m, 3, batch=(2,)))
     theta = unit(9, 3)
-    w = {"x_weights": torch.rand(2, n, dtype=F64) + 0.1, "y_weights": torch.rand(2, m, dtype=F64) + 0.1}
+    w: dict[str, Any] = {"x_weights": torch.rand(2, n, dtype=F64) + 0.1, "y_weights": torch.rand(2, m, dtype=F64) + 0.1}
     w = w if weighted else {}
     assert torch.autograd.gradcheck(lambda a, b: gwf.sliced_wasserstein2(a, b, directions=theta, **w), (x, y))
     assert torch.autograd.gradgradcheck(lambda a, b: gwf.sliced_wasserstein2(a, b, directions=theta, **w), (x, y))
@@ -188,7 +189,7 @@ def test_derivative_in_weights_is_pots():
     torch.testing.assert_close(gradients[1] - gradients[1].mean(), gradients[0], rtol=1e-8, atol=1e-10)
 
 
-LENGTHS = {"x_lengths": torch.tensor([7, 1, 4]), "y_lengths": torch.tensor([5, 9, 2])}
+LENGTHS: dict[str, Any] = {"x_lengths": torch.tensor([7, 1, 4]), "y_lengths": torch.tensor([5, 9, 2])}
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -264,7 +265,8 @@ def test_torch_path_of_powers_agrees(weighted):
     from gwf_fast.pairs.fast.exponentials import power_of_distance
 
     x, y = clouds(30, 45, 4, batch=(2,))
-    theta, w = unit(6, 4), (None, None)
+    theta = unit(6, 4)
+    w: tuple[Any, ...] = (None, None)
     if weighted:
         w = tuple(torch.rand(2, k, dtype=F64) for k in (30, 45))
         w = tuple(v / v.sum(-1, keepdim=True) for v in w)
@@ -335,9 +337,10 @@ def test_compat_is_pot(p, weighted):
     a, b = (torch.rand(33, dtype=F64), torch.rand(50, dtype=F64)) if weighted else (None, None)
     a, b = (w if w is None else w / w.sum() for w in (a, b))
     leaves = [t.requires_grad_() for t in (x, y)]
-    options = {"n_projections": 20, "p": p, "log": True}
-    want, log = ot.sliced.sliced_wasserstein_distance(*leaves, a, b, **options, seed=5)
-    got, mine = sliced_wasserstein_distance(*leaves, a, b, **options, projections=log["projections"])
+    options: dict[str, Any] = {"a": a, "b": b, "n_projections": 20, "p": p, "log": True}
+    want, log = ot.sliced.sliced_wasserstein_distance(*leaves, **options, seed=5)
+    options["projections"] = log["projections"]
+    got, mine = sliced_wasserstein_distance(*leaves, **options)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
     torch.testing.assert_close(mine["projected_emds"], log["projected_emds"].detach(), rtol=1e-11, atol=1e-14)
     for g, w in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True):

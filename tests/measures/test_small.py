@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def sets(*batch: int, n: int = 11, m: int = 8, dim: int = 3) -> tuple[Tensor, ..
     return x, y, a, b
 
 
-def dense_mmd2(x: Tensor, y: Tensor, a: Tensor, b: Tensor, kernel: gwf.Kernel, unbiased: bool) -> Tensor:
+def dense_mmd2(x: Tensor, y: Tensor, a: Tensor, b: Tensor, *, kernel: gwf.Kernel, unbiased: bool) -> Tensor:
     def form(u: Tensor, v: Tensor, p: Tensor, q: Tensor, own: bool) -> Tensor:
         matrix = kernel(u, v)
         if not (own and unbiased):
@@ -51,10 +52,10 @@ def test_mmd2_is_the_dense_one(name: str, batch: tuple[int, ...], unbiased: bool
     for ours in (True, False):
         leaves = [t.clone().requires_grad_() for t in (x, y, a, b)]
         if ours:
-            options = {"x_weights": leaves[2], "y_weights": leaves[3]}
+            options: dict[str, Any] = {"x_weights": leaves[2], "y_weights": leaves[3]}
             value = gwf.mmd2(*leaves[:2], kernel=KERNELS[name], unbiased=unbiased, **options)
         else:
-            value = dense_mmd2(*leaves, KERNELS[name], unbiased)
+            value = dense_mmd2(*leaves, kernel=KERNELS[name], unbiased=unbiased)
         u = torch.arange(1.0, 1 + math.prod(batch), dtype=torch.float64).view(batch)
         results.append([value.detach(), *torch.autograd.grad((u * value).sum(), leaves)])
     for got, want in zip(*results, strict=True):
@@ -72,7 +73,7 @@ def test_equal_weights_and_one_gradient_alone(unbiased: bool) -> None:
             if ours:
                 value = gwf.mmd2(*leaves, kernel=KERNELS["gaussian"], unbiased=unbiased)
             else:
-                value = dense_mmd2(*leaves, *equal, KERNELS["gaussian"], unbiased)
+                value = dense_mmd2(*leaves, *equal, kernel=KERNELS["gaussian"], unbiased=unbiased)
             results.append([value.detach(), *torch.autograd.grad(value.sum(), leaves[at])])
         for got, want in zip(*results, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)

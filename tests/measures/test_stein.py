@@ -162,7 +162,7 @@ def test_ksd2_bad_input() -> None:
     with pytest.raises(ValueError, match="numbers as bandwidths"):
         gwf.ksd2(x, score, kernel=gwf.Gaussian(torch.tensor(1.0)))
     with pytest.raises(TypeError, match="kernel must be"):
-        gwf.ksd2(x, score, kernel=1.0)
+        gwf.ksd2(x, score, kernel=1.0)  # type: ignore[arg-type]
 
 
 def dense_gaussian_gradients(x: Tensor, score: Tensor, diagonal: bool) -> tuple[Tensor, ...]:

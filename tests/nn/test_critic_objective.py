@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import gwf_fast as gwf
-from gwf_fast.nn.divergences import DIVERGENCES, divergence
+from gwf_fast.nn.divergences import DIVERGENCES, divergence, variational
 
 ROWS = [
     "kl",
@@ -40,7 +41,7 @@ def batches(dtype=torch.float64):
 def expectations(name, critic: nn.Module, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """E_P A and E_Q B, from f* itself and not from its simplified composition."""
     r = row(name)
-    h = [r.activation(nn.Sequential.forward(critic, points)[:, 0]) for points in (x, z)]
+    h = [r.activation(nn.Sequential.forward(critic, points)[:, 0]) for points in (x, z)]  # type: ignore[arg-type]
     return h[0].mean(), r.conjugate(h[1]).mean()
 
 
@@ -69,9 +70,9 @@ def test_value_and_derivatives(name):
     for mine, theirs in zip(first, torch.autograd.grad(3 * want, inputs, retain_graph=True), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
 
-    def second(f: Tensor) -> list[Tensor]:
+    def second(f: Tensor) -> tuple[Tensor, ...]:
         gradients = torch.autograd.grad(f, inputs, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs, materialize_grads=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in gradients), inputs, materialize_grads=True)  # type: ignore[arg-type]
 
     for mine, theirs in zip(second(value), second(want), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-13)
@@ -114,7 +115,7 @@ def test_any_module_is_a_critic():
     ):
         critic.double()
         value = gwf.nn.critic_objective(critic, x, z, divergence="js")
-        r = divergence("js")
+        r = variational("js")
         want = r.activation(critic(x)).mean() - r.conjugate_of_activation(critic(z)).mean()
         torch.testing.assert_close(value, want)
     tamed = gwf.nn.MLP((3, 4, 1), output="tanh").double()  # its own activation stays between network and divergence
@@ -166,7 +167,7 @@ OTHERS = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", OTHERS, ids=str)
 def test_the_other_objectives(name, dtype):
-    critic = gwf.nn.MLP((3, 20, 20, 1), "silu")
+    critic: Any = gwf.nn.MLP((3, 20, 20, 1), "silu")
     with torch.no_grad():
         critic[-1].weight.mul_(8)  # outputs on either side of the hinges
     critic = critic.to(dtype)
@@ -183,7 +184,7 @@ def test_the_other_objectives(name, dtype):
     if dtype is torch.float64:
         graph = torch.autograd.grad(3 * value, [x, z, *critic.parameters()], create_graph=True)
         seconds = [
-            torch.autograd.grad(sum(g.square().sum() for g in first), inputs, materialize_grads=True)
+            torch.autograd.grad(sum(g.square().sum() for g in first), inputs, materialize_grads=True)  # type: ignore[arg-type]
             for first, inputs in ((graph, [x, *critic.parameters()]), (truth, [xd, *exact.parameters()]))
         ]
         for mine, theirs in zip(*seconds, strict=True):
@@ -227,7 +228,7 @@ def test_spectral_norm_goes_through_the_compiled_pass():
 
 
 def test_donsker_varadhan_does_not_overflow():
-    critic = gwf.nn.MLP((3, 4, 1))
+    critic: Any = gwf.nn.MLP((3, 4, 1))
     with torch.no_grad():
         critic[-1].bias.fill_(500.0)
     x, z = batches(torch.float32)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 import gwf_fast as gwf
+from gwf_fast.flows.jko import FlowResult
 from gwf_fast.nn import ICNNGradient
 
 
@@ -57,8 +60,9 @@ def test_inverse_where_full_newton_steps_never_end():
     icnn = ICNNGradient(1, (1,)).double()
     with torch.no_grad():
         icnn.scale.zero_()
-        icnn.inputs[0].weight.fill_(50.0)
-        icnn.inputs[0].bias.zero_()
+        inputs: Any = icnn.inputs[0]
+        inputs.weight.fill_(50.0)
+        inputs.bias.zero_()
         icnn.positive[-1].fill_(math.log(math.expm1(1.0)))
     x = torch.linspace(-3, 3, 2001, dtype=torch.float64)[:, None]
     assert (icnn(x) - (1e-3 * x + 50 * torch.sigmoid(50 * x))).abs().max() < 1e-12
@@ -109,7 +113,7 @@ def test_density_through_exact_maps():
     start = gwf.potentials.Gaussian(torch.zeros(3).double(), torch.eye(3).double())
     state = flow.init(cloud(200, 3))
     maps = [rough(3, ()), rough(3, (), seed=1)]  # they do not commute
-    result = gwf.flows.jko.FlowResult(gwf.flows.jko.replace(state, maps=tuple(maps)), start.sample)
+    result = FlowResult(replace(state, maps=tuple(maps)), start.sample)
     linear = [m.jacobian(torch.zeros(3).double()) for m in maps]
     whole = linear[1] @ linear[0]
     mean = linear[1] @ maps[0].shift + maps[1].shift

@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ IDS = ["float32", "float64"]
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 
 # Written here and not taken from the package: what PyTorch users would put in an nn.Sequential.
-HIDDEN = {
+HIDDEN: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
@@ -92,7 +93,7 @@ def derivatives(f, x: Tensor, parameters, seed: int = 0) -> tuple[Tensor, list[T
     g = direction(out).requires_grad_()
     first = torch.autograd.grad(out, inputs, g, create_graph=True)
     total = sum((d * direction(d)).sum() for d in first)
-    second = torch.autograd.grad(total, [*inputs, g], materialize_grads=True)
+    second = torch.autograd.grad(total, [*inputs, g], materialize_grads=True)  # type: ignore[arg-type]
     return out.detach(), list(first), list(second)
 
 

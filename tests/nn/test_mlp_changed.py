@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,8 @@ def test_a_changed_map_keeps_its_layers_in_a_flow(tmp_path):
     training = gwf.Training(batch_size=32, iterations=3)
     flow = gwf.JKOFlow(gwf.Potential(lambda x: x.square().sum(1)), 2, 0.1, map=template, training=training)
     result = flow.run(X, 1, progress=False, checkpoint=tmp_path / "run")
-    assert isinstance(result.maps[0][1], nn.Tanh)
+    changed: Any = result.maps[0]
+    assert isinstance(changed[1], nn.Tanh)
     with pytest.raises(ValueError, match="map="):
         gwf.JKOFlow.resume(tmp_path / "run", functional=flow.functional, progress=False)
 
@@ -162,7 +164,7 @@ def test_a_change_after_a_call_is_seen(name):
 def test_copies_look_at_their_own_layers():
     net = gwf.nn.MLP([2, 8, 1])
     net(X)
-    other = copy.deepcopy(net)
+    other: Any = copy.deepcopy(net)
     with torch.no_grad():
         other[0].weight.mul_(2)
     torch.testing.assert_close(other(X), nn.Sequential(*other)(X))

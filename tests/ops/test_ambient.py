@@ -2,6 +2,9 @@
 
 import inspect
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +70,7 @@ FUNCTIONS = {
 def test_ambient_modes_change_nothing(name, mode):
     """Under autocast a bfloat16 product was read as float32; JS was .79 for -.01, log |det| off by 580 %."""
     want = FUNCTIONS[name]()
-    modes = {
+    modes: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
         "inference": torch.inference_mode,
         "no_grad": torch.no_grad,

@@ -65,7 +65,7 @@ def test_compile_fullgraph(backend):
     x, y, w = _inputs()
     want = torch.autograd.grad(_everything(x, y, w, backend), (x, y, w))
     torch.compiler.reset()
-    compiled = torch.compile(lambda *args: _everything(*args, backend), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda x, y, w: _everything(x, y, w, backend), fullgraph=True, backend="aot_eager")
     got = torch.autograd.grad(compiled(x, y, w), (x, y, w))
     for g, e in zip(got, want, strict=True):
         torch.testing.assert_close(g, e)
@@ -126,7 +126,8 @@ def test_hessians_agree(argument):
     inputs = _inputs(requires_grad=False)
 
     def f(v):
-        return _everything(*inputs[:argument], v, *inputs[argument + 1 :])
+        x, y, w = (v if k == argument else other for k, other in enumerate(inputs))
+        return _everything(x, y, w)
 
     want = torch.autograd.functional.hessian(f, inputs[argument])
     for hessian in (

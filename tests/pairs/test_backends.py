@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -138,7 +140,7 @@ def test_log_domain_far_from_the_data(backend, name, dtype):
         assert error(total, exact.sum(-1).log()) < TOLERANCE["value", dtype]
 
 
-def _energy(case, x, y, a, b, alpha, beta):
+def _energy(x, y, a, b, *, case, alpha, beta):
     """E of the operator pair_jet, dense, from the closed form."""
     k = case.value((x[:, :, None] - y[:, None]).norm(dim=-1))
     return (torch.exp(alpha[:, :, None] + beta[:, None]) * (a @ b.mT) * k).sum()
@@ -154,14 +156,14 @@ def test_jets_match_dense_autograd(backend, name, order):
     make = lambda *shape: torch.randn(*shape, dtype=torch.float64)  # noqa: E731
     x, y, a, b = make(b_, n, d), make(b_, m, d), make(b_, n, c), make(b_, m, c)
     scales = (make(b_, n), make(b_, m)) if name in POSITIVE else (None, None)
-    tangents = [(make(b_, n, d), make(b_, m, d), make(b_, n, c), make(b_, m, c)) for _ in range(order)]
+    tangents: list[Any] = [(make(b_, n, d), make(b_, m, d), make(b_, n, c), make(b_, m, c)) for _ in range(order)]
     if order:  # a missing part is a zero part
         tangents[0] = (tangents[0][0], None, tangents[0][2], None)
     alpha, beta = (torch.zeros(1, 1, dtype=torch.float64).expand(b_, n), torch.zeros(b_, m, dtype=torch.float64))
     alpha, beta = (alpha, beta) if scales[0] is None else scales
 
     inputs = [v.requires_grad_() for v in (x, y, a, b)]
-    scalar = _energy(case, *inputs, alpha, beta)
+    scalar = _energy(*inputs, case=case, alpha=alpha, beta=beta)
     for tangent in tangents:
         grads = torch.autograd.grad(scalar, inputs, create_graph=True)
         scalar = sum((g * t).sum() for g, t in zip(grads, tangent, strict=True) if t is not None)

@@ -10,7 +10,7 @@ import torch
 
 import gwf_fast as gwf
 from gwf_fast.kernels.cpp import pairs as cpp
-from gwf_fast.pairs.fast import cost, moments, series, sums, transform
+from gwf_fast.pairs.fast import FastOptions, choose, cost, moments, series, sums, transform
 from gwf_fast.pairs.fast.modulus import periodic_square, smooth_square
 from gwf_fast.pairs.fast.near import near_sum
 from gwf_fast.pairs.fast.transform import multi_indices
@@ -218,11 +218,11 @@ def test_near_field_against_dense_sums(name, dim, order):
 
 
 def test_auto_sums_few_pairs_directly_and_many_by_a_series():
-    options = gwf.pairs.fast.FastOptions("auto", 1e-5)
+    options = FastOptions("auto", 1e-5)
 
     def chosen(n, dim, kernel, order=1):
         x = cloud(n, dim, 0, torch.float32)
-        return gwf.pairs.fast.choose(options, x, x, kernel.terms, kernel.spec, order, 1)
+        return choose(options, x, x, kernel.terms, kernel.spec, order, 1)
 
     assert chosen(200, 2, gwf.Gaussian(0.5)) == "exact"
     assert chosen(100_000, 2, gwf.Gaussian(0.5)) == "nufft"

@@ -26,7 +26,7 @@ def test_derivatives_agree_with_those_of_the_exact_sum(kernel, dim, evaluations)
         value = gwf.kernel_sum(x, y, w, kernel=kernel, method=method)
         first = torch.autograd.grad((value * u).sum(), (x, y, w), create_graph=True)
         probe = sum((g * g.detach().sign()).sum() for g in first)
-        return [value.detach(), *(g.detach() for g in first), *torch.autograd.grad(probe, (x, y, w))]
+        return [value.detach(), *(g.detach() for g in first), *torch.autograd.grad(probe, (x, y, w))]  # type: ignore[arg-type]
 
     for got, want in zip(derivatives(gwf.NUFFT(1e-7)), derivatives("exact"), strict=True):
         assert error(got, want) < 1e-5
@@ -54,7 +54,7 @@ def test_third_derivatives_of_smooth_kernels(kernel, n, dim):
         x, y = x0.clone().requires_grad_(), y0.clone().requires_grad_()
         slopes = gwf.kernel_gradient(x, y, kernel=kernel, method=method)
         first = torch.autograd.grad((slopes.cos() * x0).sum(), (x, y), create_graph=True)
-        out.append(torch.autograd.grad(sum(g.sin().sum() for g in first), (x, y)))
+        out.append(torch.autograd.grad(sum(g.sin().sum() for g in first), (x, y)))  # type: ignore[arg-type]
     for got, want in zip(*out, strict=True):
         assert error(got, want) < 1e-5
 

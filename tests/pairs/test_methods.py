@@ -1,5 +1,8 @@
 """``method=``: names and objects mean the same, every option is read or refused, old spellings warn and go on."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -106,18 +109,19 @@ def test_a_backend_goes_with_exact_sums():
 
 def test_errors_come_by_a_function_of_their_own():
     method = gwf.Sliced(directions=THETA)
-    for fn in (gwf.kernel_sum, gwf.kernel_gradient, gwf.interaction_velocity):
+    functions: tuple[Callable[..., Any], ...] = gwf.kernel_sum, gwf.kernel_gradient, gwf.interaction_velocity
+    for fn in functions:
         out, error = gwf.with_error(fn, X, Y, kernel=K, method=method)
         assert torch.equal(out, fn(X, Y, kernel=K, method=method)) and error.shape == () and 0 < error < 1
         with pytest.warns(DeprecationWarning, match=rf"{fn.__name__}: return_error= is .* use .*gwf.with_error"):
             pair = fn(X, Y, kernel=K, method=method, return_error=True)
         assert torch.equal(pair[0], out) and torch.equal(pair[1], error)
     with pytest.raises(ValueError, match=r"method must be gwf.Sliced\(...\), whose sums are estimates, got 'nufft'"):
-        gwf.with_error(gwf.kernel_sum, X, Y, kernel=K, method="nufft")
+        gwf.with_error(gwf.kernel_sum, X, Y, kernel=K, method="nufft")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="fn must be one of kernel_sum, kernel_gradient"):
         gwf.with_error(gwf.interaction_energy, X, kernel=K)
     with pytest.raises(ValueError, match=r"return_error=True goes with method=gwf.Sliced\(...\), got method='exact'"):
-        gwf.kernel_sum(X, Y, kernel=K, return_error=True)
+        functions[0](X, Y, kernel=K, return_error=True)
     for call in (CALLS["interaction_energy"], CALLS["forward_step"]):
         with pytest.raises(ValueError, match="return_error must be False"):
             call(method="sliced", return_error=True)
@@ -143,9 +147,9 @@ def test_functionals_take_a_tolerance_in_its_former_place(make):
     for method in ("exact", gwf.NUFFT()):
         with pytest.raises(ValueError, match=r"tolerance goes with method=gwf.NUFFT or gwf.Auto\(...\), got method="):
             make(tolerance=1e-3, method=method)
-    for method in ("sliced", gwf.Sliced()):
+    for other in ("sliced", gwf.Sliced()):
         with pytest.raises(ValueError, match=r"method must be one of exact, nufft, auto, gwf.NUFFT and gwf.Auto, got"):
-            make(method=method)
+            make(method=other)
 
 
 def test_auto_with_a_backend_is_exact(monkeypatch):

@@ -6,6 +6,7 @@ Each of these once could be changed without a test turning red.
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_a_log_sum_without_itself_is_measured_from_its_neighbours(n, dim):
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         points = x.to(dtype)
         exponents = (-0.5 * squares(points, points)).fill_diagonal_(-torch.inf)
-        options = {"kernel": gwf.Gaussian(1.0), "exclude_self": True}
+        options: dict[str, Any] = {"kernel": gwf.Gaussian(1.0), "exclude_self": True}
         assert relative(gwf.kernel_logsumexp(points, points, **options), exponents.logsumexp(1)) < bound
         means = exponents.softmax(1) @ points.double()
         assert relative(gwf.kernel_average(points, points, **options), means) < 1e3 * bound

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_swallowed_nan_of_the_issue():
 def test_padding_may_hold_anything(bad):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 20, 2, generator=generator), torch.randn(2, 30, 2, generator=generator)
-    lengths = {"x_lengths": torch.tensor([20, 11]), "y_lengths": torch.tensor([17, 30])}
+    lengths: dict[str, Any] = {"x_lengths": torch.tensor([20, 11]), "y_lengths": torch.tensor([17, 30])}
     dirty_x, dirty_y = x.clone(), y.clone()
     dirty_x[1, 11:], dirty_y[0, 17:] = bad, bad
     theta = torch.nn.functional.normalize(torch.randn(8, 2, generator=generator), dim=-1)
@@ -302,10 +303,10 @@ def test_sinkhorn_drift_differentiates_through_the_solution():
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(6, 2, generator=generator, dtype=torch.float64)
     y = torch.rand(7, 2, generator=generator, dtype=torch.float64)
-    options = {"epsilon": 0.1, "max_iterations": 3000, "tolerance": 1e-13}
+    options: dict[str, Any] = {"epsilon": 0.1, "max_iterations": 3000, "tolerance": 1e-13}
     inputs = (x.requires_grad_(), y.requires_grad_())
     assert torch.autograd.gradcheck(lambda u, v: gwf.drift.sinkhorn(u, v, **options), inputs, atol=1e-6)
-    unbalanced = options | {"marginal_strength": 0.5}
+    unbalanced: dict[str, Any] = options | {"marginal_strength": 0.5}
     assert torch.autograd.gradcheck(lambda u, v: gwf.drift.sinkhorn(u, v, **unbalanced), inputs, atol=1e-6)
 
 
@@ -338,11 +339,11 @@ def test_a_gradient_in_the_weights_of_one_set_only():
         both = [w.clone().requires_grad_() for w in (a, b)]
         want = torch.autograd.grad(function(x, y, directions=theta, x_weights=both[0], y_weights=both[1]), both)
         for k, name in enumerate(("x_weights", "y_weights")):
-            weights = {"x_weights": a, "y_weights": b} | {name: both[k]}
+            weights: dict[str, Any] = {"x_weights": a, "y_weights": b} | {name: both[k]}
             got = torch.autograd.grad(function(x, y, directions=theta, **weights), both[k])[0]
             assert torch.equal(got, want[k])
             alone = both[k].detach().requires_grad_()
-            torch.autograd.grad(function(x, y, directions=theta, **{name: alone}), alone)
+            torch.autograd.grad(function(x, y, directions=theta, **{name: alone}), alone)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,8 +230,8 @@ def test_derivatives(kernel, few_waves, monkeypatch):
     monkeypatch.setattr(implementation, "WIDEST", 3)  # several tiles
     x, y, w = (t.requires_grad_() for t in (cloud(4, 3, 0), cloud(3, 3, 1), cloud(3, 2, 2)))
     theta = unit(4, 3)
-    options = {"kernel": kernel, "method": gwf.Sliced(directions=theta)}
-    loose = {"atol": 1e-4, "rtol": 1e-3} if not few_waves else {}  # the accuracy of a non-uniform FFT
+    options: dict[str, Any] = {"kernel": kernel, "method": gwf.Sliced(directions=theta)}
+    loose: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-3} if not few_waves else {}  # the accuracy of a non-uniform FFT
 
     def total(x, y, w):
         return gwf.kernel_sum(x, y, w, **options)
@@ -251,7 +252,7 @@ def test_gradients_in_a_bandwidth_and_through_interactions():
     out = []
     for options in ({"method": gwf.Sliced(directions=theta)}, {}):
         leaf = x.clone().requires_grad_()
-        velocity = gwf.interaction_velocity(leaf, kernel=gwf.Gaussian(h), **options)
+        velocity = gwf.interaction_velocity(leaf, kernel=gwf.Gaussian(h), **options)  # type: ignore[arg-type]
         out.append([velocity.detach(), *torch.autograd.grad(velocity.square().sum(), (leaf, h))])
     for got, want in zip(*out, strict=True):
         assert error(got, want) < 0.2
@@ -266,7 +267,7 @@ def test_gradients_in_a_bandwidth_and_through_interactions():
 def test_batches_lengths_channels_and_the_diagonal():
     x, w = cloud(80, 4, 0, 2), cloud(80, 3, 1, 2)
     theta, kernel = unit(30, 4), gwf.Laplace(0.8)
-    sliced = {"kernel": kernel, "method": gwf.Sliced(directions=theta)}
+    sliced: dict[str, Any] = {"kernel": kernel, "method": gwf.Sliced(directions=theta)}
     got, missed = gwf.with_error(gwf.kernel_sum, x, x, w, exclude_self=True, **sliced)
     assert missed.shape == (2,) and missed.dtype is F64
     for b in range(2):
@@ -296,7 +297,7 @@ def test_a_generator_and_not_the_threads_decides(few_waves, monkeypatch):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            options = {"kernel": kernel, "method": gwf.Sliced(45, generator=seeded(3))}
+            options: dict[str, Any] = {"kernel": kernel, "method": gwf.Sliced(45, generator=seeded(3))}
             results.append(gwf.kernel_gradient(x, x, **options))
     finally:
         torch.set_num_threads(before)
@@ -321,7 +322,7 @@ def test_no_more_than_a_tile_of_projections_is_held(monkeypatch):
 
 def test_single_precision_far_from_the_origin():
     x = cloud(500, 6, 0).float()
-    options = {"kernel": gwf.Gaussian(2.0), "method": gwf.Sliced(directions=unit(50, 6).float())}
+    options: dict[str, Any] = {"kernel": gwf.Gaussian(2.0), "method": gwf.Sliced(directions=unit(50, 6).float())}
     near = gwf.kernel_gradient(x.double(), x.double(), **{**options, "method": gwf.Sliced(directions=unit(50, 6))})
     assert error(gwf.kernel_gradient(x + 1024, x + 1024, **options), near) < 3e-3  # the points' own rounding
     assert error(gwf.kernel_gradient(x, x, **options), near) < 1e-5

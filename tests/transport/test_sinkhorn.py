@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def dense_plan(x: Tensor, y: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor,
     return a[..., None] * b[..., None, :] * torch.exp((f[..., None] + g[..., None, :] - cost) / epsilon)
 
 
-TIGHT = {"max_iterations": 5000, "tolerance": 1e-13}
+TIGHT: dict[str, Any] = {"max_iterations": 5000, "tolerance": 1e-13}
 
 
 @pytest.mark.parametrize("scaling", [None, 0.7])
@@ -55,7 +56,7 @@ def test_error_is_that_of_the_plan_returned() -> None:
 def test_over_relaxation_reaches_the_same_potentials_in_fewer_sweeps() -> None:
     x, y, a, b = clouds(60, 50)
     problem = Entropic(x, y, a, b)
-    options = {"max_iterations": 20_000, "tolerance": 1e-10}
+    options: dict[str, Any] = {"max_iterations": 20_000, "tolerance": 1e-10}
     plain = alternate(problem, 0.01, None, over_relaxation=False, **options)
     faster = alternate(problem, 0.01, None, **options)
     assert faster.n_iterations < 0.5 * plain.n_iterations
@@ -70,7 +71,7 @@ def test_small_epsilon_is_optimal_transport() -> None:
     cost = (x[:, None] - y).square().sum(-1) / 2
     rows, columns = linear_sum_assignment(cost.numpy())
     exact = cost[rows, columns].mean()
-    options = {"scaling": 0.9, "debias": False, "max_iterations": 20_000, "tolerance": 1e-5}
+    options: dict[str, Any] = {"scaling": 0.9, "debias": False, "max_iterations": 20_000, "tolerance": 1e-5}
     value = gwf.sinkhorn_divergence(x, y, epsilon=5e-3, **options)
     assert exact <= value + 1e-5
     assert value <= exact + 5e-3 * math.log(20)  # eps times the entropy of a permutation of 20
@@ -109,7 +110,7 @@ def test_first_and_second_derivatives(strength: float | None) -> None:
     def value(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         if strength is None:  # balanced: along weights of equal sum
             a, b = a / a.sum(), b / b.sum()
-        options = {"epsilon": 0.2, "marginal_strength": strength, **TIGHT}
+        options: dict[str, Any] = {"epsilon": 0.2, "marginal_strength": strength, **TIGHT}
         return gwf.sinkhorn_divergence(x, y, x_weights=a, y_weights=b, **options)
 
     inputs = [t.clone().requires_grad_() for t in (x, y, a, b)]
@@ -122,7 +123,7 @@ def test_first_and_second_derivatives(strength: float | None) -> None:
 def test_hessian_vector_product_of_a_larger_problem() -> None:
     x, y, _, _ = clouds(200, 150)
     direction = torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    options = {"epsilon": 0.05, "max_iterations": 5000, "tolerance": 1e-13}
+    options: dict[str, Any] = {"epsilon": 0.05, "max_iterations": 5000, "tolerance": 1e-13}
 
     def gradient(points: Tensor, create_graph: bool = False) -> Tensor:
         points = points if points.requires_grad else points.clone().requires_grad_()
@@ -140,7 +141,7 @@ def test_hessian_vector_product_of_a_larger_problem() -> None:
 def test_gradient_is_minus_the_drift(strength: float | None) -> None:
     x, y, a, b = clouds(40, 30)
     leaf = x.clone().requires_grad_()
-    options = {"epsilon": 0.1, "x_weights": a, "y_weights": b, "marginal_strength": strength, **TIGHT}
+    options: dict[str, Any] = {"epsilon": 0.1, "x_weights": a, "y_weights": b, "marginal_strength": strength, **TIGHT}
     (gradient,) = torch.autograd.grad(gwf.sinkhorn_divergence(leaf, y, **options), leaf)
     torch.testing.assert_close(gwf.drift.sinkhorn(x, y, **options), -gradient / a[:, None], rtol=1e-9, atol=1e-10)
 
@@ -156,7 +157,7 @@ def test_batches_are_problems_side_by_side() -> None:
 
 def test_far_from_the_origin_in_float32() -> None:
     x, y, _, _ = clouds(50, 50, dtype=torch.float32)
-    options = {"epsilon": 0.1, "max_iterations": 200, "tolerance": 1e-5}
+    options: dict[str, Any] = {"epsilon": 0.1, "max_iterations": 200, "tolerance": 1e-5}
     near = gwf.sinkhorn_divergence(x, y, **options)
     far = gwf.sinkhorn_divergence(x + 1024, y + 1024, **options)
     torch.testing.assert_close(far, near, rtol=3e-3, atol=0)  # x + 1024 keeps 13 bits of x
@@ -171,7 +172,7 @@ def test_start_saves_sweeps() -> None:
 
 def test_a_flow_starts_from_the_potentials_of_its_last_step() -> None:
     x, y, _, _ = clouds(50, 40)
-    options = {"epsilon": 0.02, "max_iterations": 5000, "tolerance": 1e-10, "return_potentials": True}
+    options: dict[str, Any] = {"epsilon": 0.02, "max_iterations": 5000, "tolerance": 1e-10, "return_potentials": True}
     v, potentials = gwf.drift.sinkhorn(x, y, **options)
     moved = x + 1e-3 * v
     cold, from_nothing = gwf.drift.sinkhorn(moved, y, **options)
@@ -189,7 +190,7 @@ def test_a_flow_starts_from_the_potentials_of_its_last_step() -> None:
 
 def test_the_result_carries_the_error_that_the_warning_tells_of() -> None:
     x, y, _, _ = clouds(30, 25)
-    options = {"epsilon": 0.003, "max_iterations": 3, "tolerance": 1e-9, "return_potentials": True}
+    options: dict[str, Any] = {"epsilon": 0.003, "max_iterations": 3, "tolerance": 1e-9, "return_potentials": True}
     for function in (gwf.sinkhorn_divergence, gwf.drift.sinkhorn):
         with pytest.warns(RuntimeWarning, match="marginal error") as caught:
             _, potentials = function(x, y, **options)
@@ -210,15 +211,15 @@ def test_ragged_sets_are_their_members(weighted: bool) -> None:
     x, y, _, _ = clouds(24, 30)
     x, y = x.view(2, 12, 2).clone(), y.view(2, 15, 2).clone()
     n, m = torch.tensor([12, 5]), torch.tensor([7, 15])
-    for b in range(2):
-        x[b, n[b] :], y[b, m[b] :] = float("nan"), float("nan")
+    for i in range(2):
+        x[i, n[i] :], y[i, m[i] :] = float("nan"), float("nan")
     a, b = torch.rand(2, 12).double() + 0.1, torch.rand(2, 15).double() + 0.1
     for points, size in ((a, n), (b, m)):
         for i in range(2):
             points[i] /= points[i, : size[i]].sum()
-    weights = {"x_weights": a, "y_weights": b} if weighted else {}
-    lengths = {"x_lengths": n, "y_lengths": m}
-    options = {"epsilon": 0.1, **TIGHT}
+    weights: dict[str, Any] = {"x_weights": a, "y_weights": b} if weighted else {}
+    lengths: dict[str, Any] = {"x_lengths": n, "y_lengths": m}
+    options: dict[str, Any] = {"epsilon": 0.1, **TIGHT}
     leaf = x.clone().requires_grad_()
     value = gwf.sinkhorn_divergence(leaf, y, **weights, **lengths, **options)
     (gradient,) = torch.autograd.grad(value.sum(), leaf)
@@ -227,7 +228,7 @@ def test_ragged_sets_are_their_members(weighted: bool) -> None:
     mapped = gwf.barycentric_map(y.nan_to_num(), y, result.g, epsilon=0.1, y_weights=b, y_lengths=m)
     for i in range(2):
         u, v = x[i, : n[i]], y[i, : m[i]]
-        some = {"x_weights": a[i, : n[i]], "y_weights": b[i, : m[i]]} if weighted else {}
+        some: dict[str, Any] = {"x_weights": a[i, : n[i]], "y_weights": b[i, : m[i]]} if weighted else {}
         inner = u.clone().requires_grad_()
         want = gwf.sinkhorn_divergence(inner, v, **some, **options)
         torch.testing.assert_close(value[i], want, rtol=1e-9, atol=1e-11)

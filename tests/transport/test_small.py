@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from gwf_fast import _cpu
 from gwf_fast.compat.geomloss import SamplesLoss
 from gwf_fast.kernels.cpp import transport as cpp
 
-GENERAL = {"backend": "torch"}
-TIGHT = {"max_iterations": 5000, "tolerance": 1e-13}
+GENERAL: dict[str, Any] = {"backend": "torch"}
+TIGHT: dict[str, Any] = {"max_iterations": 5000, "tolerance": 1e-13}
 
 
 def sets(*batch: int, n: int = 13, m: int = 9, dim: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,7 +64,7 @@ def test_few_sweeps_are_the_dense_ones(size: tuple[int, int]) -> None:
     torch.testing.assert_close(found.g, g, rtol=1e-11, atol=1e-12)
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "annealed": {"scaling": 0.6},
     "relaxed": {"marginal_strength": 0.7},
@@ -78,22 +79,22 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def options_of(name: str, a: Tensor, b: Tensor) -> dict:
+def options_of(name: str, a: Tensor, b: Tensor) -> dict[str, Any]:
     return {key: (a, b)[value] if key.endswith("_weights") else value for key, value in OPTIONS[name].items()}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_is_the_general_way_to_rounding(name: str) -> None:
     x, y, a, b = sets(3)
-    options = {"epsilon": 0.4, **TIGHT, **options_of(name, a, b)}
+    options: dict[str, Any] = {"epsilon": 0.4, **TIGHT, **options_of(name, a, b)}
     for ends, points in ((options.get("x_lengths"), x), (options.get("y_lengths"), y)):
         for at, length in enumerate(() if ends is None else ends):
             points[at, length:] = math.nan  # nobody looks beyond the lengths
     results = []
     for way in ({}, GENERAL):
         leaves = [t.clone().requires_grad_() for t in (x, y, a, b)]
-        weights = {key: leaves[2 + OPTIONS[name][key]] for key in options if key.endswith("_weights")}
-        value = gwf.sinkhorn_divergence(*leaves[:2], **options | weights, **way)
+        weights: dict[str, Any] = {key: leaves[2 + OPTIONS[name][key]] for key in options if key.endswith("_weights")}
+        value = gwf.sinkhorn_divergence(leaves[0], leaves[1], **options | weights, **way)
         slopes = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
         biased = gwf.sinkhorn_divergence(x, y, **options, **way, debias=False)
         solution = gwf.sinkhorn(x, y, **options, **way)
@@ -129,7 +130,7 @@ def test_second_derivatives_go_the_general_way() -> None:
     def hessian(way: dict, same: bool) -> Tensor:
         def value(x: Tensor) -> Tensor:
             sources = x if same else y
-            weights = {} if same else {"x_weights": a / a.sum(), "y_weights": b}
+            weights: dict[str, Any] = {} if same else {"x_weights": a / a.sum(), "y_weights": b}
             return gwf.sinkhorn_divergence(x, sources, epsilon=0.4, debias=not same, **weights, **TIGHT, **way)
 
         return torch.autograd.functional.hessian(value, x)
@@ -172,7 +173,7 @@ def test_floats_have_the_digits_of_floats(shift: float) -> None:
 @pytest.mark.parametrize("isa", _cpu.instruction_sets())
 def test_every_instruction_set(isa: str) -> None:
     x, y, a, b = sets(2, n=21, m=30)
-    options = {"epsilon": 0.05, "x_weights": a, "y_weights": b, "scaling": 0.7, **TIGHT}
+    options: dict[str, Any] = {"epsilon": 0.05, "x_weights": a, "y_weights": b, "scaling": 0.7, **TIGHT}
     before = _cpu.instruction_set()
     try:
         _cpu.use_instruction_set(isa)
@@ -213,7 +214,7 @@ def test_a_start_from_afar_is_forgotten(itself: bool) -> None:
     x, y, a, b = sets()
     y, b = (x, a) if itself else (y, b)
     start = 60 * torch.sin(torch.arange(len(y), dtype=torch.float64))
-    options = {"epsilon": 0.05, "x_weights": a, "y_weights": b, "max_iterations": 3, "tolerance": 0.0}
+    options: dict[str, Any] = {"epsilon": 0.05, "x_weights": a, "y_weights": b, "max_iterations": 3, "tolerance": 0.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         got, want = (gwf.sinkhorn(x, y, **options, start=start, **way) for way in ({}, GENERAL))
@@ -222,8 +223,14 @@ def test_a_start_from_afar_is_forgotten(itself: bool) -> None:
 
 def test_sweeps_are_over_relaxed_as_ever() -> None:
     x, y, a, b = sets(n=40, m=33)
-    options = {"epsilon": 0.05, "x_weights": a, "y_weights": b, "max_iterations": 5000, "tolerance": 1e-9}
-    got, want = (gwf.sinkhorn(x, y, **options, **way).n_iterations for way in ({}, GENERAL))
+    options: dict[str, Any] = {
+        "epsilon": 0.05,
+        "x_weights": a,
+        "y_weights": b,
+        "max_iterations": 5000,
+        "tolerance": 1e-9,
+    }
+    got, want = (int(gwf.sinkhorn(x, y, **options, **way).n_iterations) for way in ({}, GENERAL))
     assert abs(got - want) <= 1
     assert got > 30
 
