@@ -79,7 +79,7 @@ def max_sliced_wasserstein(R: Rounding, x, y, directions, x_weights=None, y_weig
 def spherical_sliced_wasserstein(R: Rounding, x, y, planes, x_weights=None, y_weights=None, *, p: float) -> Tensor:
     """Each circle cut open at every pair of points, and the cheapest line taken."""
     a, b = _share(R, x_weights, len(x), x), _share(R, y_weights, len(y), y)
-    total = 0.0
+    total = x.new_zeros(())
     for plane in planes:
         (u, order_x), (v, order_y) = (_angles(R, t, plane).sort() for t in (x, y))
         s, t = a[order_x], b[order_y]

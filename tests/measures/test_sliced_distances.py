@@ -292,7 +292,7 @@ def test_energy_drift_takes_what_slices_take():
         with pytest.raises(ValueError, match=message):
             gwf.drift.energy(x, y, **options)
     with pytest.raises(TypeError, match=r"sliced must be a positive integer, got float 2\.5"):
-        gwf.drift.energy(x, y, sliced=2.5)
+        gwf.drift.energy(x, y, sliced=2.5)  # type: ignore[arg-type]
     theta.requires_grad_()
     moved = gwf.drift.energy(x, y, exponent=1.3, directions=theta)
     assert torch.autograd.grad(moved.square().sum(), theta)[0].abs().max() > 0

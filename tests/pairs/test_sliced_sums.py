@@ -143,8 +143,9 @@ def test_broken_powers_and_logarithms_against_dense_sums(kernel, n, m, dtype):
 def test_logarithms_are_those_of_the_distance():
     x, y = cloud(60, 6, 0), cloud(50, 6, 1)
     kernel = gwf.PowerLaw(2, 0)
-    for options in ({}, {"exclude_self": True}):
-        y = x if options else y
+    for exclude_self in (False, True):
+        y = x if exclude_self else y
+        options: dict[str, Any] = {"exclude_self": exclude_self}
         exact = gwf.kernel_sum(x, y, kernel=kernel, **options)
         method = gwf.Sliced(600, generator=seeded(0))
         got, expected = gwf.with_error(gwf.kernel_sum, x, y, kernel=kernel, method=method, **options)
@@ -164,9 +165,9 @@ def test_forces_without_a_variance_have_no_error_to_tell(exponent, finite):
             slopes.backward()
         return
     slopes.backward()
-    leaf, options = cloud(4, 3, 0).requires_grad_(), {"method": gwf.Sliced(directions=unit(3, 3))}
+    leaf, method = cloud(4, 3, 0).requires_grad_(), gwf.Sliced(directions=unit(3, 3))
     assert torch.autograd.gradgradcheck(
-        lambda x: gwf.kernel_sum(x, cloud(3, 3, 1), kernel=gwf.Riesz(exponent), **options), leaf
+        lambda x: gwf.kernel_sum(x, cloud(3, 3, 1), kernel=gwf.Riesz(exponent), method=method), leaf
     )
 
 
