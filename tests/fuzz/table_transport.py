@@ -96,14 +96,14 @@ def _sinkhorn_truth(R: Rounding, x: Tensor, y: Tensor, x_weights=None, y_weights
 
 
 def _sinkhorn_through(function: Function, tensors: dict[str, Tensor], options: dict[str, Any]) -> Any:
-    out = gwf.sinkhorn(**tensors, **options)
+    out = gwf.sinkhorn(**tensors, **options)  # type: ignore[arg-type]
     sides = []
     for side, t in (("x", out.f), ("y", out.g)):
         w = tensors.get(f"{side}_weights", torch.ones_like(t))
         if (lengths := options.get(f"{side}_lengths")) is not None:
             w = torch.where(torch.arange(t.shape[-1]) < lengths[..., None], w, 0.0)
         sides.append(w / w.sum(-1, keepdim=True))
-    f, g = _centred(*sides, out.f, out.g)
+    f, g = _centred(sides[0], sides[1], out.f, out.g)
     return f * (sides[0] > 0), g * (sides[1] > 0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,18 +14,21 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-WAYS = {"relaxed": {"tolerance": 1e-5, "max_iterations": 500}, "plain": {"sweeps": "plain", "tolerance": 0.0}}
+WAYS: dict[str, dict[str, Any]] = {
+    "relaxed": {"tolerance": 1e-5, "max_iterations": 500},
+    "plain": {"sweeps": "plain", "tolerance": 0.0},
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("size", [(12, 9), (300, 260)])  # in one launch, and in passes
 @pytest.mark.parametrize("cost", [c for c in COSTS if c not in FORMULAS])
 def test_values_derivatives_drifts_and_plans(cost: str, size: tuple[int, int], way: str) -> None:
-    options = {"epsilon": 0.5, **WAYS[way], **COSTS[cost]}
+    options: dict[str, Any] = {"epsilon": 0.5, **WAYS[way], **COSTS[cost]}
     results = []
     for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
         x, y, a, b = (t.to(device, dtype) for t in problem(2, n=size[0], m=size[1], dim=3))
-        weights = {"x_weights": a, "y_weights": b}
+        weights: dict[str, Any] = {"x_weights": a, "y_weights": b}
         leaf = x.clone().requires_grad_()
         values = [gwf.transport_cost(leaf, y, form=form, **weights, **options) for form in ("entropic", "linear")]
         slopes = [torch.autograd.grad(value.sum(), leaf)[0] * x.shape[-2] for value in values]
@@ -37,7 +42,7 @@ def test_values_derivatives_drifts_and_plans(cost: str, size: tuple[int, int], w
 def test_a_fixed_count_is_captured() -> None:
     """Nothing is read by the host on the way."""
     x, y, _, _ = (t.cuda().float() for t in problem(n=300, m=260, dim=3))
-    options = {"epsilon": 0.5, "sweeps": "plain", "tolerance": 0.0, "max_iterations": 5}
+    options: dict[str, Any] = {"epsilon": 0.5, "sweeps": "plain", "tolerance": 0.0, "max_iterations": 5}
     want = gwf.sinkhorn(x, y, **options).g
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -268,8 +268,7 @@ def test_torch_path_of_powers_agrees(weighted):
     theta = unit(6, 4)
     w: tuple[Any, ...] = (None, None)
     if weighted:
-        w = tuple(torch.rand(2, k, dtype=F64) for k in (30, 45))
-        w = tuple(v / v.sum(-1, keepdim=True) for v in w)
+        w = tuple(v / v.sum(-1, keepdim=True) for v in (torch.rand(2, k, dtype=F64) for k in (30, 45)))
     nodes = power_of_distance(1.3)
     got = sliced_cpp.sliced("power", x, y, theta, power=1.3, weights=w, exponentials=nodes).values
     torch.testing.assert_close(got, _portable("power", x, y, theta, 1.3, *w), rtol=1e-8, atol=0)
@@ -339,8 +338,7 @@ def test_compat_is_pot(p, weighted):
     leaves = [t.requires_grad_() for t in (x, y)]
     options: dict[str, Any] = {"a": a, "b": b, "n_projections": 20, "p": p, "log": True}
     want, log = ot.sliced.sliced_wasserstein_distance(*leaves, **options, seed=5)
-    options["projections"] = log["projections"]
-    got, mine = sliced_wasserstein_distance(*leaves, **options)
+    got, mine = sliced_wasserstein_distance(*leaves, **options | {"projections": log["projections"]})
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
     torch.testing.assert_close(mine["projected_emds"], log["projected_emds"].detach(), rtol=1e-11, atol=1e-14)
     for g, w in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import sympy as sp
@@ -12,7 +13,7 @@ from torch import Tensor
 import gwf_fast as gwf
 from tests.transport.dense import COSTS, FORMULAS, cost_matrix, own_value, problem, sweeps
 
-TIGHT = {"max_iterations": 2000, "tolerance": 1e-12}
+TIGHT: dict[str, Any] = {"max_iterations": 2000, "tolerance": 1e-12}
 EPSILON = 0.5
 
 
@@ -31,7 +32,7 @@ def close(got: Tensor, want: Tensor, tolerance: float = 1e-9) -> None:
 
 @pytest.mark.parametrize("form", ["linear", "entropic"])
 @pytest.mark.parametrize("cost", COSTS)
-def test_values_and_derivatives_are_those_of_the_dense_plan(cost: str, form: str) -> None:
+def test_values_and_derivatives_are_those_of_the_dense_plan(cost: str, form: Any) -> None:
     """Derivatives of the solution are autograd's through sweeps that have converged."""
     leaves = [t.requires_grad_() for t in problem()]
     x, y, a, b = leaves
@@ -44,7 +45,7 @@ def test_values_and_derivatives_are_those_of_the_dense_plan(cost: str, form: str
 
 @pytest.mark.parametrize("form", ["linear", "entropic"])
 @pytest.mark.parametrize("cost", ["r^2/2", "r", "hyperbola"])
-def test_soft_marginals(cost: str, form: str) -> None:
+def test_soft_marginals(cost: str, form: Any) -> None:
     """In weights too, whose sums are free then."""
     leaves = [t.requires_grad_() for t in problem()]
     x, y, a, b = leaves
@@ -78,9 +79,9 @@ def test_second_derivatives(cost: str) -> None:
     """Of "entropic" by differences of the first; of "linear" there are none, and it says so."""
     x, y, _, _ = problem()
     direction = torch.linspace(-1, 1, x.numel(), dtype=torch.float64).view_as(x)
-    options = {"epsilon": EPSILON, **TIGHT, **options_of(cost)}
+    options: dict[str, Any] = {"epsilon": EPSILON, **TIGHT, **options_of(cost)}
 
-    def gradient(points: Tensor, form: str = "entropic", create_graph: bool = False) -> Tensor:
+    def gradient(points: Tensor, form: Any = "entropic", create_graph: bool = False) -> Tensor:
         leaf = points if points.requires_grad else points.clone().requires_grad_()
         value = gwf.transport_cost(leaf, y, form=form, **options)
         return torch.autograd.grad(value, leaf, create_graph=create_graph)[0]
@@ -154,7 +155,7 @@ def test_conventions_of_geomloss(p: int, debias: bool) -> None:
     geomloss = pytest.importorskip("geomloss")
     x, y, a, b = problem(n=12, m=9)
     loss = geomloss.SamplesLoss("sinkhorn", p=p, blur=0.7, scaling=0.98, debias=debias, backend="tensorized")
-    options = {"epsilon": 0.7**p, "x_weights": a, "y_weights": b, "p": p, **TIGHT}
+    options: dict[str, Any] = {"epsilon": 0.7**p, "x_weights": a, "y_weights": b, "p": p, **TIGHT}
     got = gwf.sinkhorn_divergence(x, y, **options) if debias else gwf.transport_cost(x, y, **options)
     torch.testing.assert_close(got, loss(a, x, b, y), rtol=1e-4, atol=0)
 
@@ -170,7 +171,11 @@ def test_small_costs_between_points_far_apart(cost: str, size: tuple[int, int]) 
     n, m = size
     x = 30 * torch.randn(n, 3, generator=generator)
     y = x[torch.arange(m) % n] + 0.01 * torch.randn(m, 3, generator=generator)
-    options = {"epsilon": 1e-4 if cost == "r^2/2" else 1e-2, "marginal_strength": 1.0, "max_iterations": 20}
+    options: dict[str, Any] = {
+        "epsilon": 1e-4 if cost == "r^2/2" else 1e-2,
+        "marginal_strength": 1.0,
+        "max_iterations": 20,
+    }
     options |= {"sweeps": "plain", "tolerance": 0.0, "form": "linear"} | options_of(cost)
     got, want = (gwf.transport_cost(x.to(t), y.to(t), **options) for t in (torch.float32, torch.float64))
     torch.testing.assert_close(got.double(), want, rtol=2e-4, atol=0)
@@ -180,7 +185,7 @@ def test_small_costs_between_points_far_apart(cost: str, size: tuple[int, int]) 
 def test_directions_of_vectors_of_any_length(dtype: torch.dtype) -> None:
     x, y, a, b = (t.to(dtype) for t in problem())
     limits = torch.finfo(dtype)
-    options = {"epsilon": 0.3, "x_weights": a, "y_weights": b, "cost": "cosine"}
+    options: dict[str, Any] = {"epsilon": 0.3, "x_weights": a, "y_weights": b, "cost": "cosine"}
     want = gwf.transport_cost(x, y, **options)
     for factor in (8 * limits.tiny, limits.max / 8, 1.0):
         scales = torch.full((6, 1), factor, dtype=dtype)
@@ -199,7 +204,7 @@ def test_padding_has_no_direction() -> None:
     spoilt = x.clone()
     spoilt[1, 2:] = math.nan
     leaf = spoilt.requires_grad_()
-    options = {"epsilon": 0.5, "cost": "cosine", **TIGHT}
+    options: dict[str, Any] = {"epsilon": 0.5, "cost": "cosine", **TIGHT}
     for function in (gwf.transport_cost, gwf.sinkhorn_divergence):
         value = function(leaf, y, x_lengths=n, **options)
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
@@ -215,7 +220,7 @@ def test_far_clusters_under_p_1(backend: str | None) -> None:
     x, y = torch.cat((x, x + 400)), torch.cat((y, y + 401))
     a, b = torch.cat((a, a)) / 2, torch.cat((b, b)) / 2
     leaf = x.clone().requires_grad_()
-    options = {"epsilon": 0.3, "x_weights": a, "y_weights": b, "p": 1, "backend": backend, **TIGHT}
+    options: dict[str, Any] = {"epsilon": 0.3, "x_weights": a, "y_weights": b, "p": 1, "backend": backend, **TIGHT}
     (gradient,) = torch.autograd.grad(gwf.transport_cost(leaf, y, **options), leaf)
     dense = sweeps(cost_matrix("r", leaf, y), a, b, 0.3, 400)
     (want,) = torch.autograd.grad((dense.plan.detach() * cost_matrix("r", leaf, y)).sum(), leaf)
@@ -258,7 +263,7 @@ def test_what_is_no_cost(function) -> None:
     ]
     for options, error, message in wrong:
         with pytest.raises(error, match=message) as caught:
-            function(x, y, epsilon=1.0, **options)
+            function(x, y, epsilon=1.0, **options)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
     x[2] = 0
     with pytest.raises(ValueError, match=r"x must have no point at the origin, which has no direction, for cost='cos"):
@@ -278,15 +283,15 @@ def test_what_transport_costs_is_refused_in_words() -> None:
     for form in ("entropic", "linear"):
         for options, error, message in wrong:
             with pytest.raises(error, match=message):
-                gwf.transport_cost(x, y, **({"epsilon": 1.0, "form": form} | options))
+                gwf.transport_cost(x, y, **({"epsilon": 1.0, "form": form} | options))  # type: ignore[operator]
         with pytest.raises(ValueError, match="y must have at least one point to transport"):
             gwf.transport_cost(x, y[:0], epsilon=1.0, form=form)
 
 
 @pytest.mark.parametrize("form", ["entropic", "linear"])
-def test_starts_halves_and_layouts(form: str) -> None:
+def test_starts_halves_and_layouts(form: Any) -> None:
     x, y, a, b = problem(2, n=7)
-    options = {"epsilon": 0.3, "form": form, "x_weights": a, "y_weights": b}
+    options: dict[str, Any] = {"epsilon": 0.3, "form": form, "x_weights": a, "y_weights": b}
     want = gwf.transport_cost(x, y, **options, **TIGHT)
     result = gwf.sinkhorn(x, y, epsilon=0.3, x_weights=a, y_weights=b, **TIGHT)
     for start in (result, result.g):  # already there

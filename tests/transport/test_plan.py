@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 import gwf_fast as gwf
 from tests.transport.dense import COSTS, FORMULAS, cost_matrix, problem
 
-WAYS = {"one call": {}, "general": {"backend": "torch"}}
+WAYS: dict[str, Any] = {"one call": {}, "general": {"backend": "torch"}}
 EPSILON = 0.3
 
 
@@ -52,7 +53,7 @@ def test_differentiates_in_the_values_alone() -> None:
     plan = plan_of("r^2/2", x.detach(), y, a, b, result)
     for side, shape, matrix in (("x", (5, 2), plan), ("y", (6, 2), plan.T)):
         v, u = values(*shape).requires_grad_(), values(len(matrix), 2)
-        out = result.apply(v, side=side)
+        out = result.apply(v, side=side)  # type: ignore[arg-type]
         (gradient,) = torch.autograd.grad((out * u).sum(), v)
         torch.testing.assert_close(gradient, matrix.T @ u, rtol=1e-11, atol=1e-13)
     assert not result.apply(values(5)).requires_grad
@@ -60,7 +61,7 @@ def test_differentiates_in_the_values_alone() -> None:
 
 def test_of_a_divergence_s_three_problems() -> None:
     x, y, _, _ = problem()
-    tight = {"epsilon": EPSILON, "return_potentials": True, "max_iterations": 2000, "tolerance": 1e-12}
+    tight: dict[str, Any] = {"epsilon": EPSILON, "return_potentials": True, "max_iterations": 2000, "tolerance": 1e-12}
     for way in WAYS.values():
         _, of_value = gwf.sinkhorn_divergence(x, y, **tight, **way)
         _, of_drift = gwf.drift.sinkhorn(x, y, **tight, **way)
@@ -78,7 +79,7 @@ def test_ragged_sets_carry_what_is_in_them(way: str) -> None:
     x[1, 2:], y[0, 3:] = math.nan, math.nan
     v, w = values(2, 5, 2), values(2, 6)
     v[0, 3:], w[1, 2:] = math.nan, math.inf
-    options = {"epsilon": EPSILON, "max_iterations": 2000, "tolerance": 1e-12, **WAYS[way]}
+    options: dict[str, Any] = {"epsilon": EPSILON, "max_iterations": 2000, "tolerance": 1e-12, **WAYS[way]}
     result = gwf.sinkhorn(x, y, x_lengths=n, y_lengths=m, **options)
     to_x, to_y = result.apply(v), result.apply(w, "y")
     for i in range(2):
@@ -124,15 +125,15 @@ def test_what_is_no_value() -> None:
     ]
     for arguments, error, message in wrong:
         with pytest.raises(error, match=message):
-            result.apply(*arguments)
-    of_arrays = gwf.sinkhorn(x.numpy(), y.numpy(), epsilon=EPSILON)
+            result.apply(*arguments)  # type: ignore[arg-type]
+    of_arrays = gwf.sinkhorn(x.numpy(), y.numpy(), epsilon=EPSILON)  # type: ignore[arg-type]
     for bare in (gwf.SinkhornResult(result.f, result.g, 1, result.error), of_arrays):
         with pytest.raises(RuntimeError, match=r"a plan needs a result of sinkhorn\(\) itself, of tensors"):
             bare.apply(values(2, 5))
 
 
 @pytest.mark.parametrize("side", ["x", "y"])
-def test_large_in_float32_and_under_autocast(side: str) -> None:
+def test_large_in_float32_and_under_autocast(side: Any) -> None:
     x, y, a, b = problem(n=300, m=260, dtype=torch.float32)
     v = values(260 if side == "x" else 300, 2).float()
     result = gwf.sinkhorn(x, y, epsilon=EPSILON, x_weights=a, y_weights=b, tolerance=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ import gwf_fast as gwf
 from gwf_fast import _cpu
 from tests.transport.dense import COSTS, FORMULAS, cost_matrix, problem, sweeps
 
-FIXED = {"sweeps": "plain", "tolerance": 0.0}
-WAYS = {"one call": {}, "general": {"backend": "torch"}}
+FIXED: dict[str, Any] = {"sweeps": "plain", "tolerance": 0.0}
+WAYS: dict[str, Any] = {"one call": {}, "general": {"backend": "torch"}}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -36,8 +37,15 @@ def test_started_soft_and_ragged(way: str) -> None:
     x, y, a, b = problem(2, n=9, m=7)
     n, m = torch.tensor([9, 4]), torch.tensor([3, 7])
     g = torch.linspace(-1, 1, 14, dtype=torch.float64).view(2, 7)
-    options = {"epsilon": 0.3, "max_iterations": 5, "marginal_strength": 0.8, "start": g, **FIXED, **WAYS[way]}
-    weights = {"x_weights": a, "y_weights": b}
+    options: dict[str, Any] = {
+        "epsilon": 0.3,
+        "max_iterations": 5,
+        "marginal_strength": 0.8,
+        "start": g,
+        **FIXED,
+        **WAYS[way],
+    }
+    weights: dict[str, Any] = {"x_weights": a, "y_weights": b}
     got = gwf.sinkhorn(x, y, x_lengths=n, y_lengths=m, **weights, **options)
     for i in range(2):
         parts = x[i, : n[i]], y[i, : m[i]], a[i, : n[i]], b[i, : m[i]]
@@ -49,12 +57,12 @@ def test_started_soft_and_ragged(way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_tolerance_ends_them_and_is_warned_of(way: str) -> None:
     x, y, a, b = problem(n=9, m=7)
-    options = {"epsilon": 0.3, "x_weights": a, "y_weights": b, "sweeps": "plain", **WAYS[way]}
+    options: dict[str, Any] = {"epsilon": 0.3, "x_weights": a, "y_weights": b, "sweeps": "plain", **WAYS[way]}
     got = gwf.sinkhorn(x, y, tolerance=1e-6, **options)
     assert got.error <= 1e-6
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert gwf.sinkhorn(x, y, tolerance=1e-6, max_iterations=got.n_iterations - 1, **options).error > 1e-6
+        assert gwf.sinkhorn(x, y, tolerance=1e-6, max_iterations=got.n_iterations - 1, **options).error > 1e-6  # type: ignore[arg-type]
     with pytest.warns(RuntimeWarning, match="Sinkhorn stopped before"):
         gwf.sinkhorn(x, y, tolerance=1e-6, max_iterations=2, **options)
 
@@ -71,7 +79,7 @@ def test_a_sample_with_itself_is_any_other(way: str) -> None:
 @pytest.mark.parametrize("isa", _cpu.instruction_sets())
 def test_every_instruction_set(isa: str) -> None:
     x, y, a, b = problem(2, n=21, m=30, dim=3)
-    options = {"epsilon": 0.1, "x_weights": a, "y_weights": b, "max_iterations": 25, "p": 1, **FIXED}
+    options: dict[str, Any] = {"epsilon": 0.1, "x_weights": a, "y_weights": b, "max_iterations": 25, "p": 1, **FIXED}
     before = _cpu.instruction_set()
     try:
         _cpu.use_instruction_set(isa)
