@@ -47,7 +47,7 @@ def calls(t: dict[str, Tensor]) -> dict[str, Callable[[Any], Tensor]]:
     found: dict[str, Callable[[Any], Tensor]] = {}
     for name, weights in WEIGHTS.items():
         found[name] = lambda f: f(x, y, **k)
-        found[f"{name} weighted"] = lambda f, weights=weights: f(x, y, **{weights: w}, **k)
+        found[f"{name} weighted"] = lambda f, weights=weights: f(x, y, **{weights: w}, **k)  # type: ignore[misc]
         found[f"{name} alone"] = lambda f: f(x, x.clone(), exclude_self=True, **k)
         found[f"{name} own"] = lambda f: f(x, x, kernel=KERNEL, backend="cpp")
     found["kernel_sum channels"] = lambda f: f(x, y, v, method="exact", backend=None, **k)
@@ -103,7 +103,7 @@ def test_derivatives_are_the_same(name, wanted):
         u = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view(out.shape)
         first = torch.autograd.grad(out, leaves, u, retain_graph=True, allow_unused=True)
         summed = torch.autograd.grad(out.sum(), leaves, create_graph=True, allow_unused=True)  # cotangents that expand
-        total = sum(g.square().sum() for g in summed if g is not None)
+        total: Any = sum(g.square().sum() for g in summed if g is not None)
         second = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else ()
         return [out, *first, *summed, *second]
 
