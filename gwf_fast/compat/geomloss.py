@@ -124,10 +124,10 @@ class SamplesLoss(nn.Module):
         if self._has_matrices():
             result = self._of_matrices(a, x, b, y)
         else:
-            centre = centre_of(y)
-            x, y = x - centre, y - centre
+            centre = centre_of(y)  # one a problem, while the diameter is that of the batch, where it lies
+            epsilons = self._epsilons(x, y) if self.loss in ("sinkhorn", "hausdorff") else []
             losses = {"sinkhorn": self._sinkhorn, "hausdorff": self._hausdorff}
-            result = losses.get(self.loss, self._kernel_norm)(a, x, b, y)
+            result = losses.get(self.loss, self._kernel_norm)(a, x - centre, b, y - centre, epsilons)
         if isinstance(result, Tensor):
             return result
         at_x, at_y = result
@@ -173,7 +173,9 @@ class SamplesLoss(nn.Module):
         diameter = bounding_diameter(x.detach(), y.detach()) if self.diameter is None else self.diameter
         return schedule(max(diameter, 1e-30), self.blur, self.scaling, self.p)
 
-    def _kernel_norm(self, a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def _kernel_norm(
+        self, a: Tensor, x: Tensor, b: Tensor, y: Tensor, epsilons: list[float]
+    ) -> Tensor | tuple[Tensor, Tensor]:
         kernels: dict[str, Kernel] = {
             "gaussian": Gaussian(self.blur),
             "laplacian": Laplace(self.blur),
@@ -216,8 +218,10 @@ class SamplesLoss(nn.Module):
             return value + 0.5 * epsilon * (total_a - total_b) ** 2
         return value - epsilon * (total_a * total_b - 0.5 * (total_a + total_b))
 
-    def _sinkhorn(self, a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        epsilon, epsilons = self.blur**self.p, self._epsilons(x, y)
+    def _sinkhorn(
+        self, a: Tensor, x: Tensor, b: Tensor, y: Tensor, epsilons: list[float]
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        epsilon = self.blur**self.p
         problem = Entropic(x, y, a, b, self.p, self._strength())
         with torch.no_grad():
             f, g = anneal(problem.detached(), epsilons)
@@ -236,22 +240,24 @@ class SamplesLoss(nn.Module):
         value = small.value_at(problem, epsilon, f, g, *([potential for _, potential in own] or (None, None)))
         return self._with_masses(value, a, b)
 
-    def _hausdorff(self, a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def _hausdorff(
+        self, a: Tensor, x: Tensor, b: Tensor, y: Tensor, epsilons: list[float]
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """<a - b, q - p> / 2, each potential at its own points and, by one update, at the other's."""
         epsilon, strength = self.blur**self.p, self._strength()
         cross = Entropic(x, y, a, b, self.p, strength)
-        p, q = (self._own_potential(cross.of_itself(*side), epsilon) for side in ((x, a), (y, b)))
+        p, q = (self._own_potential(cross.of_itself(*side), epsilons) for side in ((x, a), (y, b)))
         at_x = self._slope(cross.row_update(q, epsilon), epsilon) - self._slope(p, epsilon)
         at_y = self._slope(cross.swapped().row_update(p, epsilon), epsilon) - self._slope(q, epsilon)
         return (at_x, at_y) if self.potentials else 0.5 * ((a * at_x).sum(-1) + (b * at_y).sum(-1))
 
-    def _own_potential(self, itself: Entropic, epsilon: float) -> Tensor:
+    def _own_potential(self, itself: Entropic, epsilons: list[float]) -> Tensor:
         tolerance = 1e-11 if itself.x.dtype == torch.float64 else 1e-6
         with torch.no_grad():
             fixed = itself.detached()
-            start, _ = anneal(fixed, self._epsilons(itself.x, itself.y))
-            f = average(fixed, epsilon, start, max_iterations=200, tolerance=tolerance).f
-        return moving_own_potential(itself, epsilon, f)
+            start, _ = anneal(fixed, epsilons)
+            f = average(fixed, epsilons[-1], start, max_iterations=200, tolerance=tolerance).f
+        return moving_own_potential(itself, epsilons[-1], f)
 
     def _slope(self, potential: Tensor, epsilon: float) -> Tensor:
         """The derivative in the weights of half a measure's transport to itself, but for a constant."""

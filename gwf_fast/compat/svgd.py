@@ -43,7 +43,7 @@ class SVGD:
             ValueError: If the shape is wrong.
         """
         x = torch.from_numpy(_particles("theta", theta))
-        h = median_rule(x) if h < 0 else float(h)
+        h = float(h) if h >= 0 else median_rule(x) if len(x) else 0.0
         if h == 0:
             group = _groups(x)
             return (group[:, None] == group).double().numpy(), np.zeros(x.shape)
@@ -99,6 +99,8 @@ def _direction(x: Tensor, score: Tensor, bandwidth: float) -> Tensor:
         found = small_cpp.svgd(x, score, "all" if bandwidth < 0 else float(bandwidth))
         if found is not None:
             return found
+    if not len(x):
+        return torch.zeros_like(x)
     h = median_rule(x) if bandwidth < 0 else float(bandwidth)
     if math.isnan(h):  # a particle has gone astray, and the median with it
         return torch.full_like(x, math.nan)

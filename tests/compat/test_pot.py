@@ -69,9 +69,8 @@ def made(call: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     if call["scaler"] == "function":
         options["scaler"] = lambda points: 0.5 * points + 1
     elif call["scaler"] == "object":
-        options["scaler"] = ot.utils.DataScaler("minmax").fit(torch.tensor([[0.0], [2.0]]) if call["tensors"] else x)
-        if call["tensors"]:
-            options["scaler"].fit(inputs[0])
+        many = rng.normal(size=(9, call["dim"])).astype(call["dtype"])
+        options["scaler"] = ot.utils.DataScaler("minmax").fit(torch.from_numpy(many) if call["tensors"] else many)
     return inputs, options
 
 

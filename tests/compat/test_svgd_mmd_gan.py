@@ -46,6 +46,12 @@ def test_particles_that_coincide(n: int) -> None:
         assert np.isnan(published_kernel(place, -1)[0]).all()
 
 
+def test_no_particles() -> None:
+    nothing = np.zeros((0, 2))
+    assert SVGD().update(nothing, climb, n_iter=2).shape == (0, 2)
+    assert [part.shape for part in SVGD().svgd_kernel(nothing)] == [(0, 0), (0, 2)]
+
+
 @pytest.mark.parametrize("n", [8, 300])
 def test_more_pairs_that_coincide_than_not(n: int) -> None:
     theta = np.zeros((n, 2))
