@@ -143,7 +143,7 @@ def test_the_diameter_is_that_of_the_batch_where_it_lies() -> None:
     """One for all problems, whose centres differ; found by the thousand calls."""
     x, y = (torch.randn(3, n, 2, dtype=F64, generator=torch.Generator().manual_seed(n)) for n in (4, 3))
     x[1], y[1] = x[1] + 50, y[1] + 50
-    options = {"loss": "sinkhorn", "p": 2, "scaling": 0.1, "debias": False, "potentials": True}
+    options: dict[str, Any] = {"loss": "sinkhorn", "p": 2, "scaling": 0.1, "debias": False, "potentials": True}
     for got, want in zip(SamplesLoss(**options)(x, y), theirs(options)(x, y), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7)
 
