@@ -149,6 +149,50 @@ def drift_loss_race(batch: int, n: int, m: int, dim: int, _: bool) -> Race:
     return Race(makers, truth=lambda: contender(lambda x, y: released_drift(x, y, rates), x.double(), y.double())())
 
 
+def dense_coupling(
+    x: Tensor, y: Tensor, negatives: Tensor, log_w: Tensor, temperatures: tuple[float, ...], sweeps: int
+) -> Tensor:
+    """Sinkhorn couplings with both sides, their rows normalised, each temperature at unit mean square."""
+
+    def mean(points: Tensor, logs: Tensor, temperature: float) -> Tensor:
+        logits = -torch.cdist(x, points) / temperature
+        log_b = logs.log_softmax(0)
+        v = torch.zeros_like(logs)
+        for _ in range(sweeps):
+            u = -torch.logsumexp(logits + (log_b + v), 1)
+            v = -torch.logsumexp(logits + u[:, None] - math.log(len(x)), 0)
+        return (logits + (log_b + v)).softmax(1) @ points
+
+    total = torch.zeros_like(x)
+    for temperature in temperatures:
+        force = mean(y, y.new_zeros(len(y)), temperature) - mean(negatives, log_w, temperature)
+        total = total + force / force.square().mean().sqrt()
+    return total
+
+
+def coupling_race(_: bool) -> Race:
+    """Guidance: negatives are the particles and samples of all classes, of weight 1/4."""
+    x, y = points(32, 16), points(48, 16, seed=1, shift=0.3)
+    negatives = torch.cat([x, points(16, 16, seed=2)])
+    log_w = torch.cat([torch.zeros(32), torch.full((16,), 0.25).log()])
+    temperatures = (1.0, 2.0, 4.0)
+
+    def ours() -> Result:
+        return (
+            gwf.drift.coupling(
+                x, y, temperature=temperatures, coupling="sinkhorn", n_sweeps=20, negatives=negatives,
+                negatives_log_weights=log_w, normalization="problem",
+            ),
+        )  # fmt: skip
+
+    makers = {
+        OURS: lambda: ours,
+        "torch dense": lambda: lambda: (dense_coupling(x, y, negatives, log_w, temperatures, 20),),
+    }
+    wide = (x.double(), y.double(), negatives.double(), log_w.double())
+    return Race(makers, truth=lambda: (dense_coupling(*wide, temperatures, 20),))
+
+
 SIGMAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -236,6 +280,10 @@ register(
                 ("D64", (1, 64, 160, 64), "N = 64, D = 64"),
                 ("batch", (16, 64, 160, 64), "16 problems of 64, D = 64"),
             )
+        ),
+        case(
+            "coupling", coupling_race, "torch dense", 1.5, "Sinkhorn drift with guidance, N = 32, 3 temperatures",
+            tolerance=1e-4, peer_tolerance=1e-3,
         ),
         case(
             "mmd_gan", functools.partial(mmd_race, 64), "torch dense", 4.0, "mix_rbf_mmd2 and gradient, B = 64",

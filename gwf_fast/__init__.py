@@ -34,6 +34,7 @@ from gwf_fast.pairs.kernels import (
     RationalQuadratic,
     Riesz,
 )
+from gwf_fast.pairs.labels import LabelGroups, by_label
 from gwf_fast.pairs.methods import NUFFT, Auto, Sliced, with_error
 from gwf_fast.pairs.reductions import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
 from gwf_fast.transport import (
@@ -68,6 +69,7 @@ __all__ = [
     "JKOFlow",
     "JensenShannon",
     "Kernel",
+    "LabelGroups",
     "Laplace",
     "MMDUnbalanced",
     "Matern32",
@@ -89,6 +91,7 @@ __all__ = [
     "blob_density",
     "blob_energy",
     "blob_velocity",
+    "by_label",
     "drift",
     "drifting_loss",
     "energy_distance",

@@ -171,6 +171,7 @@ def drift(
     clip: float,
     out: Tensor | None,
     total: Tensor | None,
+    log_weights: Tensor | None = None,
 ) -> None: ...
 def transport(
     x: Tensor,
@@ -234,6 +235,7 @@ def joint_drift(
     velocity: Tensor,
     scale: Tensor | None,
     raw: Tensor | None,
+    logarithms: bool,
     /,
 ) -> bool: ...
 def direct_function(

@@ -41,6 +41,7 @@ REAL: dict[str, Callable[[Any], Any]] = {  # at 0.5
     "drift.mmd": lambda n: gwf.drift.mmd(X, Y, kernel=K, noise=n, generator=torch.Generator().manual_seed(0)),
     "drift.parzen_kl": lambda n: gwf.drift.parzen_kl(X, Y, n),
     "drift.f_divergence": lambda n: gwf.drift.f_divergence(X, Y, n, divergence=("alpha", n)),
+    "drift.coupling": lambda n: gwf.drift.coupling(X, Y, temperature=[n]),
     "drift.gmd": lambda n: gwf.drift.gmd(X, Y, temperature=n, clip=n),
     "drift.gmd_multi": lambda n: gwf.drift.gmd_multi(X, Y, temperatures=[n], clip=n).velocity,
     "drift.critic": lambda n: gwf.drift.critic(X, NET, transform="minimax", shift=n),

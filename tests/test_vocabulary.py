@@ -55,6 +55,8 @@ RULES: dict[str, tuple[str, object, str]] = {
     "x_weights": OPTIONAL,
     "y_weights": OPTIONAL,
     "negatives_weights": OPTIONAL,
+    "y_log_weights": OPTIONAL,
+    "negatives_log_weights": OPTIONAL,
     "x_lengths": OPTIONAL,
     "y_lengths": OPTIONAL,
     "negatives_lengths": OPTIONAL,
@@ -87,6 +89,7 @@ OF_OBJECTS = ("n_projections", "sampling", "directions", "engine", "seed", "expo
 
 EXCEPTIONS = {
     ("drift.gmd", "exclude_self"): "bool | None",  # None: by whether there are negatives
+    ("drift.coupling", "exclude_self"): "bool | None",  # likewise
     ("ksd2", "unbiased"): True,  # fixed by the contract, as False is for mmd2
     ("with_error", "method"): "sliced",  # the only one with an error
     ("FlowState", "seed"): inspect.Parameter.empty,  # a state is of some run

@@ -17,16 +17,18 @@ template <class T> struct JointCall {
     struct Set {
         int64_t count;
         const T* points;   // [B, count, D]
-        const T* weights;  // [B, count], null = ones
+        const T* weights;  // [B, count], or [B, N, count] if by_row; null = ones
+        bool by_row;
     };
     int64_t batch, dim;
     Set x;                             // particles
     std::vector<Set> negatives;        // of any kinds
     Set y;                             // positives
     std::vector<double> temperatures;  // of the released variant relative to the mean distance
+    bool logarithms;                   // weights are logarithms of the kernel's weights, and none by_row
     double clip;                       // least product of the softmaxes
     bool exclude_self;                 // there is no pair of particle i with target i
-    T* velocity;                       // [B, N, D]; for several temperatures the sum
+    T* velocity;                       // [K, B, N, D]; released: [B, N, D], the sum
     bool released;                     // distances >= 1e-4, their mean as the unit, forces of one norm
     bool per_problem;                  // means are a problem's own, not the batch's
     T *scale, *raw;                    // released: [] or [B]; [K] or [B, K]
@@ -68,6 +70,7 @@ template <class T> class Joint {
     const JointCall<T>& call_;
     Run run_;
     int64_t columns_ = 0;
+    bool by_row_ = false;
     std::vector<T> x_, targets_, weights_;
 
     int64_t rows() const { return call_.x.count; }
@@ -76,7 +79,8 @@ template <class T> class Joint {
         DriftCall<T> drift{};
         drift.batch = call_.batch, drift.rows = rows(), drift.columns = columns_, drift.dim = call_.dim;
         drift.split = columns_ - call_.y.count;
-        drift.x = x_.data(), drift.y = targets_.data(), drift.weights = weights_.empty() ? nullptr : weights_.data();
+        drift.x = x_.data(), drift.y = targets_.data(), drift.by_row = by_row_;
+        if (!weights_.empty()) (call_.logarithms ? drift.log_weights : drift.weights) = weights_.data();
         drift.floor = call_.released ? least_square : 0;
         return drift;
     }
@@ -116,15 +120,25 @@ template <class T> class Joint {
         return most;
     }
 
+    // The weights of one set in a problem, whose targets begin at a column.
+    void place_weights(const Set& set, int64_t b, int64_t first) {
+        const int64_t copies = by_row_ ? rows() : 1, n = set.count;
+        for (int64_t i = 0; set.weights && i < copies; i++)
+            std::copy_n(set.weights + (set.by_row ? b * rows() + i : b) * n, n,
+                        weights_.data() + (b * copies + i) * columns_ + first);
+    }
+
     bool join() {
         const int64_t D = call_.dim;
         std::vector<Set> sets = call_.negatives;
         sets.push_back(call_.y);
         bool weighted = false;
-        for (const Set& set : sets) columns_ += set.count, weighted |= set.weights != nullptr;
+        for (const Set& set : sets)
+            columns_ += set.count, weighted |= set.weights != nullptr, by_row_ |= set.weights && set.by_row;
         x_.resize(size_t(call_.batch * rows() * D));
         targets_.resize(size_t(call_.batch * columns_ * D));
-        if (weighted) weights_.resize(size_t(call_.batch * columns_), T(1));
+        if (weighted)
+            weights_.resize(size_t(call_.batch * (by_row_ ? rows() : 1) * columns_), T(call_.logarithms ? 0 : 1));
         std::vector<double> sums(size_t(2 * D));
         std::vector<T> centre(static_cast<size_t>(D));
         Bits most = 0;
@@ -138,7 +152,7 @@ template <class T> class Joint {
                     std::copy_n(x, rows() * D, to);
                 else
                     most = std::max(most, place(set.points + b * set.count * D, set.count, centre.data(), to));
-                if (set.weights) std::copy_n(set.weights + b * set.count, set.count, weights_.data() + at);
+                place_weights(set, b, at - b * columns_);
                 at += set.count;
             }
         }
@@ -158,9 +172,10 @@ template <class T> class Joint {
             double weights = double(columns_);
             if (!weights_.empty()) {
                 weights = 0;
-                for (int64_t j = 0; j < columns_; j++) weights += double(weights_[b * size_t(columns_) + size_t(j)]);
+                const size_t count = size_t(columns_ * (by_row_ ? rows() : 1));
+                for (size_t j = 0; j < count; j++) weights += double(weights_[b * count + j]);
             }
-            masses[b] = double(rows()) * weights;
+            masses[b] = by_row_ ? weights : double(rows()) * weights;
             total += totals[b], mass += masses[b];
         }
         for (size_t b = 0; b < B; b++) totals[b] = call_.per_problem ? totals[b] / masses[b] : total / mass;

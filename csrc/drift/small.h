@@ -1,6 +1,8 @@
 // One small problem at a time and thread: its distances are computed once and stay in cache for all temperatures.
 // Lanes are targets; the tile of distances of a block of R targets is [row][R].
 #pragma once
+#include <limits>
+
 #include "drift/drift.h"
 #include "pairwise/pack.h"
 #include "team.h"
@@ -19,11 +21,14 @@ template <class T> struct DriftProblem {
     int64_t N, M, split, D;
     int64_t rows = (N + PJ - 1) / PJ * PJ, blocks = (M + R<T> - 1) / R<T>;
     int64_t width = (D + lanes<T> - 1) / lanes<T> * lanes<T>;  // of a packed target
+    const T* logs = nullptr;                                   // [M]  of the kernel's weights, null = zeros
+    const T* row_weights = nullptr;  // [N][stride] of the affinities, null = they are in negative and positive
+    int64_t stride = 0;
     T *panels, *points, *tile, *distance, *affinity, *nearest, *column, *negative, *positive, *row, *attraction,
-        *repulsion;
+        *repulsion, *shift;
 
     int64_t arena_size() const {
-        return rows * D + blocks * R<T> * width + R<T> * D + (blocks + 1) * rows * R<T> + 4 * blocks * R<T> +
+        return rows * D + blocks * R<T> * width + R<T> * D + (blocks + 1) * rows * R<T> + 5 * blocks * R<T> +
                rows * (2 * R<T> + 2 + 2 * width) + 16 * 16;
     }
     void take_arena(Arena<T>& arena) {
@@ -39,6 +44,7 @@ template <class T> struct DriftProblem {
         row = arena.take(2 * rows);
         attraction = arena.take(rows * (width + R<T>));
         repulsion = arena.take(rows * (width + R<T>));
+        shift = arena.take(blocks * R<T>);
     }
     T* sums(T* of) const { return of + rows * width; }  // [rows][R] behind the vectors
 };
@@ -55,7 +61,8 @@ template <class T> void pack_drift(DriftProblem<T>& p, const T* x, const T* y, c
         const int64_t kept = real ? p.D : 0;
         std::copy_n(y + j * p.D, kept, to);
         std::fill(to + kept, to + p.width, T(0));
-        const T weight = !real ? T(0) : weights ? weights[j] : T(1);
+        const bool counts = real && !(p.logs && p.logs[j] == -std::numeric_limits<T>::infinity());
+        const T weight = !counts ? T(0) : weights ? weights[j] : T(1);
         p.negative[j] = j < p.split ? weight : T(0);
         p.positive[j] = j < p.split ? T(0) : weight;
     }
@@ -76,9 +83,13 @@ template <class T> double measure(DriftProblem<T>& p, const T* y, const T* own, 
                 sum[k] += v;
                 store(at, v);
             }
+        for (int64_t i = 0; p.row_weights && i < p.N; i++)
+            for (int64_t l = 0; l < std::min<int64_t>(R<T>, p.M - b * R<T>); l++)
+                total += double(r[i * R<T> + l]) * double(p.row_weights[i * p.stride + b * R<T> + l]);
         for (int l = 0; l < R<T>; l++) {
             const int64_t j = b * R<T> + l;
-            total += double(sum[l / lanes<T>][l % lanes<T>]) * double(p.negative[j] + p.positive[j]);
+            if (!p.row_weights)
+                total += double(sum[l / lanes<T>][l % lanes<T>]) * double(p.negative[j] + p.positive[j]);
             if (own && j < p.N) r[j * R<T> + l] += *own;
             if (j >= p.M)
                 for (int64_t i = 0; i < p.N; i++) r[i * R<T> + l] = T(absent);
@@ -97,9 +108,26 @@ template <class T> double measure(DriftProblem<T>& p, const T* y, const T* own, 
     return total;
 }
 
+// A weight v of the kernel is a distance -T log v beside r, which changes what is nearest to a row. In the softmax of
+// its column it cancels.
+template <class T> void shift_targets(DriftProblem<T>& p, double temperature) {
+    for (int64_t j = 0; j < p.blocks * R<T>; j++)
+        p.shift[j] = j < p.M ? T(std::min(absent, -temperature * double(p.logs[j]))) : T(0);
+    std::fill(p.row, p.row + p.rows, T(absent));
+    for (int64_t b = 0; b < p.blocks; b++)
+        for (int64_t i = 0; i < p.N; i++) {
+            vec<T> least = splat(T(absent));
+            GWF_LANES {
+                const vec<T> r = load(p.distance + (b * p.rows + i) * R<T> + k * lanes<T>);
+                least = smaller(least, vec<T>(r + load(p.shift + b * R<T> + k * lanes<T>)));
+            }
+            for (int l = 0; l < lanes<T>; l++) p.row[i] = std::min(p.row[i], T(least[l]));
+        }
+}
+
 // Base-2 logarithms of the sums of 2**-(scale (r - nearest)): of columns into column, of rows into row + rows. Without
 // the nearest: where exponents are large, a half of each would not add up to the exponent of the pair itself.
-template <class T> void normalise(DriftProblem<T>& p, T scale) {
+template <bool Shifted, class T> void normalise(DriftProblem<T>& p, T scale) {
     T* partial = p.sums(p.attraction);
     std::fill(partial, partial + p.rows * lanes<T>, T(0));
     const vec<T> s = splat(scale);
@@ -112,7 +140,8 @@ template <class T> void normalise(DriftProblem<T>& p, T scale) {
             GWF_LANES {
                 const vec<T> v = load(r + i * R<T> + k * lanes<T>);
                 sum[k] += decay(vec<T>((v - nearest[k]) * s));
-                across += decay(vec<T>((v - p.row[i]) * s));
+                const vec<T> away = Shifted ? v + load(p.shift + b * R<T> + k * lanes<T>) : v;
+                across += decay(vec<T>((away - p.row[i]) * s));
             }
             store(partial + i * lanes<T>, across);
         }
@@ -171,7 +200,14 @@ template <class T> void accumulate(const DriftProblem<T>& p, int64_t j0, int64_t
     }
 }
 
-template <class T> void force(DriftProblem<T>& p, T scale, double clip, T* out) {
+// Weights of the affinities of row i and a block of targets.
+template <class T> void load_row_weights(const DriftProblem<T>& p, int64_t i, int64_t j0, T* to) {
+    const int64_t n = std::min<int64_t>(R<T>, p.M - j0);
+    std::copy_n(p.row_weights + i * p.stride + j0, n, to);
+    std::fill(to + n, to + R<T>, T(0));
+}
+
+template <bool Shifted, class T> void force(DriftProblem<T>& p, T scale, double clip, T* out) {
     std::fill(p.attraction, p.attraction + p.rows * (p.width + lanes<T>), T(0));
     std::fill(p.repulsion, p.repulsion + p.rows * (p.width + lanes<T>), T(0));
     T *attracted = p.sums(p.attraction), *repelled = p.sums(p.repulsion);
@@ -179,20 +215,25 @@ template <class T> void force(DriftProblem<T>& p, T scale, double clip, T* out) 
     for (int64_t b = 0; b < p.blocks; b++) {
         const T* r = p.distance + b * p.rows * R<T>;
         const int64_t j0 = b * R<T>, j1 = std::min(p.M, j0 + R<T>), border = std::clamp(p.split, j0, j1);
-        vec<T> half[NB<T>], near[NB<T>], negative[NB<T>], positive[NB<T>];
+        vec<T> half[NB<T>], near[NB<T>], negative[NB<T>], positive[NB<T>], shift[NB<T>] = {};
+        alignas(64) T row_weights[R<T>];
         GWF_LANES {
+            if (Shifted) shift[k] = load(p.shift + j0 + k * lanes<T>);
             half[k] = T(0.5) * load(p.column + j0 + k * lanes<T>);
-            near[k] = T(0.5) * load(p.nearest + j0 + k * lanes<T>);
+            near[k] = T(0.5) * (load(p.nearest + j0 + k * lanes<T>) + shift[k]);
             negative[k] = load(p.negative + j0 + k * lanes<T>);
             positive[k] = load(p.positive + j0 + k * lanes<T>);
         }
         for (int64_t i = 0; i < p.N; i++) {
-            const T shift = T(0.5) * p.row[p.rows + i], nearest = T(0.5) * p.row[i];
+            const T half_row = T(0.5) * p.row[p.rows + i], nearest = T(0.5) * p.row[i];
+            if (p.row_weights) load_row_weights(p, i, j0, row_weights);
             vec<T> plus = load(attracted + i * lanes<T>), minus = load(repelled + i * lanes<T>);
             GWF_LANES {
                 const int64_t at = i * R<T> + k * lanes<T>;
-                const vec<T> away = (load(r + at) - near[k]) - nearest;
-                const vec<T> a = larger(least, decay(larger(vec<T>{}, vec<T>(away * s + (half[k] + shift)))));
+                const vec<T> distance = Shifted ? load(r + at) + shift[k] : load(r + at);
+                const vec<T> away = (distance - near[k]) - nearest;
+                vec<T> a = larger(least, decay(larger(vec<T>{}, vec<T>(away * s + (half[k] + half_row)))));
+                if (p.row_weights) a *= load(row_weights + k * lanes<T>);
                 const vec<T> n = a * negative[k], q = a * positive[k];
                 minus += n;
                 plus += q;
@@ -220,15 +261,26 @@ double small_drift(const DriftCall<T>& call, const DriftSizes& size, int64_t b, 
     Arena<T> arena(p.arena_size());
     p.take_arena(arena);
     const T* y = call.y + b * call.columns * call.dim;
-    pack_drift(p, call.x + b * call.rows * call.dim, y, call.weights ? call.weights + b * call.columns : nullptr);
+    if (call.log_weights) p.logs = call.log_weights + b * call.columns;
+    if (call.weights && call.by_row) p.row_weights = call.weights + b * call.rows * call.columns;
+    p.stride = call.columns;
+    const T* weights = call.weights && !call.by_row ? call.weights + b * call.columns : nullptr;
+    pack_drift(p, call.x + b * call.rows * call.dim, y, weights);
     const double total = measure(p, y, call.own ? call.own + b : nullptr, call.floor);
     const double work = double(size.rows) * double(size.columns) * double(call.dim + 8);
     breathe(work);
     for (int64_t k = 0; out && k < call.rates; k++) {
         breathe(work);
-        const T scale = T(log2_e / double(call.temperatures[k * call.batch + b]));
-        normalise(p, scale);
-        force(p, scale, call.clip, out + k * out_stride);
+        const double temperature = call.temperatures[k * call.batch + b];
+        const T scale = T(log2_e / temperature);
+        if (p.logs) {
+            shift_targets(p, temperature);
+            normalise<true>(p, scale);
+            force<true>(p, scale, call.clip, out + k * out_stride);
+        } else {
+            normalise<false>(p, scale);
+            force<false>(p, scale, call.clip, out + k * out_stride);
+        }
     }
     return total;
 }

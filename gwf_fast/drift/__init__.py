@@ -4,6 +4,7 @@ Each is minus the gradient of a discrepancy's first variation, or what a publish
 (MMD flow, Parzen KL, drifting, critics). Shapes: x [*B, N, D], y [*B, M, D], result [*B, N, D].
 """
 
+from gwf_fast.drift.couplings import coupling
 from gwf_fast.drift.critics import critic, critic_step
 from gwf_fast.drift.drifting import gmd
 from gwf_fast.drift.kernels import energy, mmd
@@ -16,6 +17,7 @@ from gwf_fast.drift.transport import sinkhorn
 __all__ = [
     "LearnedCritic",
     "MultiDrift",
+    "coupling",
     "critic",
     "critic_step",
     "energy",

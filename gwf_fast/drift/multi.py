@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast import ops
-from gwf_fast.drift._checks import check_sets
+from gwf_fast.drift._checks import check_sets, negative_weights
 from gwf_fast.drift.joint import Targets, join
 from gwf_fast.errors import renamed
 from gwf_fast.kernels.cpp import drift as drift_cpp
@@ -65,6 +65,10 @@ def gmd_multi(
     of Algorithm 2 give V_R, which is divided by sqrt(max(mean V_R^2, 1e-8)); these are added up. Each V_R has unit mean
     square whatever its size, so the length of the drift tells nothing: ``raw`` does.
 
+    Weights of 0 leave a target out of forces and of means, but not of the softmaxes: those of the negatives may all be
+    0, for a problem without guidance. Weights of the negatives may be each particle's own, [*B, N, Nn]; those of the
+    others are then repeated for each particle, which takes memory for N x M of them.
+
     Four passes over the pairs (mean distance; sums of rows, of columns; forces), each for all temperatures at once, and
     nothing of size N x M: 10^5 particles in one problem are served.
 
@@ -75,7 +79,7 @@ def gmd_multi(
         temperatures: R, relative to the mean distance.
         x_weights: w of the particles as targets [*B, N]; None means ones.
         y_weights: The same of the positives, [*B, P].
-        negatives_weights: The same of the negatives, [*B, Nn].
+        negatives_weights: The same of the negatives, [*B, Nn], or for each particle [*B, N, Nn].
         clip: Least product of the two softmaxes.
         normalization: "batch": means over all problems of the batch, as published; "problem": each on its own.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.
@@ -105,7 +109,10 @@ def gmd_multi(
     kinds = []
     for name, points, weights, lengths in sides:
         check_counts(f"{name}_lengths", lengths, points, 2 if name == "x" and negatives is None else 1)
-        if weights is not None:
+        if weights is not None and name == "negatives":
+            weights = negative_weights(weights, x, points, x_lengths, lengths)
+            weights = weights.reshape(-1, *weights.shape[x.ndim - 2 :])
+        elif weights is not None:
             weights = member_weights(f"{name}_weights", weights, points, name, lengths).reshape(-1, points.shape[-2])
         kinds.append(Targets(_fold(points), weights, None if lengths is None else lengths.flatten()))
     return _normalised(x, kinds, rates, clip, normalization == "problem", backend)

@@ -41,6 +41,7 @@ CALLED_FOR: dict[str, tuple[str, ...]] = {
     "sliced_wasserstein2": ("sliced",),
     "max_sliced_wasserstein": ("sliced",),
     "spherical_sliced_wasserstein": ("sliced",),
+    "drift.coupling": ("average", "logsumexp", "transport"),
     "drift.gmd": ("drift", "logsumexp", "average"),
     "drift.gmd_multi": ("drift",),
     "drift.mmd": ("gradient",),

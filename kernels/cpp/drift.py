@@ -19,17 +19,18 @@ def in_cache(rows: int, columns: int) -> bool:
 def forces(
     x: Tensor,  # [B, N, D]
     targets: Tensor,  # [B, M, D]: negatives, then positives
-    weights: Tensor | None,  # [B, M]
+    weights: Tensor | None,  # of the affinities, [B, M] or [B, N, M]
     split: int,
     sizes: Tensor | None,  # [B, 3] int64: rows, split and columns of each problem; None: N, split, M
     temperatures: Tensor,  # [K, B], in units of distance
     own: Tensor | None,  # [B], added to the distance of row i and column i
     floor: float,  # least squared distance
     clip: float,  # least product of the softmaxes
+    log_weights: Tensor | None = None,  # of the kernel, [B, M]; a target of -inf does not count
 ) -> Tensor:
     """V of Algorithm 2 (Deng et al. 2026) at each temperature, [K, B, N, D]; 0 beyond a problem's rows."""
     out = x.new_empty(len(temperatures), *x.shape)
-    _cpu().drift(x, targets, weights, split, sizes, temperatures, own, floor, clip, out, None)
+    _cpu().drift(x, targets, weights, split, sizes, temperatures, own, floor, clip, out, None, log_weights)
     return out
 
 
@@ -44,20 +45,23 @@ def total_distances(
 
 def gmd(
     x: Tensor,  # [*B, N, D], of at most two batch dimensions
-    y: Tensor,  # [*B, P, D]
-    negatives: Tensor,  # [*B, Nn, D]
-    temperature: float,
+    y: tuple[Tensor, Tensor | None],  # [*B, P, D] and logarithms of weights [*B, P]
+    negatives: tuple[Tensor, Tensor | None],  # [*B, Nn, D], [*B, Nn]
+    temperatures: list[float],
     clip: float,
     exclude_self: bool,
-) -> Tensor | None:
-    """The drift of Algorithm 2 from its sets, [*B, N, D]; None where coordinates are none, or ask for a unit."""
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    sets = x, None, ((negatives, None),), y, None
-    return out if _cpu().joint_drift(*sets, [temperature], clip, exclude_self, False, out, None, None) else None
+) -> Sequence[Tensor] | None:
+    """The drifts of Algorithm 2 from its sets, each [*B, N, D]; None where coordinates are none, or ask for a unit."""
+    count = len(temperatures)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format) if count == 1 else x.new_empty(count, *x.shape)
+    found = _cpu().joint_drift(
+        x, None, (negatives,), *y, temperatures, clip, exclude_self, False, out, None, None, True
+    )
+    return ((out,) if count == 1 else out.unbind()) if found else None
 
 
 def released(
-    sets: Sequence[tuple[Tensor, Tensor | None]],  # points [B, M, D] and weights [B, M]: x, negatives, y
+    sets: Sequence[tuple[Tensor, Tensor | None]],  # points [B, M, D] and weights [B, M] or [B, N, M]: x, negatives, y
     temperatures: list[float],
     clip: float,
     per_problem: bool,
@@ -68,7 +72,7 @@ def released(
     each = (len(x),) if per_problem else ()
     scale, raw = x.new_empty(each), x.new_empty(*each, len(temperatures))
     found = _cpu().joint_drift(
-        x, x_weights, sets[:-1], y, y_weights, temperatures, clip, False, per_problem, velocity, scale, raw
+        x, x_weights, sets[:-1], y, y_weights, temperatures, clip, False, per_problem, velocity, scale, raw, False
     )
     return (velocity, scale, raw) if found else None
 

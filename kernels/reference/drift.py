@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 22  # pairs at a time
+_ABSENT = 1e30  # the distance of a target that does not count
 
 
 def forces(
@@ -21,17 +22,19 @@ def forces(
     own: Tensor | None,
     floor: float,
     clip: float,
+    log_weights: Tensor | None = None,
 ) -> Tensor:
     """V of Algorithm 2 at each temperature, [K, B, N, D]; arguments as in kernels/cpp/drift.py."""
     if x.dtype in (torch.float16, torch.bfloat16):
-        weights, own = (None if t is None else t.float() for t in (weights, own))
+        weights, own, log_weights = (None if t is None else t.float() for t in (weights, own, log_weights))
         temperatures = temperatures.float()
-        result = forces(x.float(), targets.float(), weights, split, sizes, temperatures, own, floor, clip)
+        result = forces(x.float(), targets.float(), weights, split, sizes, temperatures, own, floor, clip, log_weights)
         return result.to(x.dtype)
     out = x.new_zeros(len(temperatures), *x.shape)
     for b in range(len(x)):
         n, cut, m = (x.shape[1], split, targets.shape[1]) if sizes is None else sizes[b].tolist()
-        w = x.new_ones(m) if weights is None else weights[b, :m]
+        w = x.new_ones(1, 1).expand(n, m) if weights is None else _of_rows(weights[b], n, m)
+        logs = None if log_weights is None else log_weights[b, :m]
         shift = None if own is None else own[b]
         points, y = x[b, :n], targets[b, :m]
         # Distances to the nearest are kept apart: where exponents are large, halves of logarithms would not cancel.
@@ -43,11 +46,16 @@ def forces(
             for k, temperature in enumerate(temperatures[:, b]):
                 columns[k] += ((nearest - r) / temperature).exp().sum(0)
         for rows, r in _distances(points, y, shift, floor):
-            own_nearest = r.amin(1, keepdim=True)
             for k, temperature in enumerate(temperatures[:, b]):
-                total = ((own_nearest - r) / temperature).exp().sum(1, keepdim=True) * columns[k]
-                away = (r - 0.5 * nearest) - 0.5 * own_nearest
-                a = (away / -temperature).exp().div(total.sqrt()).clamp(math.sqrt(clip), 1.0) * w
+                # a weight of the kernel is a distance; in the softmax of its column it cancels
+                extra = 0.0 if logs is None else (-temperature * logs).clamp(max=_ABSENT)
+                near, far = nearest + extra, r + extra
+                own_nearest = far.amin(1, keepdim=True)
+                total = ((own_nearest - far) / temperature).exp().sum(1, keepdim=True) * columns[k]
+                away = (far - 0.5 * near) - 0.5 * own_nearest
+                a = (away / -temperature).exp().div(total.sqrt()).clamp(math.sqrt(clip), 1.0) * w[rows]
+                if logs is not None:
+                    a = torch.where(logs == -torch.inf, 0.0, a)
                 negative, positive = a[:, :cut], a[:, cut:]
                 attraction = positive @ y[cut:] * negative.sum(1, keepdim=True)
                 out[k, b, rows] = attraction - negative @ y[:cut] * positive.sum(1, keepdim=True)
@@ -63,10 +71,15 @@ def total_distances(
     totals = []
     for b in range(len(x)):
         n, _, m = (x.shape[1], split, targets.shape[1]) if sizes is None else sizes[b].tolist()
-        w = x.new_ones(m) if weights is None else weights[b, :m]
-        parts = [(r @ w).double().sum() for _, r in _distances(x[b, :n], targets[b, :m], None, floor)]
+        w = x.new_ones(1, 1).expand(n, m) if weights is None else _of_rows(weights[b], n, m)
+        parts = [(r * w[rows]).sum(1).double().sum() for rows, r in _distances(x[b, :n], targets[b, :m], None, floor)]
         totals.append(torch.stack(parts).sum())
     return torch.stack(totals) if totals else x.new_zeros(0, dtype=torch.float64)
+
+
+def _of_rows(weights: Tensor, n: int, m: int) -> Tensor:
+    """Weights [M] or [N, M] of one problem as [n, m]."""
+    return weights[:m].expand(n, m) if weights.ndim == 1 else weights[:n, :m]
 
 
 def _distances(x: Tensor, y: Tensor, own: Tensor | None, floor: float) -> Iterator[tuple[slice, Tensor]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gwf_fast.kernels.occupancy import column_splits
 from gwf_fast.kernels.plain import plain
+from gwf_fast.kernels.reference import drift as reference
 from gwf_fast.kernels.triton import launch
 from gwf_fast.kernels.triton.direct import bits, computed_in, for_dtype
 from gwf_fast.kernels.triton.drift_kernels import (
@@ -50,9 +51,12 @@ def forces(
     own: Tensor | None,  # [B], added to the distance of row i and column i
     floor: float,  # least squared distance
     clip: float,  # least product of the softmaxes
+    log_weights: Tensor | None = None,  # of the kernel, [B, M]
 ) -> Tensor:
     """V of Algorithm 2 (Deng et al. 2026) at each temperature, [K, B, N, D]; 0 beyond a problem's rows."""
     launch.check_device(x)
+    if log_weights is not None or _by_row(weights):
+        return reference.forces(x, targets, weights, split, sizes, temperatures, own, floor, clip, log_weights)
     out = x.new_zeros if not targets.shape[1] else x.new_empty
     result = out(len(temperatures), *x.shape)
     if result.numel() == 0 or not targets.shape[1]:
@@ -70,6 +74,8 @@ def total_distances(
 ) -> Tensor:
     """sum_ij w_j r_ij of each problem, [B] in float64; r is at least sqrt(floor)."""
     launch.check_device(x)
+    if _by_row(weights):
+        return reference.total_distances(x, targets, weights, split, sizes, floor)
     batch, n, _ = x.shape
     if x.numel() == 0 or not targets.shape[1]:
         return x.new_zeros(batch, dtype=torch.float64)
@@ -83,6 +89,11 @@ def total_distances(
             **call.constants(config, "WEIGHTED"),
         )  # fmt: skip
     return partial[:, 0] if tiles == 1 else partial.sum(1)
+
+
+def _by_row(weights: Tensor | None) -> bool:
+    """Whether each row has weights of its own, which no program reads: these, and the kernel's, are PyTorch's part."""
+    return weights is not None and weights.ndim == 3
 
 
 class _Call:

@@ -25,7 +25,7 @@ def released(x, y, negatives, weights, temperatures, clip, scale=None):
     targets = torch.cat([x, negatives, y], 1)
     n, split = x.shape[1], x.shape[1] + negatives.shape[1]
     dist = (x[:, :, None] - targets[:, None]).square().sum(-1).clamp(min=1e-8).sqrt()
-    w = weights[:, None, :]
+    w = weights[:, None, :] if weights.ndim == 2 else weights  # [B, M], or each row's own [B, N, M]
     scale = (dist * w).sum() / (w.expand_as(dist)).sum() if scale is None else scale
     step = (scale / math.sqrt(x.shape[-1])).clamp(min=1e-3)
     scaled, normed = targets / step, dist / scale.clamp(min=1e-3)

@@ -16,6 +16,7 @@ from gwf_fast.flows.drifting_loop import DriftingLoop
 
 TARGET = torch.tensor([[1.0, 0.0], [-1.0, 0.5]]).repeat(40, 1) + 0.05 * torch.arange(160).reshape(80, 2) / 160
 OPTIONS = {
+    "coupling": {"temperature": [0.1, 0.5], "normalization": "problem"},
     "gmd": {"temperature": 0.2},
     "gmd_multi": {},
     "parzen_kl": {"bandwidth": 0.3},

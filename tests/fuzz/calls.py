@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 import torch
 
 import gwf_fast as gwf
-from tests.fuzz import table_fast, table_flows, table_networks, table_pairs, table_sliced, table_transport
+from tests.fuzz import (
+    table_drifting,
+    table_fast,
+    table_flows,
+    table_networks,
+    table_pairs,
+    table_sliced,
+    table_transport,
+)
 from tests.fuzz.arguments import DTYPES, Call
 from tests.fuzz.function import Function, is_extreme, make
 from tests.fuzz.judge import Verdict, judge
@@ -24,7 +32,7 @@ from tests.fuzz.modes import draw_mode, run_dense, run_package
 from tests.fuzz.radial import SCALED
 from tests.fuzz.rounding import ULPS, Rounding
 
-_TABLES = (table_pairs, table_fast, table_sliced, table_transport, table_flows, table_networks)
+_TABLES = (table_pairs, table_fast, table_sliced, table_transport, table_flows, table_drifting, table_networks)
 FUNCTIONS: dict[str, Function] = {f.name: f for table in _TABLES for f in table.FUNCTIONS}
 """The table."""
 

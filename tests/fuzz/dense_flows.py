@@ -14,12 +14,9 @@ from tests.fuzz.dense import (
     kernel_logsumexp,
     offsets,
     origin,
-    others,
-    pairs,
-    softmax,
 )
-from tests.fuzz.radial import at_positive, rounded_apart
-from tests.fuzz.rounding import ULPS, Rounding
+from tests.fuzz.radial import at_positive
+from tests.fuzz.rounding import Rounding
 
 # ------------------------------------------------------------------------------------------------ sliced
 
@@ -186,77 +183,6 @@ def drift_mmd(R: Rounding, x, y, *, kernel: Terms, exclude_self: bool = False) -
 
 def drift_energy(R: Rounding, x, y, *, exponent: float = 1.0, exclude_self: bool = False) -> Tensor:
     return drift_mmd(R, x, y, kernel=[["riesz", 1.0, exponent]], exclude_self=exclude_self)
-
-
-def distances(R: Rounding, x, y, middle=None) -> Tensor:
-    """|x_i - y_j|, derivatives of all orders rounded apart; 0 where points coincide."""
-    return rounded_apart(lambda q: at_positive(q, torch.sqrt), R)(pairs(R, x, y, centred=True, middle=middle)[1])
-
-
-def _algorithm_2(R: Rounding, x, y, positive, logits, weights, clip: float) -> Tensor:
-    """V of the joint matrix L [N, M], where ``positive`` says which targets are data."""
-    product = R(softmax(R, logits, 1) * softmax(R, logits, 0))
-    root = at_positive(product.clamp(min=clip), torch.sqrt) * weights[None]
-    pull, push = (torch.where(mask[None], root, 0.0) for mask in (positive, ~positive))
-    weight = pull * push.sum(1, keepdim=True) - push * pull.sum(1, keepdim=True)
-    # the weights of a row add up to 0: differences from x_i do as well as the points, about the middle of the data
-    middle = origin(y[positive])
-    out = (R(weight)[..., None] * -pairs(R, x, y, centred=True, middle=middle)[0]).sum(1)
-    carried = (y - middle).detach().abs()
-    lost = (weight.detach().abs()[..., None] * torch.where(weight[..., None] == 0, 0.0, carried[None])).sum(1)
-    return R.moved(out, lost / ULPS)
-
-
-def drift_gmd(
-    R: Rounding,
-    x,
-    y,
-    negatives=None,
-    *,
-    temperature: float,
-    clip: float | None = None,
-    exclude_self: bool | None = None,
-) -> Tensor:
-    same = negatives is None
-    negatives = x if same else negatives
-    exclude_self = same if exclude_self is None else exclude_self
-    targets = torch.cat((negatives, y))
-    positive = torch.arange(len(targets)) >= len(negatives)
-    logits = R(-distances(R, x, targets, origin(y)) / temperature)  # points are centred where the data are
-    if exclude_self:
-        own = torch.cat((others(len(x), len(negatives), True), others(len(x), len(y), False)), 1)
-        logits = torch.where(own, logits, -math.inf)
-    return _algorithm_2(R, x, targets, positive, logits, torch.ones(len(targets), dtype=x.dtype), clip or 0.0)
-
-
-def drift_gmd_multi(
-    R: Rounding,
-    x,
-    y,
-    negatives=None,
-    x_weights=None,
-    y_weights=None,
-    negatives_weights=None,
-    *,
-    temperatures,
-    clip=1e-6,
-) -> tuple[Tensor, Tensor, Tensor]:
-    none = x[:0]
-    kinds = ((x, x_weights), (none if negatives is None else negatives, negatives_weights), (y, y_weights))
-    targets = torch.cat([points for points, _ in kinds])
-    weights = torch.cat([torch.ones(len(p), dtype=x.dtype) if w is None else w for p, w in kinds])
-    r = distances(R, x, targets, origin(y)).clamp(min=1e-4)
-    scale = (r * weights[None]).sum() / (len(x) * weights.sum())
-    unit, step = scale.clamp(min=1e-3), (scale / math.sqrt(x.shape[1])).clamp(min=1e-3)
-    logits = r / unit + 100 * torch.eye(*r.shape, dtype=x.dtype)
-    positive = torch.arange(len(targets)) >= len(targets) - len(y)
-    total, raws = torch.zeros_like(x), []
-    for temperature in temperatures:
-        exponents = R(-logits / temperature)
-        v = _algorithm_2(R, x, targets, positive, exponents, weights, clip) / step
-        raws.append(v.square().mean())
-        total = total + v / raws[-1].clamp(min=1e-8).sqrt()
-    return total * step, scale, torch.stack(raws)
 
 
 def drift_critic(R: Rounding, x, *, wave, transform: str = "wgan", shift: float = 0.0) -> Tensor:

@@ -15,7 +15,6 @@ from tests.fuzz.function import EAGER, Function
 from tests.fuzz.rounding import Rounding
 from tests.fuzz.table_pairs import LENGTHS, _alone, _empty, pair
 
-_TRIPLE = {**LENGTHS, "negatives_lengths": "z"}
 _FINITE = ("plain", "coincident", "near", "same", "collapsed", "far", "shifted", "outlier", "outlier_y")
 _MODERATE = ("plain", "coincident", "near", "same", "collapsed", "shifted")
 
@@ -44,45 +43,6 @@ def _energy_drift(rng: Random, call: Call) -> None:
     if rng.random() < 0.3:
         call["options"]["exclude_self"] = True
         call["needs"] = {"x": 2}
-
-
-def _gmd(rng: Random, call: Call) -> None:
-    call["options"]["temperature"] = draw_bandwidth(rng, call["scale"])
-    call["needs"] = {"x": 2}
-    if rng.random() < 0.5:
-        call["k"] = rng.choice((1, 2, 5, 17, 40))
-        call["tensors"]["negatives"] = "points_z"
-        call["needs"] = {}
-    if rng.random() < 0.2:
-        call["options"]["clip"] = rng.choice((1e-6, 1e-3))
-        call["backend"] = None
-        call["constant"] = True  # to autograd
-
-
-def _traced_sets(call: Call) -> str | None:
-    if call["mode"] == "compile" and call["ragged"] and call["options"].get("clip"):
-        return "an exception of docs/torch_compile.md"
-    return _sets(call)
-
-
-def _gmd_multi(rng: Random, call: Call) -> None:
-    call["options"]["temperatures"] = rng.choice(([0.02, 0.05, 0.2], [0.1], [1.0, 0.3]))
-    call["options"]["clip"] = rng.choice((1e-6, 1e-6, 1e-4))
-    call["options"]["normalization"] = "problem"
-    call["needs"] = {"x": 2}
-    if rng.random() < 0.5:
-        call["k"] = rng.choice((1, 2, 5, 17, 40))
-        call["tensors"]["negatives"] = "points_z"
-        call["needs"] = {}
-        if rng.random() < 0.4:
-            call["tensors"]["negatives_weights"] = "positive_z"
-    for side in "xy":
-        if rng.random() < 0.3 and call[{"x": "n", "y": "m"}[side]]:  # weights of nothing have no positive sum
-            call["tensors"][f"{side}_weights"] = f"positive_{side}"
-
-
-def _gmd_multi_truth(R: Rounding, *, normalization: str, **rest: Any) -> Any:
-    return truths.drift_gmd_multi(R, **rest)
 
 
 def _critic(rng: Random, call: Call) -> None:
@@ -154,28 +114,6 @@ FUNCTIONS = [
         lengths=LENGTHS,
         least=2,
         refuses=_sets,
-    ),
-    Function(
-        "drift.gmd",
-        truths.drift_gmd,
-        pair(_gmd),
-        gradients=(*_SLOPES, "negatives"),
-        lengths=_TRIPLE,
-        least=2,
-        refuses=_traced_sets,
-    ),
-    Function(
-        "drift.gmd_multi",
-        _gmd_multi_truth,
-        pair(_gmd_multi, backend=False),
-        rows=("x", None, None),
-        floor=lambda call: 1e-6 if call["dtype"] == "float32" else 1e-14,  # of a sum over all pairs
-        factor=2.0,
-        lengths=_TRIPLE,
-        least=2,
-        refuses=_sets,
-        through=lambda function, tensors, options: tuple(function.public(**tensors, **options)),
-        modes=EAGER,
     ),
     Function(
         "drift.critic",

@@ -23,6 +23,8 @@ ELSEWHERE = {
     "backends": "takes no tensors",
     "explain": "takes no tensors of its own",
     "__version__": "text",
+    "by_label": "moves points, bit for bit; test_labels.py",
+    "LabelGroups": "a result",
     "NUFFT": "a method, in kernel_sum",
     "Sliced": "a method, in kernel_sum",
     "Auto": "a method, in kernel_sum",

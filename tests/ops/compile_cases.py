@@ -66,7 +66,14 @@ TRACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "drift.mmd": lambda x, y: gwf.drift.mmd(x, y, kernel=K),
     "drift.energy": lambda x, y: gwf.drift.energy(x, y),
     "drift.sinkhorn": lambda x, y: gwf.drift.sinkhorn(x.detach(), y, epsilon=0.5),
+    "drift.coupling": lambda x, y: gwf.drift.coupling(x, y, temperature=0.3),
+    "drift.coupling, sinkhorn": lambda x, y: gwf.drift.coupling(
+        x, y, temperature=0.5, coupling="sinkhorn", form="joint", n_sweeps=2, normalization="problem"
+    ),
     "drift.gmd": lambda x, y: gwf.drift.gmd(x, y, temperature=0.3),
+    "drift.gmd, weights": lambda x, y: gwf.drift.gmd(
+        x, y, temperature=[0.3, 1.0], negatives=y + 1, y_log_weights=same(y), negatives_log_weights=same(y)
+    ),
     "drift.gmd_multi": lambda x, y: gwf.drift.gmd_multi(x, y).velocity,
     "nn.MLP": lambda x, y: MLP(x),
     "nn.critic_objective": lambda x, y: gwf.nn.critic_objective(MLP, x, y, divergence="js"),
@@ -75,6 +82,7 @@ TRACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 EXCEPTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ksd2": lambda x, y: gwf.ksd2(x, SCORE(x), kernel=gwf.IMQ(1.0)),
+    "by_label": lambda x, y: gwf.by_label(x, x[:, 0].int() * 0, y, y[:, 0].int() * 0).x,
     "drift.sliced_wasserstein": lambda x, y: gwf.drift.sliced_wasserstein(x, y, n_projections=5),
     "drift.energy, sliced": lambda x, y: gwf.drift.energy(x, y, sliced=5),
     "drift.critic": lambda x, y: gwf.drift.critic(x, MLP),

@@ -80,6 +80,7 @@ CALLS = {
     "spherical_sliced_wasserstein": lambda: gwf.spherical_sliced_wasserstein(
         *(torch.nn.functional.normalize(t, dim=-1) for t in (X, Y)), n_projections=4
     ),
+    "drift.coupling": lambda: gwf.drift.coupling(X, Y, temperature=1.0, coupling="sinkhorn"),
     "drift.gmd": lambda: gwf.drift.gmd(X.double().requires_grad_(), Y.double(), temperature=1.0),
     "drift.gmd_multi": lambda: gwf.drift.gmd_multi(X, Y, negatives=X, temperatures=(0.5, 1.0)),
     "drift.mmd": lambda: gwf.drift.mmd(X, Y, kernel=K),
