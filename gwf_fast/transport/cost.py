@@ -139,9 +139,8 @@ class _Potential(torch.autograd.Function):
             rows = fixed.row_average(w[..., None], g, epsilon)
             return q * (w - damping**2 * other.row_average(rows, f, epsilon)[..., 0])
 
-        if fixed.strength is None:  # constants are in the kernel; what is asked of g is orthogonal to them
-            v = v - q * (v.sum(-1, keepdim=True) / q.sum(-1, keepdim=True))
-        w = _conjugate_gradients(product, times(v, -epsilon * damping), q)
+        # Where marginals hold exactly constants are in the kernel, and what is asked of g is orthogonal to them.
+        w = _conjugate_gradients(product, times(v, -epsilon * damping), q, constants=fixed.strength is None)
         inputs = [t.detach().requires_grad_(need) for t, need in zip(inputs, ctx.needs_input_grad, strict=False)]
         with torch.enable_grad():
             moving = _rebuilt(ctx.problem, *inputs)
@@ -212,26 +211,41 @@ def _gradients(value: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
     return [next(found) if t.requires_grad else None for t in inputs]
 
 
-def _conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, diagonal: Tensor) -> Tensor:
-    """Solve a symmetric system for each element of the batch, with the diagonal as preconditioner."""
+_PATIENCE = 20  # steps without a smaller residual, after which there is none
+
+
+def _conjugate_gradients(
+    product: Callable[[Tensor], Tensor], right: Tensor, diagonal: Tensor, constants: bool = False
+) -> Tensor:
+    """Solve a symmetric system for each element of the batch, with the diagonal as preconditioner.
+
+    Where ``constants`` are in the kernel, residuals are kept orthogonal to them: else what rounding leaves there grows
+    without bound. The answer is that of the smallest residual.
+    """
     tolerance = 1e-12 if right.dtype == torch.float64 else 1e-6
     inverse = torch.where(diagonal > 0, 1 / diagonal, 0.0)
 
     def dot(u: Tensor, v: Tensor) -> Tensor:
         return (u * v).sum(-1, keepdim=True)
 
-    w, residual = torch.zeros_like(right), right
+    def reachable(v: Tensor) -> Tensor:
+        return v - diagonal * (v.sum(-1, keepdim=True) / diagonal.sum(-1, keepdim=True)) if constants else v
+
+    w, residual = torch.zeros_like(right), reachable(right)
     z = inverse * residual
     direction, rho = z, dot(residual, z)
-    enough = tolerance**2 * rho
+    enough, best, least, idle = tolerance**2 * rho, w, rho, 0
     for _ in range(1000):
-        if bool((rho <= enough).all()):
+        if idle >= _PATIENCE or bool((least <= enough).all()):
             break
         image = product(direction)
         curvature = dot(direction, image)
         step = torch.where(curvature > 0, rho / curvature, 0.0)
-        w, residual = w + step * direction, residual - step * image
+        w, residual = w + step * direction, reachable(residual - step * image)
         z = inverse * residual
         rho, before = dot(residual, z), rho
+        smaller = rho < least
+        best, least = torch.where(smaller, w, best), torch.where(smaller, rho, least)
+        idle = 0 if bool(smaller.any()) else idle + 1
         direction = z + torch.where(before > 0, rho / before, 0.0) * direction
-    return w
+    return best
