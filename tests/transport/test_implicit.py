@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     solve = cost._conjugate_gradients
 
-    def counted(product, right: Tensor, diagonal: Tensor, **options: bool) -> Tensor:
+    def counted(product: Callable[[Tensor], Tensor], right: Tensor, diagonal: Tensor, **options: bool) -> Tensor:
         counts.append(0)
 
         def one(w: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ def test_a_batch_waits_for_its_slowest(products: list[int]) -> None:
     generator = torch.Generator().manual_seed(1)
     x, y = (torch.randn(2, k, 2, generator=generator, dtype=torch.float64) for k in (12, 9))
     x[1], y[1] = 0.01 * x[1], 0.01 * y[1]
-    options = {"epsilon": 0.05, "form": "linear", "max_iterations": 3000, "tolerance": 1e-13}
+    options: dict[str, Any] = {"epsilon": 0.05, "form": "linear", "max_iterations": 3000, "tolerance": 1e-13}
     leaf = x.clone().requires_grad_()
     (together,) = torch.autograd.grad(gwf.transport_cost(leaf, y, **options).sum(), leaf)
     for i in range(2):
