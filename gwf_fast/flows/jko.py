@@ -11,7 +11,6 @@ seeded by (seed, k), so a state needs no generator bytes, and a resumed run repe
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from gwf_fast.flows.networks import default_critic, default_map, make_module
 from gwf_fast.flows.progress import inner_progress
 from gwf_fast.flows.progress import progress as shown_progress
 from gwf_fast.flows.schemes import PARAMETRIZATIONS, SCHEMES, ForwardStep, Parametrization, Scheme, fit_critic, split
-from gwf_fast.flows.state import FlowResult, FlowState, Source, StepRecord, check_source, push, require_finite
+from gwf_fast.flows.state import FlowResult, FlowState, Source, StepRecord, check_source, copied, push, require_finite
 from gwf_fast.flows.training import Training, new_optimizer
 from gwf_fast.functionals.base import Functional
 from gwf_fast.functionals.evaluation import batch
@@ -172,7 +171,7 @@ class JKOFlow:
                 fresh = asked(x0, self.training.pool_size)
                 self._check_source(fresh)
                 particles, latents = push(state.maps, fresh), None if latents is None else fresh
-            critic = copy.deepcopy(state.critic)
+            critic = None if state.critic is None else copied(state.critic)
             map_rate, critic_rate = self.training.rates(k)
             critic_optimizer = None
             if critic is not None:
@@ -184,14 +183,15 @@ class JKOFlow:
                 require_finite(moved)
                 reference = self.functional.reference(moved)
                 transport: nn.Module | None = forward
-                if self._split.implicit is not None:
+                implicit = self._split.implicit
+                if implicit is not None:
                     backward, carried = self._next_map(state)
                     problem = StepProblem(
-                        functional=self._split.implicit,
+                        functional=implicit,
                         step_size=self.step_size * self._split.fraction,
                         inputs=moved if latents is None else latents,
                         anchors=moved,
-                        reference=self._split.implicit.reference(moved),
+                        reference=reference if implicit is self.functional else implicit.reference(moved),
                         map=backward,
                         critic=critic,
                         map_optimizer=self._optimizer(backward, map_rate, carried),
@@ -354,13 +354,13 @@ class JKOFlow:
     def _frozen(self, critic: nn.Module | None) -> nn.Module | None:
         """The critic that an explicit step keeps."""
         explicit = self._split.explicit
-        return copy.deepcopy(critic) if explicit is not None and explicit.needs_critic else None
+        return copied(critic) if critic is not None and explicit is not None and explicit.needs_critic else None
 
     def _next_map(self, state: FlowState) -> tuple[nn.Module, dict[str, Any] | None]:
         """The map of the next step before training, and the optimiser state it goes on with."""
         if self.training.warm_start and state.maps:
             last = state.maps[-1] if self._split.explicit is None else list(state.maps[-1].children())[-1]
-            return copy.deepcopy(last), state.map_optimizer
+            return copied(last), state.map_optimizer
         return make_module(self.map, "map").to(state.particles), None
 
     def _engine(self, map: nn.Module, critic: nn.Module | None) -> Engine:

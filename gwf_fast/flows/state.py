@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gwf_fast.errors import NonFiniteError
+from gwf_fast.nn import MLP
+from gwf_fast.nn.functions import ACTIVATIONS
 from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import check_kind
 
@@ -212,6 +216,57 @@ def push(maps: tuple[nn.Module, ...], x: Tensor) -> Tensor:
 
 def require_finite(particles: Tensor) -> None:
     """Raise NonFiniteError if a particle is NaN or infinite, with their number."""
+    if particles.sum().isfinite():  # one pass; what is not finite leaves its mark in a sum
+        return
     if not particles.isfinite().all():
         count = int((~particles.isfinite()).any(-1).sum())
         raise NonFiniteError(f"{count} of {len(particles)} particles are not finite")
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy; of networks whose layers are PyTorch's own, without asking every attribute how it is copied."""
+    return _copy(module, {}) if _is_plain(module) else copy.deepcopy(module)
+
+
+_LAYERS = (MLP, nn.Linear, nn.PReLU, *{type(each.module()) for each in ACTIVATIONS.values()}, nn.ModuleList)
+_FIXED = (bool, int, float, str, type(None), type)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module and its layers are of classes that have no copying of their own, and nothing that is shared."""
+    parts = list(module.modules())
+    if any(type(part) not in _LAYERS or part._buffers for part in parts):
+        return False
+    parameters = [p for part in parts for p in part._parameters.values()]
+    return all(p is None or (type(p) is nn.Parameter and p.is_leaf) for p in parameters)
+
+
+def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """As ``copy.deepcopy`` would; memo is its."""
+    if id(module) in memo:
+        return memo[id(module)]
+    new = memo[id(module)] = object.__new__(type(module))
+    state = module.__getstate__() if isinstance(module, MLP) else module.__dict__
+    for name, value in state.items():
+        if name == "_parameters":
+            new.__dict__[name] = type(value)((key, copy.deepcopy(p, memo)) for key, p in value.items())
+        elif name == "_modules":
+            new.__dict__[name] = type(value)((key, _copy(part, memo)) for key, part in value.items())
+        else:
+            new.__dict__[name] = _copied_value(value, memo)
+    return new
+
+
+def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
+    """What is neither a module nor a parameter: settings, mostly, and empty tables of hooks."""
+    if isinstance(value, _FIXED) or (isinstance(value, tuple) and _is_fixed(value)):
+        return value
+    if type(value) is list:
+        return [_copied_value(each, memo) for each in value]
+    if type(value) in (dict, OrderedDict, set) and not value:
+        return type(value)()
+    return copy.deepcopy(value, memo)
+
+
+def _is_fixed(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(each, _FIXED) or (isinstance(each, tuple) and _is_fixed(each)) for each in values)

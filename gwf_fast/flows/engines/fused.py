@@ -206,9 +206,15 @@ def compiled_problem(problem: StepProblem) -> Any:
         anchors=inputs if anchors is problem.inputs else anchors.contiguous(),
         map=_trained(problem.map, problem.map_optimizer),
         critic=None if critic is None else _trained(critic, problem.critic_optimizer),
-        schedule=torch.tensor([training.rate(j) for j in range(training.iterations)], dtype=torch.float64),
+        schedule=_schedule(training),
         **terms.parts(),
     )
+
+
+def _schedule(training: Training) -> Tensor:  # [J1]
+    if training.lr_schedule == "constant":
+        return torch.ones(training.iterations, dtype=torch.float64)
+    return torch.tensor([training.rate(j) for j in range(training.iterations)], dtype=torch.float64)
 
 
 def _trained(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Any:
