@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -11,6 +12,11 @@ from gwf_fast.ops.ambient import entry
 from gwf_fast.pairs.validation import check_kind, check_pair
 
 __all__ = ["LabelGroups", "by_label"]
+
+
+class _Lengths(TypedDict):
+    x_lengths: Tensor
+    y_lengths: Tensor
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class LabelGroups:
     y_indices: Tensor
 
     @property
-    def lengths(self) -> dict[str, Tensor]:
+    def lengths(self) -> _Lengths:
         """The arguments ``x_lengths`` and ``y_lengths`` of whatever takes ragged sets."""
         return {"x_lengths": self.x_lengths, "y_lengths": self.y_lengths}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.drift.dense import F64, draw
 
 COUPLINGS, FORMS = ("row", "two_sided", "sinkhorn"), ("split", "joint")
 ALL = list(itertools.product(COUPLINGS, ("l2", "l2_sq"), FORMS))
-CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def sets(*batch: int, n: int = 9, p: int = 13, m: int = 11, dim: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,9 +28,12 @@ def test_couplings_are_what_papers_write(coupling: str, metric: str, form: str) 
     x, y, z = sets(2)
     logs = draw(2, 13, seed=3), draw(2, 11, seed=4)
     logs[0][0, 2] = logs[1][1, 10] = -math.inf
-    options = {"coupling": coupling, "metric": metric, "form": form, "n_sweeps": 7}
-    for negatives, weighted in ((None, False), (z, False), (z, True), (torch.cat((x, z[:, :2]), 1), True)):
-        given = {"y_log_weights": logs[0], "negatives_log_weights": logs[1]} if weighted else {}
+    options: dict[str, Any] = {"coupling": coupling, "metric": metric, "form": form, "n_sweeps": 7}
+    cases: list[tuple[Tensor | None, bool]] = [
+        (None, False), (z, False), (z, True), (torch.cat((x, z[:, :2]), 1), True)
+    ]  # fmt: skip
+    for negatives, weighted in cases:
+        given: dict[str, Any] = {"y_log_weights": logs[0], "negatives_log_weights": logs[1]} if weighted else {}
         first = negatives is not None and negatives.shape[1] == 11 and bool((negatives[:, 0] == x[:, 0]).all())
         own = (negatives is None and coupling != "sinkhorn") or first
         got = gwf.drift.coupling(
@@ -71,7 +75,7 @@ def test_many_sweeps_are_the_converged_plan() -> None:
 def test_more_points_than_a_cache_holds() -> None:
     x, y, _ = sets(n=400, p=390)
     for coupling, form in itertools.product(COUPLINGS, FORMS):
-        options = {"coupling": coupling, "form": form, "n_sweeps": 3}
+        options: dict[str, Any] = {"coupling": coupling, "form": form, "n_sweeps": 3}
         want = dense.drift(x, y, x, 0.6, own=coupling != "sinkhorn", **options)
         got = gwf.drift.coupling(x.float(), y.float(), temperature=0.6, **options)
         assert (got - want).norm() / want.norm() < 1e-4
@@ -82,14 +86,21 @@ def test_ragged_sets_are_their_members(coupling: str, form: str) -> None:
     x, y, z = sets(3, n=6, p=8, m=7)
     lengths = [torch.tensor(sizes) for sizes in ([6, 2, 4], [8, 1, 5], [7, 3, 2])]
     logs = draw(3, 8, seed=3), draw(3, 7, seed=4)
-    named = dict(zip(("x_lengths", "y_lengths", "negatives_lengths"), lengths, strict=True))
-    weights = dict(zip(("y_log_weights", "negatives_log_weights"), logs, strict=True))
+    named: dict[str, Any] = dict(zip(("x_lengths", "y_lengths", "negatives_lengths"), lengths, strict=True))
+    weights: dict[str, Any] = dict(zip(("y_log_weights", "negatives_log_weights"), logs, strict=True))
     for points, size in zip((x, y, z, *logs), (*lengths, *lengths[1:]), strict=True):
         for b in range(3):
             points[b, size[b] :] = math.nan
-    for options in ({}, {"negatives": z, **weights}):
-        some = named if options else {name: named[name] for name in ("x_lengths", "y_lengths")}
-        how = {"temperature": [0.5, 2.0], "coupling": coupling, "form": form, "normalization": "problem", "n_sweeps": 4}
+    choices: list[dict[str, Any]] = [{}, {"negatives": z, **weights}]
+    for options in choices:
+        some: dict[str, Any] = named if options else {name: named[name] for name in ("x_lengths", "y_lengths")}
+        how: dict[str, Any] = {
+            "temperature": [0.5, 2.0],
+            "coupling": coupling,
+            "form": form,
+            "normalization": "problem",
+            "n_sweeps": 4,
+        }
         got = gwf.drift.coupling(x, y, **options, **some, **how)
         sizes = {"y_log_weights": lengths[1], "negatives": lengths[2], "negatives_log_weights": lengths[2]}
         for b in range(3):
@@ -106,10 +117,10 @@ def test_derivatives_are_those_of_the_dense_formula(coupling: str, metric: str, 
     x, y, z = sets(n=4, p=5, m=6, dim=2)
     inputs = [x, y, z, draw(5, seed=3), draw(6, seed=4)]
     u, w = draw(4, 2, seed=5), [draw(*t.shape, seed=6) for t in inputs]
-    options = {"coupling": coupling, "metric": metric, "form": form, "n_sweeps": 3}
+    options: dict[str, Any] = {"coupling": coupling, "metric": metric, "form": form, "n_sweeps": 3}
 
     def ours(x: Tensor, y: Tensor, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        given = {"negatives": z, "y_log_weights": a, "negatives_log_weights": b}
+        given: dict[str, Any] = {"negatives": z, "y_log_weights": a, "negatives_log_weights": b}
         return gwf.drift.coupling(x, y, temperature=0.9, **given, **options)
 
     def theirs(x: Tensor, y: Tensor, z: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -119,7 +130,7 @@ def test_derivatives_are_those_of_the_dense_formula(coupling: str, metric: str, 
     for function in (ours, theirs):
         leaves = [t.clone().requires_grad_() for t in inputs]
         first = torch.autograd.grad((u * function(*leaves)).sum(), leaves, create_graph=True)
-        slope = sum((c * g).sum() for c, g in zip(w, first, strict=True))
+        slope = torch.stack([(c * g).sum() for c, g in zip(w, first, strict=True)]).sum()
         found.append([*first, *torch.autograd.grad(slope, leaves)])
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
@@ -149,19 +160,25 @@ NONE = torch.full((2,), -math.inf)
         ({"negatives": PAIR[:1], "exclude_self": True}, "exclude_self=True needs at least as many negatives"),
     ],
 )
-def test_bad_input_is_named(options: dict, message: str) -> None:
+def test_bad_input_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gwf.drift.coupling(PAIR, PAIR + 1, **{"temperature": 1.0, **options})
 
 
 def test_nothing_moves_nothing() -> None:
+    coupling: Any
     for coupling in COUPLINGS:
         none = gwf.drift.coupling(PAIR[:0], PAIR[:0], temperature=1.0, coupling=coupling)
         assert none.shape == (0, 3)
     assert gwf.drift.coupling(torch.zeros(0, 2, 3), torch.zeros(0, 4, 3), temperature=1.0).shape == (0, 2, 3)
     none, z = torch.zeros(0, 4, 3), torch.zeros(0, 2, 3)
     sizes = torch.zeros(0, dtype=torch.int64)
-    for options in ({}, {"x_lengths": sizes}, {"clip": 1e-6, "y_log_weights": none[..., 0], "negatives": z}):
+    choices: list[dict[str, Any]] = [
+        {},
+        {"x_lengths": sizes},
+        {"clip": 1e-6, "y_log_weights": none[..., 0], "negatives": z},
+    ]
+    for options in choices:
         assert gwf.drift.gmd(z, none, temperature=[1.0, 2.0], **options).shape == z.shape
     x = torch.zeros(4, 2, dtype=F64)
     assert torch.equal(gwf.drift.coupling(x, x, temperature=1.0, normalization="problem"), x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.drift import dense
 from tests.drift.dense import F64, draw
 from tests.drift.test_drift_multi import released
 
-CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def sets(n: int, p: int, m: int, *batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -28,7 +29,7 @@ def sets(n: int, p: int, m: int, *batch: int) -> tuple[Tensor, Tensor, Tensor, T
 @pytest.mark.parametrize("clip", [None, 1e-4])
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
 @pytest.mark.parametrize(("n", "p", "m"), [(12, 17, 14), (60, 5, 7), (300, 350, 120)])  # cached, tall, streamed
-def test_gmd_weighs_its_kernel(n: int, p: int, m: int, backend: str, clip: float | None) -> None:
+def test_gmd_weighs_its_kernel(n: int, p: int, m: int, backend: Any, clip: float | None) -> None:
     x, y, z, a, b = sets(n, p, m)
     got = gwf.drift.gmd(
         x, y, temperature=0.3, negatives=z, y_log_weights=a, negatives_log_weights=b, clip=clip, backend=backend
@@ -65,7 +66,12 @@ def test_guidance_has_the_particles_and_others(batch: tuple[int, ...]) -> None:
     negatives = torch.cat([x, z], -2)
     logs = torch.cat([torch.zeros(*batch, 9, dtype=F64), torch.full((*batch, 5), math.log(0.3), dtype=F64)], -1)
     logs.view(-1, 14)[0, 9:] = -math.inf
-    options = {"temperature": 0.5, "negatives": negatives, "negatives_log_weights": logs, "exclude_self": True}
+    options: dict[str, Any] = {
+        "temperature": 0.5,
+        "negatives": negatives,
+        "negatives_log_weights": logs,
+        "exclude_self": True,
+    }
     want = torch.stack([
         dense.drift(u, v, w, 0.5, negatives_logs=g, own=True)
         for u, v, w, g in zip(*(t.reshape(-1, *t.shape[len(batch) :]) for t in (x, y, negatives, logs)), strict=True)
@@ -102,17 +108,17 @@ def test_gmd_differentiates_in_logarithms_of_weights(n: int) -> None:
 def test_temperatures_are_added_up(n: int, clip: float | None) -> None:
     x, y, z, a, _ = sets(n, n + 2, n + 1, 2)
     temperatures = [0.05, 0.2, 1.0]
-    options = {"negatives": z, "y_log_weights": a, "clip": clip}
+    options: dict[str, Any] = {"negatives": z, "y_log_weights": a, "clip": clip}
     each = torch.stack([gwf.drift.gmd(x, y, temperature=t, **options) for t in temperatures])
     torch.testing.assert_close(gwf.drift.gmd(x, y, temperature=temperatures, **options), each.sum(0), **CLOSE)
     got = gwf.drift.gmd(x, y, temperature=temperatures, normalization="problem", **options)
-    want = torch.stack([sum(dense.unit(force[b]) for force in each) for b in range(2)])
+    want = torch.stack([torch.stack([dense.unit(force[b]) for force in each]).sum(0) for b in range(2)])
     torch.testing.assert_close(got, want, **CLOSE)
 
 
 def test_normalised_forces_differentiate_and_have_any_size() -> None:
     x, y, *_ = sets(6, 7, 2)
-    options = {"temperature": (0.5, 2.0), "normalization": "problem"}
+    options: dict[str, Any] = {"temperature": (0.5, 2.0), "normalization": "problem"}
     leaf = x.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: gwf.drift.gmd(x, y, **options), leaf)
     want = gwf.drift.gmd(x, y, **options)
@@ -144,11 +150,11 @@ def test_the_portable_path_weighs_the_same(n: int, dtype: torch.dtype, by_row: b
     targets, logs = torch.cat([x, x[:, :1] + 1, y], 1), 2 * draw(2, m, seed=3)
     logs[:, 2] = -math.inf
     weights = draw(2, n, m, seed=2).abs() if by_row else draw(2, m, seed=2).abs()
-    arguments = [x, targets, weights, n + 1, sizes]
+    arguments: list[Any] = [x, targets, weights, n + 1, sizes]
     arguments = [t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in arguments]
     rates, own = torch.tensor([[0.3, 0.2], [1.0, 2.0]], dtype=dtype), torch.tensor([100.0, 1e30], dtype=dtype)
-    tolerance = {"rtol": 1e-9, "atol": 1e-11} if dtype == F64 else {"rtol": 2e-3, "atol": 3e-4}
-    rest = rates, own, 1e-8, 1e-6, logs.to(dtype)
+    tolerance: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11} if dtype == F64 else {"rtol": 2e-3, "atol": 3e-4}
+    rest: Any = rates, own, 1e-8, 1e-6, logs.to(dtype)
     got, want = (f.forces(*arguments, *rest) for f in (drift_cpp, drift_reference))
     torch.testing.assert_close(got, want, **tolerance)
     got, want = (f.total_distances(*arguments, 1e-8) for f in (drift_cpp, drift_reference))
@@ -161,7 +167,7 @@ def test_the_portable_path_weighs_the_same(n: int, dtype: torch.dtype, by_row: b
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize(("n", "p", "m"), [(10, 14, 5), (333, 301, 107)])
 @pytest.mark.parametrize("normalization", ["batch", "problem"])
-def test_released_weights_of_negatives(n: int, p: int, m: int, by_row: bool, normalization: str) -> None:
+def test_released_weights_of_negatives(n: int, p: int, m: int, by_row: bool, normalization: Any) -> None:
     """All 0 in one problem, where guidance is off; or each particle's own."""
     x, y, z, *_ = sets(n, p, m, 2)
     weights = draw(2, *([n] if by_row else []), m, seed=5).abs()
@@ -189,8 +195,8 @@ def test_released_rows_of_ragged_sets() -> None:
     for b in range(batch):
         weights[b, lengths[0][b] :] = math.nan
         weights[b, :, lengths[2][b] :] = math.nan
-    named = dict(zip(("x_lengths", "y_lengths", "negatives_lengths"), lengths, strict=True))
-    options = {"temperatures": (0.05, 0.3), "normalization": "problem"}
+    named: dict[str, Any] = dict(zip(("x_lengths", "y_lengths", "negatives_lengths"), lengths, strict=True))
+    options: dict[str, Any] = {"temperatures": (0.05, 0.3), "normalization": "problem"}
     got = gwf.drift.gmd_multi(x, y, negatives=z, negatives_weights=weights, **named, **options)
     for b in range(batch):
         i, j, k = (int(size[b]) for size in lengths)
