@@ -92,8 +92,10 @@ def gmd(
         if (backend or "").partition(":")[0] not in ("", "cpp", "triton", "torch"):
             raise ValueError(f'clip is served by backend "cpp", "triton" or "torch", got {backend!r}')
     backend = ops.resolve(backend, x.device, x.dtype)
-    if clip is not None or _is_fused(backend, x, positive, negative):
-        forces = _fused(x, x_lengths, positive, negative, temperatures, clip or 0.0, backend)
+    tensors = x, positive.points, negative.points, positive.log_weights, negative.log_weights
+    concrete = is_concrete(*tensors)
+    if clip is not None or (concrete and not require_grad(*tensors) and _is_fused(backend, x, positive, negative)):
+        forces = _fused(x, x_lengths, positive, negative, temperatures, clip or 0.0, concrete, backend)
         return added_up(forces, normalization, x_lengths)
     u, n, samples = folded(x, x_lengths, (positive, negative))
 
@@ -111,14 +113,15 @@ def _fused(
     negative: Samples,
     temperatures: list[float],
     clip: float,
+    concrete: bool,
     backend: BackendName | None,
 ) -> Sequence[Tensor]:
     """The forces [*B, N, D] at each temperature, computed as one; without a graph."""
     excluded = negative.excluded
     (y, y_logs, y_lengths, _), (negatives, negatives_logs, negatives_lengths, _) = positive, negative
-    usual = backend == "cpp" and x_lengths is y_lengths is negatives_lengths is None and x.ndim <= 4
-    representable = all(1e-30 < t < 1e30 for t in temperatures)
-    if usual and representable and x.numel() and is_concrete(x, y, negatives, y_logs, negatives_logs):
+    usual = concrete and backend == "cpp" and x_lengths is y_lengths is negatives_lengths is None and x.ndim <= 4
+    representable = 1e-30 < min(temperatures) <= max(temperatures) < 1e30
+    if usual and representable and x.numel():
         found = drift_cpp.gmd(x, (y, y_logs), (negatives, negatives_logs), temperatures, clip, excluded)
         if found is not None:
             return found
@@ -141,10 +144,7 @@ def _fused(
 
 
 def _is_fused(backend: str, x: Tensor, positive: Samples, negative: Samples) -> bool:
-    """Whether the forces are computed as one: without derivatives, on a GPU or for what a core's cache holds."""
-    tensors = x, positive.points, negative.points, positive.log_weights, negative.log_weights
-    if not is_concrete(*tensors) or require_grad(*tensors):
-        return False
+    """Whether forces without derivatives are computed as one: on a GPU, or of what a core's cache holds."""
     small = drift_cpp.in_cache(x.shape[-2], negative.points.shape[-2] + positive.points.shape[-2])
     if backend == "cpp":
         return small

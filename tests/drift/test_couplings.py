@@ -40,7 +40,7 @@ def test_couplings_are_what_papers_write(coupling: str, metric: str, form: str) 
             x, y, temperature=0.8, negatives=negatives, exclude_self=True if first else None, **given, **options
         )
         for b in range(2):
-            parts = {"y_logs": logs[0][b], "negatives_logs": logs[1][b]} if weighted else {}
+            parts: dict[str, Any] = {"y_logs": logs[0][b], "negatives_logs": logs[1][b]} if weighted else {}
             others = x[b] if negatives is None else negatives[b]
             want = dense.drift(x[b], y[b], others, 0.8, own=own, **parts, **options)
             torch.testing.assert_close(got[b], want, **CLOSE)
