@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def networks() -> dict[str, nn.Module]:
     tied[2].weight = tied[0].weight
     hooked = gwf.nn.MLP([2, 5, 1])
     hooked[0].register_forward_hook(lambda *_: None)
-    own = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    own: Any = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     own.note = {"of": ["its", "own"]}
     return {
         "mlp": net.double().eval(),
@@ -60,7 +61,7 @@ def test_a_copy_is_a_deep_copy(name):
 def test_moments_are_carried_on_as_a_loaded_state():
     net = gwf.nn.MLP([2, 5, 1])
     parameters = list(net.parameters())
-    options = {"lr": 1e-2, "betas": (0.9, 0.99)}
+    options: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.99)}
     first = new_optimizer(None, parameters, **options)
     net(torch.randn(8, 2)).square().mean().backward()
     first.step()
