@@ -94,7 +94,7 @@ def _unit(x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
 
 _POWERS = {1: Ground(1), 2: Ground(2)}
 _COSINE = Ground(2, directions=True)
-_KNOWN: dict[str, Ground] = {}
+_KNOWN: dict[str, tuple[int, float, str | None]] = {}
 
 
 def ground_of(p: Any, cost: Any) -> Ground:
@@ -122,15 +122,15 @@ def ground_of(p: Any, cost: Any) -> Ground:
 
 def _of_profile(name: str) -> Ground:
     """The cost of a formula that is known by a name; those that are powers need no formula."""
+    p, factor, formula = _read(name)
+    return Ground(p, formula, factor)
+
+
+def _read(name: str) -> tuple[int, float, str | None]:
     if name not in _KNOWN:
-        _KNOWN[name] = _new(name)
+        _KNOWN[name] = read_cost(name)
     return _KNOWN[name]
 
 
 # torch.compile calls it, and takes the answer as a constant.
-_of_profile._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _new(name: str) -> Ground:
-    p, factor, formula = read_cost(name)
-    return Ground(p, formula, factor)
+_read._dynamo_marked_constant = True  # type: ignore[attr-defined]

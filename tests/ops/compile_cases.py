@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import sympy
 import torch
 from torch import Tensor
 
 import gwf_fast as gwf
 
 K = gwf.Gaussian(0.7)
+COST = gwf.Radial(sympy.sqrt(1 + sympy.Symbol("s")))
 MLP = gwf.nn.MLP([3, 8, 1], "silu")
 SCORE = gwf.potentials.Gaussian(torch.zeros(3), torch.eye(3)).score
 DIRECTIONS = torch.nn.functional.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -55,6 +57,7 @@ TRACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     ),
     "sinkhorn, apply": lambda x, y: gwf.sinkhorn(x, y, epsilon=0.5, p=1, sweeps="plain").apply(y, "x"),
     "sinkhorn_divergence, cosine": lambda x, y: gwf.sinkhorn_divergence(x, y, epsilon=0.5, cost="cosine"),
+    "sinkhorn_divergence, formula": lambda x, y: gwf.sinkhorn_divergence(x, y, epsilon=0.5, cost=COST, backend="torch"),
     "transport_cost": lambda x, y: gwf.transport_cost(x, y, epsilon=0.5, p=1),
     "transport_cost, linear": lambda x, y: gwf.transport_cost(x.detach(), y.detach(), epsilon=0.5, form="linear"),
     "sliced_wasserstein2": lambda x, y: gwf.sliced_wasserstein2(x, y, directions=DIRECTIONS),

@@ -241,7 +241,7 @@ def test_multiples_need_no_formula() -> None:
     ):
         ground = ground_of(2, cost)
         assert (ground.p, ground.formula) == (p, None) and math.isclose(ground.factor, factor)
-        assert ground_of(2, gwf.Radial(cost)) is ground
+        assert ground_of(2, gwf.Radial(cost)) == ground
     assert ground_of(2, sp.sqrt(1 + s)).formula == ground_of(2, sp.sqrt(1 + r**2)).formula is not None
 
 
