@@ -142,3 +142,22 @@ def test_captured_in_a_graph(name):
     x.copy_(other)
     graph.replay()
     torch.testing.assert_close(out, call(other, y), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 1e-4])
+def test_weights_of_drifting_are_those_of_every_path(clip):
+    """Of the kernel, by operators or PyTorch, and each particle's own, which no program reads."""
+    import gwf_fast as gwf
+
+    generator = torch.Generator().manual_seed(3)
+    x, y, z = (torch.randn(2, n, 3, generator=generator, dtype=torch.float64) for n in (9, 14, 7))
+    logs, own = y[..., 0].clone(), z[:, None, :, 0].abs() * x[..., :1].abs()
+    logs[0, 1] = -torch.inf
+
+    def drifts(x, y, z, logs, own, backend):
+        options: dict[str, Any] = {"temperature": [0.3, 1.0], "negatives": z, "y_log_weights": logs, "clip": clip}
+        weighed = gwf.drift.gmd(x, y, **options, backend=backend)
+        return weighed + gwf.drift.gmd_multi(x, y, negatives=z, negatives_weights=own, backend=backend).velocity
+
+    got = drifts(*(t.to(DEVICE) for t in (x, y, z, logs, own)), backend="triton")
+    torch.testing.assert_close(got.cpu(), drifts(x, y, z, logs, own, backend="torch"), rtol=1e-9, atol=1e-11)
