@@ -24,6 +24,7 @@ from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Riesz
 from gwf_fast.pairs.passes import centre_of, is_own, over, own_share, scaled_passes
 from gwf_fast.pairs.reductions import kernel_average, kernel_logsumexp
+from gwf_fast.pairs.terms import per_problem
 from gwf_fast.pairs.validation import check_companion, check_pair, check_points
 
 
@@ -103,8 +104,9 @@ def mmd2(
     a = _weights(x_weights, x)
     b = _weights(y_weights, y)
     parts = []
-    for u, v, _, spec in scaled_passes(x, y, kernel, None):  # the discrepancy is linear in the kernel
-        parts.append(_mmd2(*_flattened(u, v), a, b, spec, unbiased, backend))
+    for each in scaled_passes(x, y, kernel, None):  # the discrepancy is linear in the kernel
+        part = _mmd2(*_flattened(each.x, each.y), a, b, each.spec, unbiased, backend)
+        parts.append(each.multiplied(part))
     out = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     return out.view(x.shape[:-2])
 
@@ -152,7 +154,7 @@ def parzen_log_density(
     Args:
         x: Where to evaluate, [*B, N, D].
         y: Samples [*B, M, D].
-        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        bandwidth: h > 0; a float, or a tensor that may require grad: 0-d, or [*B] with one h a problem.
         exclude_self: Leave one out: drop j = i, where x and y are the same set.
         backend: None picks; a name asks for one (see ``backends()``).
 
@@ -165,7 +167,7 @@ def parzen_log_density(
     if count <= 0 and x.shape[-2] > 0:
         raise ValueError(f"y must have a sample other than x_i itself to estimate a density, got {list(y.shape)}")
     h = kernel.bandwidth
-    log_h = h.log() if isinstance(h, Tensor) else math.log(h)
+    log_h = math.log(h) if not isinstance(h, Tensor) else h.log()[..., None] if h.ndim else h.log()
     return total - (math.log(max(count, 1)) + 0.5 * x.shape[-1] * math.log(2 * math.pi) + x.shape[-1] * log_h)
 
 
@@ -179,7 +181,7 @@ def parzen_score(
     Args:
         x: Where to evaluate, [*B, N, D].
         y: Samples [*B, M, D].
-        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        bandwidth: h > 0; a float, or a tensor that may require grad: 0-d, or [*B] with one h a problem.
         exclude_self: Leave one out: drop j = i, where x and y are the same set.
         backend: None picks; a name asks for one (see ``backends()``).
 
@@ -197,7 +199,8 @@ def parzen_score(
     u = x - centre
     v = u if x is y else y - centre
     shifted = kernel_average(u, v, kernel=kernel, exclude_self=exclude_self, backend=backend)
-    return over(shifted - u, kernel.bandwidth**2)
+    h = kernel.bandwidth
+    return over(shifted - u, (per_problem(h, x) if isinstance(h, Tensor) else h) ** 2)
 
 
 MEDIAN_SAMPLE = 2048

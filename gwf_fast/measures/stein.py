@@ -104,6 +104,8 @@ def _in_one_call(x: Tensor, score: Tensor, kernel: Kernel, backend: BackendName 
     if not (type(kernel) is Gaussian and x.is_cpu and is_concrete(x, score) and x.ndim <= 4):
         return None
     h = kernel.bandwidth
+    if kernel.length_scale is not None or kernel.batch:
+        return None
     graph = torch.is_grad_enabled() and any(t.requires_grad for t in (x, score, h) if isinstance(t, Tensor))
     if graph or x.shape[-2] > small_cpp.LARGEST_SVGD:
         return None
@@ -117,17 +119,18 @@ def _in_one_launch(x: Tensor, score: Tensor, kernel: Kernel, backend: BackendNam
     if not isinstance(kernel, Kernel) or kernel.has_formula or not is_concrete(x, score):
         return None
     passes = list(scaled_passes(x, x, kernel, None))
-    tensors = (x, score, *(bandwidth for _, _, bandwidth, _ in passes if bandwidth is not None))
+    parameters = (t for each in passes for t in (each.divisor, each.coefficient) if t is not None)
+    tensors = (x, score, *parameters)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return None
     module = ops.dispatch.special(ops.resolve(backend, x.device, x.dtype, False, "svgd", x.shape[-1]), "svgd")
     if module is None:
         return None
     total = None
-    for u, _, bandwidth, spec in passes:  # in units of a bandwidth, gradients are too large by it
-        drive = score if bandwidth is None else score * bandwidth
-        part = module.svgd_sum(*(value.reshape(-1, *x.shape[-2:]) for value in (u, drive)), spec).view(x.shape)
-        part = part if bandwidth is None else part / bandwidth
+    for each in passes:  # in units of a bandwidth, gradients are too large by it
+        drive = score if each.divisor is None else score * each.divisor
+        flat = (value.reshape(-1, *x.shape[-2:]) for value in (each.x, drive))
+        part = each.slope(module.svgd_sum(*flat, each.spec).view(x.shape))
         total = part if total is None else total + part
     assert total is not None  # a kernel has terms
     return total / x.shape[-2]

@@ -103,13 +103,16 @@ def widens(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], Tensor) and args[0].dtype not in HALVES:  # the usual case
             return function(*args, **kwargs)
+        if kwargs.get("out") is not None:  # written by the function, from a call of itself without
+            return function(*args, **kwargs)
         dtype, wide, named = widened(args, kwargs)
         out: Any = function(*wide, **named)
         if dtype is None:
             return out
         if isinstance(out, Tensor):
             return out.to(dtype)
-        return type(out)(*(value.to(dtype) for value in out))  # a named tuple of tensors
+        # a named tuple of tensors, indices among them
+        return type(out)(*(value.to(dtype) if value.is_floating_point() else value for value in out))
 
     call.widens = True  # type: ignore[attr-defined]  # for explain
     return call

@@ -7,32 +7,17 @@ tuple of floats, ``kernel.spec``, and evaluate all of them in one pass over the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gwf_fast.checkpoint.portable import portable
-from gwf_fast.kernels.table.profile_numbers import is_formula, is_positive, profile_id
-from gwf_fast.ops.modes import is_concrete
+from gwf_fast.kernels.table.profile_numbers import is_formula
+from gwf_fast.pairs import terms as parts
+from gwf_fast.pairs.terms import Pass, Term
 from gwf_fast.pairs.validation import as_number, as_positive
-
-
-class Term(NamedTuple):
-    """``coefficient * phi(|x - y|^2 / bandwidth^2; parameter)``, phi by its name in the profile table."""
-
-    profile: str
-    coefficient: float
-    bandwidth: float | Tensor = 1.0
-    parameter: float = 0.0
-
-
-class Pass(NamedTuple):
-    """Terms that a backend evaluates together: the points divided by ``bandwidth`` (None: as they are) and a spec."""
-
-    bandwidth: Tensor | None
-    spec: tuple[float, ...]
 
 
 class Kernel:
@@ -42,10 +27,12 @@ class Kernel:
 
     Attributes:
         terms: The sum of profiles that the kernel is.
-        spec: The terms as backends take them, four floats each; None where a bandwidth is a tensor.
-        passes: The evaluations the kernel needs. One, unless bandwidths are tensors.
+        spec: The terms as backends take them, four floats each; None where a parameter is a tensor.
+        passes: The evaluations the kernel needs. One, unless parameters are tensors.
         positive: Whether every term is positive, so that the kernel has a logarithm.
         has_formula: Whether a term is a formula of the user's own (``Radial``).
+        batch: The problems *B that its parameters tell apart; () for any.
+        dim: The coordinates that it is for; None for any.
     """
 
     terms: tuple[Term, ...]
@@ -53,24 +40,30 @@ class Kernel:
     passes: tuple[Pass, ...]
     positive: bool
     has_formula: bool
+    batch: tuple[int, ...]
+    dim: int | None
 
     def _derive(self, terms: tuple[Term, ...]) -> None:
         # Computed once, here, and stored past the frozen __setattr__: every call of a reduction reads them.
-        passes = _passes(terms)
-        spec = passes[0].spec if len(passes) == 1 and passes[0].bandwidth is None else None
-        positive = all(term.coefficient > 0 and is_positive(term.profile) for term in terms)
-        has_formula = any(is_formula(term.profile) for term in terms)
-        values = {"terms": terms, "spec": spec, "passes": passes, "positive": positive, "has_formula": has_formula}
+        passes = parts.passes_of(terms)
+        values = {
+            "terms": terms,
+            "spec": passes[0].spec if len(passes) == 1 and passes[0].is_plain else None,
+            "passes": passes,
+            "positive": all(term.is_positive for term in terms),
+            "has_formula": any(is_formula(term.profile) for term in terms),
+            "batch": parts.batch_of(terms),
+            "dim": parts.dim_of(terms),
+        }
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def _components(self) -> tuple[tuple[float, Kernel], ...]:
+    def _components(self) -> tuple[tuple[float | Tensor, Kernel], ...]:
         return ((1.0, self),)
 
     def _key(self) -> tuple[Any, ...]:
-        # A tensor is compared by identity: two parameters that happen to be equal now are not the same kernel.
         values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
-        return (type(self), *(id(v) if isinstance(v, Tensor) else v for v in values))
+        return (type(self), *map(parts.identity, values))
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Kernel) else NotImplemented
@@ -91,10 +84,13 @@ class Kernel:
 
     def __mul__(self, factor: object) -> Kernel:
         try:
-            number = as_number("coefficient", factor)
+            number = parts.as_coefficient(factor)
         except TypeError:
             return NotImplemented
-        components = tuple((number * c, k) for c, k in self._components())
+        before = self._components()
+        if isinstance(number, Tensor) or any(isinstance(c, Tensor) for c, _ in before):
+            return Mixture(((number, self),))
+        components = tuple((number * c, k) for c, k in before)
         return components[0][1] if len(components) == 1 and components[0][0] == 1.0 else Mixture(components)
 
     __rmul__ = __mul__
@@ -119,62 +115,7 @@ class Kernel:
             The matrix [*B, N, M].
         """
         d = x[..., :, None, :] - y[..., None, :, :]  # [*B, N, M, D]
-        q = (d * d).sum(-1)
-        out = torch.zeros_like(q)
-        for term in self.terms:
-            s = q / term.bandwidth**2
-            out = out + term.coefficient * _DenseProfile.apply(s, profile_id(term.profile), term.parameter, 0)
-        return out
-
-
-class _DenseProfile(torch.autograd.Function):
-    """phi^(order)(s), whose derivative is the next row of the table: exact at s = 0, where autograd's sqrt is not."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(s: Tensor, number: int, parameter: float, order: int) -> Tensor:
-        from gwf_fast.kernels.reference.profiles import profile_derivative
-
-        return profile_derivative(number, order, s, parameter)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        s, *ctx.rest = inputs
-        ctx.save_for_backward(s)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        (s,) = ctx.saved_tensors
-        number, parameter, order = ctx.rest
-        return g * _DenseProfile.apply(s, number, parameter, order + 1), None, None, None
-
-
-def _passes(terms: tuple[Term, ...]) -> tuple[Pass, ...]:
-    """Group the terms: one pass for all float bandwidths, one for each distinct tensor.
-
-    A backend takes bandwidths as floats. Where one is a tensor, the points are divided by it instead, as
-    k_h(x, y) = k_1(x / h, y / h): autograd of the division is then its derivative, to every order.
-    """
-    groups: dict[int | None, tuple[Tensor | None, list[float]]] = {}
-    for term in terms:
-        tensor = term.bandwidth if isinstance(term.bandwidth, Tensor) else None
-        _, spec = groups.setdefault(None if tensor is None else id(tensor), (tensor, []))
-        bandwidth = 1.0 if isinstance(term.bandwidth, Tensor) else term.bandwidth
-        spec += [float(profile_id(term.profile)), term.coefficient, bandwidth, term.parameter]
-    return tuple(Pass(tensor, tuple(spec)) for tensor, spec in groups.values())
-
-
-def _bandwidth(value: Any) -> float | Tensor:
-    if not isinstance(value, Tensor):
-        return as_positive("bandwidth", value)
-    if value.ndim != 0 or not value.is_floating_point():
-        raise ValueError(
-            f"bandwidth must be a float or a 0-d floating tensor, got shape {list(value.shape)}, {value.dtype}"
-        )
-    if is_concrete(value) and value.device.type == "cpu":  # on other devices a look would wait for the queue
-        as_positive("bandwidth", value.item())
-    return value
+        return torch.stack([parts.dense_term(term, d) for term in self.terms]).sum(0)
 
 
 class _Elementary(Kernel):
@@ -185,43 +126,49 @@ class _Elementary(Kernel):
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
-        shown = (f"tensor({v.item():g})" if isinstance(v, Tensor) and is_concrete(v) else repr(v) for v in values)
+        named = {f.name: parts.shown(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
+        lengths = named.pop("length_scale", "None")
+        shown = [*named.values(), *([f"length_scale={lengths}"] if lengths != "None" else [])]
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
 @portable
 @dataclass(frozen=True, eq=False, repr=False)
 class Mixture(Kernel):
-    """A finite sum of multiples of kernels; what ``+`` and ``*`` make. Evaluated in one pass over the pairs."""
+    """A finite sum of multiples of kernels; what ``+`` and ``*`` make. Evaluated in one pass over the pairs.
 
-    components: tuple[tuple[float, Kernel], ...]
+    A multiple by a tensor without dimensions that requires grad is differentiated in it, for a pass of its own.
+    """
+
+    components: tuple[tuple[float | Tensor, Kernel], ...]
 
     def __post_init__(self) -> None:
-        self._derive(
-            tuple(term._replace(coefficient=c * term.coefficient) for c, k in self.components for term in k.terms)
-        )
+        self._derive(tuple(term.times(c) for c, k in self.components for term in k.terms))
 
-    def _components(self) -> tuple[tuple[float, Kernel], ...]:
+    def _components(self) -> tuple[tuple[float | Tensor, Kernel], ...]:
         return self.components
 
     def __repr__(self) -> str:
         text = ""
         for c, k in self.components:
-            sign = ("-" if c < 0 else "") if not text else (" - " if c < 0 else " + ")
-            text += sign + (f"{k!r}" if abs(c) == 1.0 else f"{abs(c)!r} * {k!r}")
+            negative = not isinstance(c, Tensor) and c < 0
+            sign = ("-" if negative else "") if not text else (" - " if negative else " + ")
+            size = parts.shown(c if isinstance(c, Tensor) else abs(c))
+            inner = f"({k!r})" if isinstance(k, Mixture) else f"{k!r}"
+            text += sign + (inner if size == "1.0" else f"{size} * {inner}")
         return text
 
 
 class _Scaled(_Elementary):
-    """A profile with a bandwidth and nothing else."""
+    """A profile with a bandwidth and, if coordinates differ in scale, one a coordinate besides."""
 
     bandwidth: float | Tensor
+    length_scale: Tensor | None
     _profile: str
 
     def __post_init__(self) -> None:
-        self._set(bandwidth=_bandwidth(self.bandwidth))
-        self._derive((Term(self._profile, 1.0, self.bandwidth),))
+        self._set(bandwidth=parts.as_bandwidth(self.bandwidth), length_scale=parts.as_length_scale(self.length_scale))
+        self._derive((Term(self._profile, 1.0, self.bandwidth, length_scale=self.length_scale),))
 
 
 @portable
@@ -230,10 +177,12 @@ class Gaussian(_Scaled):
     """exp(-r^2 / (2 h^2)).
 
     Args:
-        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        bandwidth: h > 0; a float, or a tensor that may require grad: 0-d, or [*B] with one h a problem.
+        length_scale: Lengths [D] or [*B, D] that coordinates are divided by first; a tensor that may require grad.
     """
 
     bandwidth: float | Tensor
+    length_scale: Tensor | None = field(default=None, kw_only=True)
     _profile = "gaussian"
 
 
@@ -243,10 +192,12 @@ class Laplace(_Scaled):
     """exp(-r / h), r the Euclidean distance. The gradient at r = 0 is defined as 0.
 
     Args:
-        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        bandwidth: h > 0; a float, or a tensor that may require grad: 0-d, or [*B] with one h a problem.
+        length_scale: Lengths [D] or [*B, D] that coordinates are divided by first; a tensor that may require grad.
     """
 
     bandwidth: float | Tensor
+    length_scale: Tensor | None = field(default=None, kw_only=True)
     _profile = "laplace"
 
 
@@ -256,10 +207,12 @@ class IMQ(_Scaled):
     """The inverse multiquadric (1 + r^2 / h^2)^(-1/2).
 
     Args:
-        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        bandwidth: h > 0; a float, or a tensor that may require grad: 0-d, or [*B] with one h a problem.
+        length_scale: Lengths [D] or [*B, D] that coordinates are divided by first; a tensor that may require grad.
     """
 
     bandwidth: float | Tensor
+    length_scale: Tensor | None = field(default=None, kw_only=True)
     _profile = "imq"
 
 
@@ -269,10 +222,12 @@ class Matern32(_Scaled):
     """(1 + u) e^-u with u = sqrt(3) r / h (Rasmussen & Williams 2006, ch. 4).
 
     Args:
-        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        bandwidth: h > 0; a float, or a tensor that may require grad: 0-d, or [*B] with one h a problem.
+        length_scale: Lengths [D] or [*B, D] that coordinates are divided by first; a tensor that may require grad.
     """
 
     bandwidth: float | Tensor
+    length_scale: Tensor | None = field(default=None, kw_only=True)
     _profile = "matern32"
 
 
@@ -282,10 +237,12 @@ class Matern52(_Scaled):
     """(1 + u + u^2 / 3) e^-u with u = sqrt(5) r / h (Rasmussen & Williams 2006, ch. 4).
 
     Args:
-        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        bandwidth: h > 0; a float, or a tensor that may require grad: 0-d, or [*B] with one h a problem.
+        length_scale: Lengths [D] or [*B, D] that coordinates are divided by first; a tensor that may require grad.
     """
 
     bandwidth: float | Tensor
+    length_scale: Tensor | None = field(default=None, kw_only=True)
     _profile = "matern52"
 
 
@@ -295,16 +252,22 @@ class RationalQuadratic(_Elementary):
     """(1 + r^2 / (2 alpha h^2))^(-alpha); a Gaussian as alpha grows.
 
     Args:
-        bandwidth: h > 0; a float, or a 0-d tensor that may require grad.
+        bandwidth: h > 0; a float, or a tensor that may require grad: 0-d, or [*B] with one h a problem.
+        length_scale: Lengths [D] or [*B, D] that coordinates are divided by first; a tensor that may require grad.
         alpha: The decay, > 0.
     """
 
     bandwidth: float | Tensor
     alpha: float
+    length_scale: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._set(bandwidth=_bandwidth(self.bandwidth), alpha=as_positive("alpha", self.alpha))
-        self._derive((Term("rational_quadratic", 1.0, self.bandwidth, self.alpha),))
+        self._set(
+            bandwidth=parts.as_bandwidth(self.bandwidth),
+            alpha=as_positive("alpha", self.alpha),
+            length_scale=parts.as_length_scale(self.length_scale),
+        )
+        self._derive((Term("rational_quadratic", 1.0, self.bandwidth, self.alpha, self.length_scale),))
 
 
 @portable

@@ -1,35 +1,82 @@
-"""The evaluations that a kernel needs: one, unless a tensor as bandwidth divides points. Where to put the origin."""
+"""The evaluations that a kernel needs: one, unless tensors among its parameters divide points. Where the origin is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gwf_fast.ops import dispatch
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.pairs.alignment import goes_into
 from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.ragged import members
 
 
-def scaled_passes(
-    x: Tensor, y: Tensor, kernel: Kernel, y_lengths: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None, tuple[float, ...]]]:
-    """Points, bandwidth to divide by, and spec of each evaluation; one, as they are, unless a bandwidth is a tensor."""
+class Scaled(NamedTuple):
+    """An evaluation: points, what they were divided by, what results are multiplied by, and the kernel's numbers.
+
+    Attributes:
+        x: Targets [*B, N, D], about a common origin where they were divided.
+        y: Sources [*B, M, D], likewise.
+        divisor: Of a shape that goes with theirs; None: 1.
+        coefficient: Without dimensions; None: 1.
+        spec: The terms.
+    """
+
+    x: Tensor
+    y: Tensor
+    divisor: Tensor | None
+    coefficient: Tensor | None
+    spec: tuple[float, ...]
+
+    def multiplied(self, part: Tensor) -> Tensor:
+        """What the kernel is linear in, with the coefficient."""
+        return part if self.coefficient is None else part * self.coefficient.to(part.dtype)
+
+    def slope(self, part: Tensor) -> Tensor:
+        """A gradient [*B, N, D] in the coordinates that points had before, with the coefficient."""
+        return self.multiplied(part if self.divisor is None else part / self.divisor)
+
+
+def scaled_passes(x: Tensor, y: Tensor, kernel: Kernel, y_lengths: Tensor | None) -> Iterator[Scaled]:
+    """Each evaluation that the kernel takes; one of points as they are, unless it has tensors among its parameters.
+
+    Raises:
+        ValueError: If these are for other problems or coordinates.
+    """
     if kernel.spec is not None:
-        yield x, y, None, kernel.spec
+        yield Scaled(x, y, None, None, kernel.spec)
         return
-    centre = centre_of(y, y_lengths)
-    for bandwidth, spec in kernel.passes:
-        if bandwidth is None:
-            yield x, y, None, spec
+    check_parameters(x, kernel)
+    centre = centre_of(y, y_lengths) if any(each.divides for each in kernel.passes) else y.new_zeros(())
+    for each in kernel.passes:
+        divisor = each.divisor(x)
+        if divisor is None:
+            yield Scaled(x, y, None, each.coefficient, each.spec)
         else:
             same = x is y  # keep it so: backends use the symmetry
-            u = (x - centre) / bandwidth
-            yield u, u if same else (y - centre) / bandwidth, bandwidth, spec
+            u = (x - centre) / divisor
+            yield Scaled(u, u if same else (y - centre) / divisor, divisor, each.coefficient, each.spec)
+
+
+def check_parameters(x: Tensor, kernel: Kernel) -> None:
+    """Parameters of a kernel that are tensors go with points [*B, N, D].
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if kernel.dim is not None and kernel.dim != x.shape[-1]:
+        raise ValueError(f"length_scale must have the dimension of x, D = {x.shape[-1]}, got {kernel.dim} numbers")
+    if kernel.batch and not goes_into(kernel.batch, x.shape[:-2]):
+        raise ValueError(
+            f"kernel must have a bandwidth for all or one for each problem of x, {list(x.shape[:-2])},"
+            f" got {list(kernel.batch)}"
+        )
 
 
 def is_own(x: Tensor, y: Tensor, exclude_self: bool, x_lengths: Tensor | None, y_lengths: Tensor | None) -> bool:

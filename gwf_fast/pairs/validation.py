@@ -156,6 +156,11 @@ def check_kind(name: str, value: Tensor) -> None:
 def _check_same(name: str, value: Tensor, x: Tensor) -> None:
     if value.dtype != x.dtype:
         raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {value.dtype}")
+    check_device(name, value, x)
+
+
+def check_device(name: str, value: Tensor, x: Tensor) -> None:
+    """A tensor is where the points are."""
     if value.device != x.device:
         remedy = f"move it there, {name}.to(x.device)"
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}: {remedy}")

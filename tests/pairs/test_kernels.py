@@ -107,8 +107,7 @@ def test_bad_bandwidth(make, value):
     [
         (lambda: gwf.Gaussian("1"), TypeError, "bandwidth must be"),  # type: ignore[arg-type]
         (lambda: gwf.Gaussian(True), TypeError, "bandwidth must be"),
-        (lambda: gwf.Gaussian(torch.ones(2)), ValueError, "0-d"),
-        (lambda: gwf.Gaussian(torch.tensor(1)), ValueError, "0-d floating"),
+        (lambda: gwf.Gaussian(torch.tensor(1)), ValueError, "a float or a floating tensor"),
         (lambda: gwf.RationalQuadratic(1.0, 0.0), ValueError, "alpha must be a positive number"),
         (lambda: gwf.Riesz(2.0), ValueError, "strictly between 0 and 2"),
         (lambda: gwf.Riesz(0.0), ValueError, "strictly between 0 and 2"),

@@ -15,6 +15,7 @@ from gwf_fast.pairs.fast import cost, moments, slicing, sums
 from gwf_fast.pairs.fast.series import SMOOTH, Spec, far_field, is_smooth, plan
 from gwf_fast.pairs.fast.sliced import Directions, distance_sums, is_distance, sliced_sums
 from gwf_fast.pairs.kernels import Term
+from gwf_fast.pairs.passes import Scaled
 
 METHODS = ("exact", "nufft", "sliced", "auto")
 
@@ -28,9 +29,6 @@ class FastOptions(NamedTuple):
     method: str
     tolerance: float = 1e-6
     directions: Directions | None = None
-
-
-Pass = tuple[Tensor, Tensor, Tensor | None, Spec]  # x, y, the bandwidth they were divided by, spec
 
 
 def choose(
@@ -130,7 +128,7 @@ def _exact_is_faster(
 
 def fast_reduction(
     order: int,
-    passes: Iterable[Pass],
+    passes: Iterable[Scaled],
     weights: Tensor | None,  # [*B, M, C]; None: ones, C = 1
     options: FastOptions,
     exclude_self: bool,
@@ -143,7 +141,8 @@ def fast_reduction(
     """
     total = None
     errors: Tensor | None = None  # absolute
-    for x, y, bandwidth, spec in passes:
+    for each in passes:
+        x, y, spec = each.x, each.y, each.spec
         batch = x.shape[:-2]
         count = math.prod(batch)
         w = y.new_ones(*y.shape[:-1], 1) if weights is None else weights
@@ -163,9 +162,12 @@ def fast_reduction(
         out = torch.stack(parts) if parts else x.new_zeros(0, x.shape[-2], width)
         out = out.view(*batch, *out.shape[1:])
         error = torch.stack(missed).view(batch) if missed else out.new_zeros(batch, dtype=torch.float64)
-        if order == 1 and bandwidth is not None:
-            out = out / bandwidth
-            error = error / bandwidth.detach().double()
+        out = each.slope(out) if order == 1 else each.multiplied(out)
+        if order == 1 and each.divisor is not None:
+            least = each.divisor.detach().double()
+            error = error / (least.flatten(-2).amin(-1) if least.ndim >= 2 else least)
+        if each.coefficient is not None:
+            error = error * each.coefficient.detach().double().abs()
         total = out if total is None else total + out
         errors = error if errors is None else errors + error  # the same directions: errors may well agree
     assert total is not None  # a kernel has terms

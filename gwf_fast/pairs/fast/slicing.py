@@ -85,7 +85,7 @@ def why_not(terms: Sequence[Term], order: int = 0) -> str | None:
     """Why a kernel, or its gradient (order 1), has no sliced form here; None if it has one."""
     from gwf_fast.kernels.table.profiles import PROFILES  # here, as below: SymPy takes a while to import
 
-    for name, _, _, parameter in terms:
+    for name, parameter in ((term.profile, term.parameter) for term in terms):
         if name not in PROFILES:
             return "serves the kernels of this package, not user-written formulas"
         if name == "log" and order:
