@@ -50,6 +50,7 @@ def cpu_sources() -> list[str]:
         "csrc/bindings/direct_measures.cpp",
         "csrc/bindings/drift.cpp",
         "csrc/bindings/mlp.cpp",
+        "csrc/bindings/nearest.cpp",
         "csrc/bindings/primal_dual.cpp",
         "csrc/bindings/sliced.cpp",
         "csrc/bindings/svgd.cpp",

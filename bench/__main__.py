@@ -84,6 +84,7 @@ def main() -> None:
         drifts,
         interactions,
         memory,
+        nearest,
         networks,
         overhead,
         primal_dual,

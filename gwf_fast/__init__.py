@@ -36,6 +36,7 @@ from gwf_fast.pairs.kernels import (
 )
 from gwf_fast.pairs.labels import LabelGroups, by_label
 from gwf_fast.pairs.methods import NUFFT, Auto, Sliced, with_error
+from gwf_fast.pairs.nearest import kernel_min
 from gwf_fast.pairs.reductions import kernel_average, kernel_gradient, kernel_logsumexp, kernel_sum
 from gwf_fast.transport import (
     DivergencePotentials,
@@ -102,6 +103,7 @@ __all__ = [
     "kernel_average",
     "kernel_gradient",
     "kernel_logsumexp",
+    "kernel_min",
     "kernel_sum",
     "ksd2",
     "load",

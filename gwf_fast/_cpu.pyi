@@ -222,6 +222,16 @@ def svgd(
     bandwidths: Tensor | None,
     /,
 ) -> bool: ...
+def nearest(
+    x: Tensor,
+    y: Tensor,
+    exclude_self: bool,
+    row_lengths: Tensor | None,
+    column_lengths: Tensor | None,
+    squares: Tensor,
+    indices: Tensor,
+    /,
+) -> None: ...
 def joint_drift(
     x: Tensor,
     x_weights: Tensor | None,

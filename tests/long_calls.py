@@ -86,6 +86,8 @@ CALLS: dict[str, Callable[[], Callable[[], Any]]] = {
     "sum": with_data(lambda d: gwf.kernel_sum(d.x, d.y, kernel=KERNEL)),
     "channels": with_data(lambda d: gwf.kernel_sum(d.x, d.x, d.channels, kernel=KERNEL)),
     "two kernels": with_data(lambda d: gwf.kernel_sum(d.wide, d.wide[1:], kernel=KERNEL + gwf.Laplace(2.0))),
+    "nearest": with_data(lambda d: gwf.kernel_min(d.x, d.y, k=3)),
+    "nearest, wide": with_data(lambda d: gwf.kernel_min(d.wide, d.wide[1:])),
     "of a set with itself": with_data(lambda d: gwf.kernel_sum(d.x, d.x, kernel=KERNEL)),
     "batch": with_data(lambda d: gwf.kernel_sum(d.many, d.many, kernel=KERNEL)),
     "gradient": with_data(lambda d: gwf.kernel_gradient(d.x, d.y, kernel=KERNEL)),

@@ -281,11 +281,14 @@ def included(path: Path) -> set[str]:
 
 def test_a_change_in_one_kind_of_kernel_compiles_no_other():
     """The folders of csrc that an object is made of, but for what all of them share."""
-    own = {name: {name} for name in ("drift", "mlp", "pairwise", "primal_dual", "sliced", "svgd", "transport")}
+    own = {
+        name: {name} for name in ("drift", "mlp", "nearest", "pairwise", "primal_dual", "sliced", "svgd", "transport")
+    }
     own |= {"near_field": {"near"}, "sliced_sum": {"sliced"}}
     for name, folder in (
         ("pairwise", "stein"),
         ("near_field", "pairwise"),
+        ("nearest", "pairwise"),
         ("drift", "pairwise"),
         ("primal_dual", "mlp"),
     ):

@@ -12,6 +12,7 @@
 #include "bindings/drift.h"
 #include "bindings/interruption.h"
 #include "bindings/mlp.h"
+#include "bindings/nearest.h"
 #include "bindings/primal_dual.h"
 #include "bindings/sliced.h"
 #include "bindings/svgd.h"
@@ -310,6 +311,7 @@ PYBIND11_MODULE(_cpu, m) {
     bind_transport(m, [] { return active->name; });
     bind_mlp(m, [] { return active->name; });
     bind_primal_dual(m, [] { return active->name; });
+    bind_nearest(m, [] { return active->name; });
     bind_sliced(m, [] { return active->name; });
     m.def("fma_peak", [] { return active->fma_peak(); }, "Measured float32 operations per second of one thread.");
 }

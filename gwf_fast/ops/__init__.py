@@ -6,6 +6,7 @@ flat specs; ``gwf_fast.pairs.reductions`` is the interface for people.
 
 from gwf_fast.ops.dispatch import optional, resolve
 from gwf_fast.ops.jet import pair_jet
+from gwf_fast.ops.nearest import pair_nearest
 from gwf_fast.ops.opaque import Opaque
 from gwf_fast.ops.reductions import (
     pair_average,
@@ -29,6 +30,7 @@ __all__ = [
     "pair_gradient_into",
     "pair_jet",
     "pair_logsumexp",
+    "pair_nearest",
     "pair_sum",
     "pair_sum_gradient",
     "resolve",

@@ -20,6 +20,7 @@ CALLED_FOR: dict[str, tuple[str, ...]] = {
     "kernel_gradient": ("gradient",),
     "kernel_logsumexp": ("logsumexp",),
     "kernel_average": ("average",),
+    "kernel_min": ("nearest",),
     "mmd2": ("mmd",),
     "energy_distance": ("mmd",),
     "parzen_log_density": ("logsumexp",),

@@ -268,6 +268,11 @@ OPERATIONS: dict[str, Operation] = {
         ("sliced",),
         {"cpp": Service("cpp.sliced"), "torch": Service("reference.sliced")},
     ),
+    "nearest": Operation(
+        "the nearest sources",
+        ("nearest",),
+        {"cpp": Service("cpp.nearest"), "torch": Service("reference.nearest")},
+    ),
     "mlp": Operation(
         "perceptrons and their first derivatives",
         ("mlp_forward", "mlp_backward"),

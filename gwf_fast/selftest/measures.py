@@ -25,8 +25,8 @@ class MeasureCase:
     """One call.
 
     Attributes:
-        operation: "stein", "drift" or "sliced".
-        kind: The profile, "plain" or "clipped" or "ragged", or the discrepancy of the projections.
+        operation: "stein", "drift", "sliced" or "nearest".
+        kind: The profile, "plain" or "clipped" or "ragged", the discrepancy of the projections, or a count.
         sizes: (B, N, M, D).
         dtype: Type of the inputs.
     """
@@ -92,6 +92,8 @@ def cases(half: bool = False) -> Iterator[MeasureCase]:
         for kind in ("wasserstein", "energy"):
             yield MeasureCase("sliced", kind, (2, 63, 63, 5), dtype)
             yield MeasureCase("sliced", kind, (2, 63, 40, 5), dtype)
+        for dim in (1, 2, 3, 5, 17, 64):
+            yield MeasureCase("nearest", "3", (2, 63, 500, dim), dtype)
 
 
 def _stein(module: Any, case: MeasureCase, x: Tensor, y: Tensor, score: Tensor) -> tuple[Tensor, ...]:
@@ -125,4 +127,11 @@ def _sliced(module: Any, case: MeasureCase, x: Tensor, y: Tensor, directions: Te
         return (values.detach(), *torch.autograd.grad(values.sum(), leaves))
 
 
-_CALLS = {"stein": _stein, "drift": _drift, "sliced": _sliced}
+def _nearest(module: Any, case: MeasureCase, x: Tensor, y: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+    """Distances, and those of the points that indices name."""
+    squares, indices = module.nearest(x, y, int(case.kind))
+    found = torch.stack([each[i] for each, i in zip(y, indices, strict=True)])  # [B, N, k, D]
+    return squares, (x[:, :, None] - found).square().sum(-1)
+
+
+_CALLS = {"stein": _stein, "drift": _drift, "sliced": _sliced, "nearest": _nearest}

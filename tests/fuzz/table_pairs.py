@@ -76,6 +76,33 @@ def kernel(rng: Random, call: Call, **kind: Any) -> None:
     call["options"]["kernel"] = draw_kernel(rng, call["scale"], **kind)
 
 
+_MOST_NEAREST = 4
+
+
+def _nearest(rng: Random, call: Call) -> None:
+    call["options"]["k"] = rng.randint(1, _MOST_NEAREST)
+    if call["n"] == call["m"] and not call["place"].endswith("_y") and rng.random() < 0.4:
+        call["options"]["exclude_self"] = True
+
+
+def _too_few(call: Call) -> str | None:
+    options = call["options"]
+    if call["m"] < options["k"] + options.get("exclude_self", False) + call["ragged"] * _MOST_NEAREST:
+        return "fewer sources than k"
+    return extreme(call)
+
+
+def _distances_of_nearest(function: Function, tensors: Any, options: Any) -> Any:
+    """Distances, and those of the points that indices name; which of two that tie is rounding's."""
+    x, y, k = tensors["x"], tensors["y"], options["k"]
+    squares, indices = function.public(**tensors, **options)
+    there = (indices >= 0)[..., None]
+    flat = indices.clamp(min=0).flatten(-2)[..., None].expand(*indices.shape[:-2], -1, y.shape[-1])
+    found = y.double().gather(-2, flat).unflatten(-2, (-1, k))
+    apart = torch.where(there, x.double()[..., None, :] - found, 0.0)
+    return squares, apart.square().sum(-1).to(squares.dtype)
+
+
 def _mmd(rng: Random, call: Call) -> None:
     kernel(rng, call)
     if rng.random() < 0.3:
@@ -234,6 +261,17 @@ FUNCTIONS = [
         refuses=_average_refuses,
         slack=_squares_of_slopes,
         weight=2,
+    ),
+    Function(
+        "kernel_min",
+        dense.kernel_min,
+        pair(_nearest),
+        rows=("x", "x"),
+        gradients=("x", "y"),
+        lengths=LENGTHS,
+        least=_MOST_NEAREST + 1,
+        refuses=_too_few,
+        through=_distances_of_nearest,
     ),
     Function(
         "mmd2",

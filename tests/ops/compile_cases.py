@@ -33,6 +33,7 @@ TRACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kernel_logsumexp": lambda x, y: gwf.kernel_logsumexp(x, y, kernel=K),
     "kernel_average": lambda x, y: gwf.kernel_average(x, y, kernel=K),
     "kernel_average, exclude_self": lambda x, y: gwf.kernel_average(x, x, kernel=K, exclude_self=True),
+    "kernel_min": lambda x, y: gwf.kernel_min(x, y, k=2).squared_distances,
     "mmd2": lambda x, y: gwf.mmd2(x, y, kernel=K),
     "mmd2, unbiased": lambda x, y: gwf.mmd2(x, y, kernel=K, unbiased=True),
     "energy_distance": gwf.energy_distance,

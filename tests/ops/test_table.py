@@ -57,6 +57,7 @@ CALLS = {
     "kernel_gradient": lambda: gwf.kernel_gradient(X, Y, kernel=K),
     "kernel_logsumexp": lambda: gwf.kernel_logsumexp(X, Y, kernel=K),
     "kernel_average": lambda: gwf.kernel_average(X, Y, kernel=K),
+    "kernel_min": lambda: gwf.kernel_min(X, Y),
     "mmd2": lambda: gwf.mmd2(X, Y, kernel=K),
     "energy_distance": lambda: gwf.energy_distance(X, Y),
     "parzen_log_density": lambda: gwf.parzen_log_density(X, Y, 1.0),
