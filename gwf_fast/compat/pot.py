@@ -18,7 +18,6 @@ from torch import Tensor
 
 from gwf_fast.measures.directional import directional, rooted
 from gwf_fast.measures.sliced import choose_directions
-from gwf_fast.ops.arrays import as_tensor
 from gwf_fast.pairs.validation import as_integer, as_number, check_weights
 
 __all__ = ["max_sliced_wasserstein_distance", "sliced_wasserstein_distance"]
@@ -197,7 +196,13 @@ def _scaled(points: Any, scaler: Any) -> Any:
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else as_tensor(name, np.asarray(value))
+    if isinstance(value, Tensor):
+        return value
+    array = np.asarray(value)
+    try:  # of the machine's byte order, without negative strides
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    except TypeError:
+        raise TypeError(f"{name} must have numbers that PyTorch has, such as float64, got {array.dtype}") from None
 
 
 def _common(tensors: list[Tensor], arrays: bool) -> torch.dtype:

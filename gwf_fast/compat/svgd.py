@@ -16,8 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from gwf_fast.kernels.cpp import small as small_cpp
-from gwf_fast.measures.stein import svgd_direction
+from gwf_fast.measures.stein import small_svgd_direction, svgd_direction
 from gwf_fast.pairs.kernels import Gaussian
 from gwf_fast.pairs.reductions import kernel_gradient
 
@@ -95,8 +94,8 @@ class SVGD:
 
 
 def _direction(x: Tensor, score: Tensor, bandwidth: float) -> Tensor:
-    if score.shape == x.shape and 1 < len(x) <= small_cpp.LARGEST_SVGD:
-        found = small_cpp.svgd(x, score, "all" if bandwidth < 0 else float(bandwidth))
+    if score.shape == x.shape and len(x) > 1:
+        found = small_svgd_direction(x, score, None if bandwidth < 0 else float(bandwidth))
         if found is not None:
             return found
     if not len(x):

@@ -107,11 +107,22 @@ def _in_one_call(x: Tensor, score: Tensor, kernel: Kernel, backend: BackendName 
     if kernel.length_scale is not None or kernel.batch:
         return None
     graph = torch.is_grad_enabled() and any(t.requires_grad for t in (x, score, h) if isinstance(t, Tensor))
-    if graph or x.shape[-2] > small_cpp.LARGEST_SVGD:
+    if graph or ops.resolve(backend, x.device, x.dtype, False, "svgd", x.shape[-1]) != "cpp":
         return None
-    if ops.resolve(backend, x.device, x.dtype, False, "svgd", x.shape[-1]) != "cpp":
+    return small_svgd_direction(x, score, float(h))
+
+
+def small_svgd_direction(x: Tensor, score: Tensor, bandwidth: float | None) -> Tensor | None:
+    """The direction under a Gaussian in one compiled call on a CPU; None where the set is too large, or it declines.
+
+    Args:
+        x: Particles [*B, N, D].
+        score: Of the shape of x.
+        bandwidth: h; None for the median rule over all N^2 pairs, the zeros of the diagonal included.
+    """
+    if x.shape[-2] > small_cpp.LARGEST_SVGD:
         return None
-    return small_cpp.svgd(x, score, float(h))
+    return small_cpp.svgd(x, score, "all" if bandwidth is None else bandwidth)
 
 
 def _in_one_launch(x: Tensor, score: Tensor, kernel: Kernel, backend: BackendName | None) -> Tensor | None:
