@@ -154,10 +154,12 @@ def test_weights_of_drifting_are_those_of_every_path(clip):
     logs, own = y[..., 0].clone(), z[:, None, :, 0].abs() * x[..., :1].abs()
     logs[0, 1] = -torch.inf
 
-    def drifts(x, y, z, logs, own, backend):
+    def drifts(tensors, backend):
+        x, y, z, logs, own = tensors
         options: dict[str, Any] = {"temperature": [0.3, 1.0], "negatives": z, "y_log_weights": logs, "clip": clip}
         weighed = gwf.drift.gmd(x, y, **options, backend=backend)
         return weighed + gwf.drift.gmd_multi(x, y, negatives=z, negatives_weights=own, backend=backend).velocity
 
-    got = drifts(*(t.to(DEVICE) for t in (x, y, z, logs, own)), backend="triton")
-    torch.testing.assert_close(got.cpu(), drifts(x, y, z, logs, own, backend="torch"), rtol=1e-9, atol=1e-11)
+    on_device = [t.to(DEVICE) for t in (x, y, z, logs, own)]
+    got = drifts(on_device, "triton")
+    torch.testing.assert_close(got.cpu(), drifts([x, y, z, logs, own], "torch"), rtol=1e-9, atol=1e-11)
