@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gwf_fast.nn.divergences import PARAMETRIC, SMOOTH, divergence
 from gwf_fast.ops.ambient import entry
+from gwf_fast.ops.modes import is_eager
 from gwf_fast.pairs.passes import moved
 from gwf_fast.pairs.validation import as_number, check_points
 
@@ -94,6 +95,18 @@ def critic_step(
         return there if bounds is None else there.clamp_(*bounds)
 
 
+def _checked(d: Tensor, x: Tensor) -> Tensor:
+    """What a critic gave for x."""
+    if not isinstance(d, Tensor) or d.shape not in (x.shape[:-1], (*x.shape[:-1], 1)):
+        got = list(d.shape) if isinstance(d, Tensor) else type(d).__name__
+        raise ValueError(f"critic must give [*B, N] or [*B, N, 1] for x {list(x.shape)}, got {got}")
+    return d
+
+
+def _summed(d: Tensor) -> tuple[Tensor, Tensor]:
+    return d.sum(), d
+
+
 @entry(differentiates=True)
 def _weight_and_gradient(
     x: Tensor, critic: Callable[[Tensor], Tensor], transform: Transform, shift: float
@@ -102,15 +115,16 @@ def _weight_and_gradient(
         raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
     check_points("x", x)
     shift = as_number("shift", shift)
-    with torch.enable_grad():
-        at = x.detach().requires_grad_()
-        d = critic(at)
-        if not isinstance(d, Tensor) or d.shape not in (x.shape[:-1], (*x.shape[:-1], 1)):
-            got = list(d.shape) if isinstance(d, Tensor) else type(d).__name__
-            raise ValueError(f"critic must give [*B, N] or [*B, N, 1] for x {list(x.shape)}, got {got}")
-        if not d.requires_grad:
-            raise ValueError("critic must depend on x in a way that torch can differentiate")
-        (gradient,) = torch.autograd.grad(d.sum(), at)
+    if is_eager():
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            d = _checked(critic(at), x)
+            if not d.requires_grad:
+                raise ValueError("critic must depend on x in a way that torch can differentiate")
+            (gradient,) = torch.autograd.grad(d.sum(), at)
+    else:  # traced, or under a transform
+        gradient, d = torch.func.grad(lambda at: _summed(_checked(critic(at), x)), has_aux=True)(x.detach())
+        gradient = gradient.detach()
     if transform in ("wgan", "identity", "kl"):
         return None, gradient
     d = d.detach().reshape(*x.shape[:-1], 1)

@@ -15,7 +15,7 @@ from gwf_fast.drift.joint import Targets, join
 from gwf_fast.errors import renamed
 from gwf_fast.kernels.cpp import drift as drift_cpp
 from gwf_fast.ops.ambient import entry, widens
-from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.modes import is_concrete, is_transformed
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.ragged import member_weights, members
 from gwf_fast.pairs.validation import as_positive, check_counts
@@ -114,6 +114,8 @@ def gmd_multi(
             weights = weights.reshape(-1, *weights.shape[x.ndim - 2 :])
         elif weights is not None:
             weights = member_weights(f"{name}_weights", weights, points, name, lengths).reshape(-1, points.shape[-2])
+        if is_transformed():  # whose derivatives no_grad does not switch off
+            points, weights = points.detach(), None if weights is None else weights.detach()
         kinds.append(Targets(_fold(points), weights, None if lengths is None else lengths.flatten()))
     return _normalised(x, kinds, rates, clip, normalization == "problem", backend)
 

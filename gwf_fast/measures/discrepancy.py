@@ -19,7 +19,7 @@ from gwf_fast.kernels.cpp import small as small_cpp
 from gwf_fast.kernels.plain import plain
 from gwf_fast.ops import direct
 from gwf_fast.ops.ambient import entry, widens
-from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.modes import is_concrete, is_mapped
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Riesz
 from gwf_fast.pairs.passes import centre_of, is_own, over, own_share, scaled_passes
@@ -231,7 +231,7 @@ def median_bandwidth(x: Tensor) -> Tensor:
     small = n <= small_cpp.LARGEST_SVGD and x.is_cpu and is_concrete(x) and x.ndim <= 4
     if small and x.dtype in (torch.float32, torch.float64) and (found := small_cpp.median_bandwidth(x)) is not None:
         return found
-    sets = x.reshape(-1, *x.shape[-2:]).to(torch.promote_types(x.dtype, torch.float32))
+    sets = x.detach().reshape(-1, *x.shape[-2:]).to(torch.promote_types(x.dtype, torch.float32))
     medians = [_median_distance(points) for points in sets]
     h = torch.stack(medians) / math.sqrt(2 * math.log(n + 1)) if medians else x.new_empty(0)
     return h.to(x.dtype).view(x.shape[:-2])
@@ -242,8 +242,14 @@ def _median_distance(points: Tensor) -> Tensor:  # [N, D] -> []
     extent = (points - points[:1]).abs().amax()
     exponent = torch.where(extent.isfinite() & (extent > 0), torch.frexp(extent).exponent, 0)
     half = exponent // 2  # in two steps, since the whole power may be out of range
-    scaled = torch.ldexp(torch.ldexp(points, -half), half - exponent)
-    return torch.ldexp(torch.ldexp(torch.nn.functional.pdist(scaled).median(), half), exponent - half)
+    median = _distances(torch.ldexp(torch.ldexp(points, -half), half - exponent)).median()
+    return torch.ldexp(torch.ldexp(median, half), exponent - half)
+
+
+def _distances(points: Tensor) -> Tensor:
+    if is_mapped():  # vmap has no rule for pdist
+        return points[torch.triu_indices(len(points), len(points), 1, device=points.device)].diff(dim=0)[0].norm(dim=-1)
+    return torch.nn.functional.pdist(points)
 
 
 # ---------------------------------------------------------------------------------------------- mmd2

@@ -8,7 +8,6 @@ from typing import Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from typing_extensions import Unpack
 
 from gwf_fast.measures.directional import Sets, forces, on_lines, rooted
@@ -16,6 +15,7 @@ from gwf_fast.measures.sliced import choose_directions
 from gwf_fast.ops import Opaque
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_transformed
+from gwf_fast.ops.once import once
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling
 from gwf_fast.pairs.validation import as_integer, as_number
@@ -26,6 +26,10 @@ FEWEST_PROJECTIONS = 64
 _CLIMBERS = 4  # of the directions, the best, from which the ascent starts
 _TILE = 32  # directions at a time that are tried
 _SHORTEST = 1e-10  # of a step: what it gains is rounding
+_TWICE = (
+    "max_sliced_wasserstein is differentiable once: its direction moves with the points; give it to sliced_wasserstein"
+    " as directions= where it is to be held fixed"
+)
 
 
 class Options(TypedDict, total=False):
@@ -109,7 +113,7 @@ def max_sliced_wasserstein(
     theta = choose_directions(x, y, n_projections, generator, sampling, directions, unit=True)
     sets = Sets.of(x, y, x_weights, y_weights, x_lengths, y_lengths, backend)
     unit = sets.unit()
-    sets = sets._replace(x=_Once.apply(sets.x / unit), y=_Once.apply(sets.y / unit))
+    sets = sets._replace(x=once(sets.x / unit, _TWICE), y=once(sets.y / unit, _TWICE))
     tensors = [None if t is None else t.detach() for t in (*sets[:4], *sets.lengths)]
     starts = theta.detach().to(sets.x.dtype).expand(len(sets.x), *theta.shape)
     search: Callable[..., Tensor] = _SEARCH if torch.compiler.is_compiling() or is_transformed() else _search
@@ -204,57 +208,4 @@ _SEARCH = Opaque(
     " Tensor starts, float power, int max_iterations, float tolerance, str backend) -> Tensor",
     run=_search,
     fake=_shapes,
-)
-
-
-# ------------------------------------------------------------------------------------------------ one derivative
-
-
-class _Once(Function):
-    """The identity, of which what follows is differentiated once: the direction moves with the points, unseen."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(t: Tensor) -> Tensor:
-        return t.view_as(t)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _Last.apply(grad)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return _Last.apply(tangent)
-
-
-class _Last(Function):
-    """A derivative that has none."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(t: Tensor) -> Tensor:
-        return t.view_as(t)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        raise NotImplementedError(_TWICE)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        raise NotImplementedError(_TWICE)
-
-
-_TWICE = (
-    "max_sliced_wasserstein is differentiable once: its direction moves with the points; give it to sliced_wasserstein"
-    " as directions= where it is to be held fixed"
 )

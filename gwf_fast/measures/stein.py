@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -58,7 +55,7 @@ def ksd2(
     backend = ops.resolve(backend, x.device, x.dtype, False, "stein", x.shape[-1])
     fold = (-1, *x.shape[-2:])
     pairs = n * (n - 1) if unbiased else n * n
-    mean = _SteinMean.apply(x.reshape(fold), score.reshape(fold), kernel.spec, not unbiased, pairs, backend)
+    mean = ops.stein_mean(x.reshape(fold), score.reshape(fold), kernel.spec, not unbiased, pairs, backend)
     return mean.view(x.shape[:-2])
 
 
@@ -152,51 +149,3 @@ def _check(x: Tensor, score: Tensor) -> None:
     check_companion("score", score, x, channels=True, y_name="x")
     if score.shape != x.shape:
         raise ValueError(f"score must have the shape of x, {list(x.shape)}, got {list(score.shape)}")
-
-
-class _SteinMean(torch.autograd.Function):
-    """The sum over pairs by their number: divided in float64, since a sum leaves the range of a half soon."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, score: Tensor, spec: tuple[float, ...], diagonal: bool, pairs: int, backend: str
-    ) -> Tensor:
-        x, score = x.contiguous(), score.contiguous()
-        ctx.save_for_backward(x, score)
-        ctx.spec, ctx.diagonal, ctx.pairs = spec, diagonal, pairs
-        ctx.module = ops.dispatch.load(backend.partition(":")[0], "stein")
-        points, scores, spec, unit = _in_units(x, score, spec)
-        return (ctx.module.stein_sum(points, scores, spec, diagonal).double() / pairs / unit**2).to(x.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
-        x, score = ctx.saved_tensors
-        wide = torch.promote_types(x.dtype, torch.float32)
-        points, scores, spec, unit = _in_units(x.to(wide), score.to(wide), ctx.spec)
-        gradients = ctx.module.stein_sum_gradients(points, scores, spec, ctx.diagonal)
-        factor = (u.double() / ctx.pairs / unit**2)[:, None, None]
-        if unit == 1:
-            factor = factor.to(wide)
-        gx, gs = ((factor * g * scale).to(x.dtype) for g, scale in zip(gradients, (1 / unit, unit), strict=True))
-        return gx, gs, None, None, None, None
-
-
-_USUAL = 2.0**20
-"""Bandwidths, and one over them, up to which float32 has the derivatives that are formed."""
-
-
-def _unit(spec: tuple[float, ...]) -> float:
-    """What points are divided by, and scores multiplied: a power of two near the least bandwidth, if unusual."""
-    least = min(spec[2::4])
-    return 1.0 if 1 / _USUAL <= least <= _USUAL else 2.0 ** math.frexp(least)[1]
-
-
-def _in_units(x: Tensor, score: Tensor, spec: tuple[float, ...]) -> tuple[Tensor, Tensor, tuple[float, ...], float]:
-    """Points, scores and bandwidths in units of :func:`_unit`, and the unit."""
-    unit = _unit(spec)
-    if unit == 1:
-        return x, score, spec, unit
-    scaled = list(spec)
-    scaled[2::4] = [h / unit for h in spec[2::4]]
-    return x.double() / unit, score.double() * unit, tuple(scaled), unit

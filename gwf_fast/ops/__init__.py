@@ -17,6 +17,7 @@ from gwf_fast.ops.reductions import (
     pair_sum_gradient,
 )
 from gwf_fast.ops.report import backends, explain
+from gwf_fast.ops.stein import stein_mean
 from gwf_fast.ops.table import BACKENDS
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "pair_sum",
     "pair_sum_gradient",
     "resolve",
+    "stein_mean",
 ]

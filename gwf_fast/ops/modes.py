@@ -7,6 +7,7 @@ from torch import Tensor
 from torch._C import (
     _are_functorch_transforms_active,
     _get_dispatch_stack_at,
+    _is_fwd_grad_enabled,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
@@ -26,7 +27,7 @@ def is_eager() -> bool:
         or _are_functorch_transforms_active()
         or _len_torch_function_stack()
         or (_len_torch_dispatch_stack() and _is_dispatched())
-        or forward_ad._current_level >= 0
+        or _is_forward_mode()
     )
 
 
@@ -66,11 +67,16 @@ def is_mapped() -> bool:
     return any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
 
 
+def _is_forward_mode() -> bool:
+    """Whether forward-mode AD is on; it is off where PyTorch runs an autograd.Function, on plain tensors."""
+    return forward_ad._current_level >= 0 and _is_fwd_grad_enabled()
+
+
 def is_transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is at work, other than inside torch.compile."""
     if torch.compiler.is_compiling():
         return False
-    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _are_functorch_transforms_active() or _is_forward_mode()
 
 
 def check_forward_mode() -> None:

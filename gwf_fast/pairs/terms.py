@@ -193,12 +193,19 @@ class _DenseProfile(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         s, *ctx.rest = inputs
         ctx.save_for_backward(s)
+        ctx.save_for_forward(s)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         (s,) = ctx.saved_tensors
         number, parameter, order = ctx.rest
         return g * _DenseProfile.apply(s, number, parameter, order + 1), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, ds: Tensor, *_: Any) -> Tensor:
+        (s,) = ctx.saved_tensors
+        number, parameter, order = ctx.rest
+        return ds * _DenseProfile.apply(s, number, parameter, order + 1)
 
 
 def batch_of(terms: tuple[Term, ...]) -> tuple[int, ...]:

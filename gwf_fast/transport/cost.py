@@ -8,35 +8,42 @@ one linear system with the plan, solved by conjugate gradients whose products ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gwf_fast.ops.modes import is_transformed
+from gwf_fast.ops.once import batched, last
 from gwf_fast.pairs.passes import over, times
+from gwf_fast.transport import implicit
 from gwf_fast.transport.problem import Entropic
 
 
 def optimal_value(problem: Entropic, epsilon: float, f: Tensor, g: Tensor) -> Tensor:
     """Optimal value [*B], given potentials [*B, N], [*B, M] near the optimum; differentiable in x, y, a and b."""
-    return _Cost.apply(problem.x, problem.y, problem.a, problem.b, f, g, epsilon, problem)
+    function = _TransformedCost if is_transformed() else _Cost
+    return function.apply(problem.x, problem.y, problem.a, problem.b, f, g, epsilon, problem)
 
 
 def half_self_cost(problem: Entropic, epsilon: float, f: Tensor) -> Tensor:
     """Half of the optimal value [*B] of a sample with itself; differentiable in x and a."""
-    return _HalfSelfCost.apply(problem.x, problem.a, f, epsilon, problem)
+    function = _TransformedHalfSelfCost if is_transformed() else _HalfSelfCost
+    return function.apply(problem.x, problem.a, f, epsilon, problem)
 
 
 def moving_potential(problem: Entropic, epsilon: float, g: Tensor) -> Tensor:
     """The optimal g [*B, M], given one near it, as a function of x, y, a and b; differentiable once."""
-    return _Potential.apply(problem.x, problem.y, problem.a, problem.b, g, epsilon, problem)
+    function = _TransformedPotential if is_transformed() else _Potential
+    return function.apply(problem.x, problem.y, problem.a, problem.b, g, epsilon, problem)
 
 
 def moving_own_potential(problem: Entropic, epsilon: float, f: Tensor) -> Tensor:
     """The same of a sample with itself, as a function of x and a."""
-    return _SelfPotential.apply(problem.x, problem.a, f, epsilon, problem)
+    function = _TransformedSelfPotential if is_transformed() else _SelfPotential
+    return function.apply(problem.x, problem.a, f, epsilon, problem)
 
 
 def _rebuilt(problem: Entropic, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Entropic:
@@ -69,17 +76,46 @@ class _Cost(torch.autograd.Function):
     def backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
         x, y, a, b, f, g = ctx.saved_tensors
         epsilon, problem = ctx.epsilon, _rebuilt(ctx.problem, x, y, a, b)
-        other = problem.swapped()
-        if torch.is_grad_enabled():  # somebody will differentiate once more
-            g = moving_potential(problem, epsilon, g)
-            f = problem.row_update(g, epsilon)
-        best_f, best_g = problem.row_update(g, epsilon), other.row_update(f, epsilon)
-        needs, u = ctx.needs_input_grad, u[..., None]
-        gx = u[..., None] * _point_gradient(problem, best_f, g, epsilon) if needs[0] else None
-        gy = u[..., None] * _point_gradient(other, best_g, f, epsilon) if needs[1] else None
-        ga = u * _weight_gradient(problem, best_f, epsilon, b.sum(-1, keepdim=True)) if needs[2] else None
-        gb = u * _weight_gradient(other, best_g, epsilon, a.sum(-1, keepdim=True)) if needs[3] else None
-        return gx, gy, ga, gb, None, None, None, None
+        slopes = _slopes(problem, epsilon, f, g, ctx.needs_input_grad)
+        return *_times(u, slopes), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        *inputs, f, g = ctx.saved_tensors
+        problem = _rebuilt(ctx.problem, *inputs)
+        return _along(_slopes(problem, ctx.epsilon, f, g, [t is not None for t in tangents[:4]]), tangents)
+
+
+def _slopes(problem: Entropic, epsilon: float, f: Tensor, g: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The derivatives of the optimal value in x, y, a and b, those that are needed."""
+    other = problem.swapped()
+    if torch.is_grad_enabled():  # somebody will differentiate once more
+        g = moving_potential(problem, epsilon, g)
+        f = problem.row_update(g, epsilon)
+    best_f, best_g = problem.row_update(g, epsilon), other.row_update(f, epsilon)
+    total_a, total_b = (w.sum(-1, keepdim=True) for w in (problem.a, problem.b))
+    return [
+        _point_gradient(problem, best_f, g, epsilon) if needs[0] else None,
+        _point_gradient(other, best_g, f, epsilon) if needs[1] else None,
+        _weight_gradient(problem, best_f, epsilon, total_b) if needs[2] else None,
+        _weight_gradient(other, best_g, epsilon, total_a) if needs[3] else None,
+    ]
+
+
+def _times(u: Tensor, slopes: list[Tensor | None]) -> list[Tensor | None]:
+    """u [*B] times derivatives [*B, N, D] and [*B, N]."""
+    return [None if t is None else u.reshape(*u.shape, *[1] * (t.ndim - u.ndim)) * t for t in slopes]
+
+
+def _along(slopes: list[Tensor | None], tangents: Sequence[Tensor | None]) -> Tensor:
+    """The derivative [*B] along tangents of points [*B, N, D] and weights [*B, N], which come after these."""
+    half = len(slopes) // 2
+    parts = [
+        (slope * tangent).sum((-2, -1) if at < half else -1)
+        for at, (slope, tangent) in enumerate(zip(slopes, tangents, strict=False))
+        if slope is not None and tangent is not None
+    ]
+    return sum(parts[1:], parts[0])
 
 
 class _HalfSelfCost(torch.autograd.Function):
@@ -93,14 +129,25 @@ class _HalfSelfCost(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
         x, a, f = ctx.saved_tensors
-        epsilon, problem = ctx.epsilon, _rebuilt(ctx.problem, x, x, a, a)
-        if torch.is_grad_enabled():
-            f = moving_own_potential(problem, epsilon, f)
-        best = problem.row_update(f, epsilon)
-        needs, u = ctx.needs_input_grad, u[..., None]
-        gx = u[..., None] * _point_gradient(problem, best, f, epsilon) if needs[0] else None
-        ga = u * _weight_gradient(problem, best, epsilon, a.sum(-1, keepdim=True)) if needs[1] else None
-        return gx, ga, None, None, None
+        slopes = _own_slopes(_rebuilt(ctx.problem, x, x, a, a), ctx.epsilon, f, ctx.needs_input_grad)
+        return *_times(u, slopes), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, a, f = ctx.saved_tensors
+        needs = [t is not None for t in tangents[:2]]
+        return _along(_own_slopes(_rebuilt(ctx.problem, x, x, a, a), ctx.epsilon, f, needs), tangents)
+
+
+def _own_slopes(problem: Entropic, epsilon: float, f: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The derivatives of half the value of a sample with itself in x and a."""
+    if torch.is_grad_enabled():
+        f = moving_own_potential(problem, epsilon, f)
+    best = problem.row_update(f, epsilon)
+    return [
+        _point_gradient(problem, best, f, epsilon) if needs[0] else None,
+        _weight_gradient(problem, best, epsilon, problem.a.sum(-1, keepdim=True)) if needs[1] else None,
+    ]
 
 
 class _Potential(torch.autograd.Function):
@@ -122,32 +169,12 @@ class _Potential(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         *inputs, g = ctx.saved_tensors
-        with torch.no_grad():
-            gradients = _Potential.gradients(ctx, v, inputs, g)
-        return *_once(gradients, v, *inputs), None, None, None
+        return *_moved("potential", ctx, v, inputs, g), None, None, None
 
     @staticmethod
-    def gradients(ctx: Any, v: Tensor, inputs: list[Tensor], g: Tensor) -> list[Tensor | None]:
-        """In x, y, a and b."""
-        epsilon = ctx.epsilon
-        fixed = _rebuilt(ctx.problem, *inputs)
-        other, damping = fixed.swapped(), fixed.damping(epsilon)
-        f = fixed.row_update(g, epsilon)
-        q = other.row_mass(g)
-
-        def product(w: Tensor) -> Tensor:
-            rows = fixed.row_average(w[..., None], g, epsilon)
-            return q * (w - damping**2 * other.row_average(rows, f, epsilon)[..., 0])
-
-        # Where marginals hold exactly constants are in the kernel, and what is asked of g is orthogonal to them.
-        w = _conjugate_gradients(product, times(v, -epsilon * damping), q, constants=fixed.strength is None)
-        inputs = [t.detach().requires_grad_(need) for t, need in zip(inputs, ctx.needs_input_grad, strict=False)]
-        with torch.enable_grad():
-            moving = _rebuilt(ctx.problem, *inputs)
-            mass = moving.row_mass(moving.row_update(g, epsilon))
-            rows = moving.row_average(w[..., None], g, epsilon)[..., 0]
-            slope = (mass * rows).sum() - (w * moving.swapped().row_mass(g)).sum()
-        return _gradients(slope, inputs)
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        *inputs, g = ctx.saved_tensors
+        return _motion("potential", ctx, tangents, inputs, g)
 
 
 class _SelfPotential(torch.autograd.Function):
@@ -161,91 +188,74 @@ class _SelfPotential(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
-        x, a, f = ctx.saved_tensors
-        with torch.no_grad():
-            gradients = _SelfPotential.gradients(ctx, v, x, a, f)
-        return *_once(gradients, v, x, a), None, None, None
+        *inputs, f = ctx.saved_tensors
+        return *_moved("own_potential", ctx, v, inputs, f), None, None, None
 
     @staticmethod
-    def gradients(ctx: Any, v: Tensor, x: Tensor, a: Tensor, f: Tensor) -> list[Tensor | None]:
-        """In x and a."""
-        epsilon = ctx.epsilon
-        fixed = _rebuilt(ctx.problem, x, x, a, a)
-        mass = fixed.row_mass(f)
-
-        def product(z: Tensor) -> Tensor:
-            return mass * (z + fixed.damping(epsilon) * fixed.row_average(z[..., None], f, epsilon)[..., 0])
-
-        w = mass * _conjugate_gradients(product, v, mass)
-        x, a = x.detach().requires_grad_(ctx.needs_input_grad[0]), a.detach().requires_grad_(ctx.needs_input_grad[1])
-        with torch.enable_grad():
-            slope = (w * _rebuilt(ctx.problem, x, x, a, a).row_update(f, epsilon)).sum()
-        return _gradients(slope, [x, a])
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        *inputs, f = ctx.saved_tensors
+        return _motion("own_potential", ctx, tangents, inputs, f)
 
 
-class _Once(torch.autograd.Function):
-    """A value that nobody may differentiate, where it is a function of some inputs.
-
-    PyTorch's ``once_differentiable`` is silent where ``torch.autograd.grad`` is asked for inputs by name: what it puts
-    into the graph lies on no path to them, and its part is missing.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, *_: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
-        raise NotImplementedError("derivatives through the potentials of a transport problem are implemented once")
+_ONCE = "derivatives through the potentials of a transport problem are implemented once"
 
 
-def _once(gradients: list[Tensor | None], *inputs: Tensor) -> list[Tensor | None]:
+def _moved(kind: str, ctx: Any, v: Tensor, inputs: list[Tensor], potential: Tensor) -> list[Tensor | None]:
+    """The gradients of <potential, v> in points and weights."""
+    problem, needs = ctx.problem, ctx.needs_input_grad[: len(inputs)]
+    numbers = ctx.epsilon, problem.p, problem.strength, problem.backend, problem.formula
+    with torch.no_grad():
+        if is_transformed():
+            gradients = implicit.SLOPES[kind](v, *inputs, potential, *numbers)
+        else:
+            gradients = implicit.FORMULAS[kind].slopes(v, *inputs, potential, *numbers, needs=needs)
     if not torch.is_grad_enabled():
-        return gradients
-    return [None if t is None else _Once.apply(t, *inputs) for t in gradients]
+        return list(gradients)
+    return [None if t is None or not need else last(t, _ONCE, v, *inputs) for t, need in zip(gradients, needs)]
 
 
-def _gradients(value: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
-    wanted = [t for t in inputs if t.requires_grad]
-    found = iter(torch.autograd.grad(value, wanted) if wanted else ())
-    return [next(found) if t.requires_grad else None for t in inputs]
+def _motion(kind: str, ctx: Any, tangents: Sequence[Tensor | None], inputs: list[Tensor], potential: Tensor) -> Tensor:
+    """How a potential moves along tangents of points and weights."""
+    problem = ctx.problem
+    along = [torch.zeros_like(t) if d is None else d for t, d in zip(inputs, tangents, strict=False)]
+    numbers = ctx.epsilon, problem.p, problem.strength, problem.backend, problem.formula
+    out = implicit.MOTIONS[kind](*along, *inputs, potential, *numbers)
+    return last(out, _ONCE, *along, *inputs)
 
 
-_PATIENCE = 20  # steps without a smaller residual, after which there is none
+# ---------------------------------------------------------------------------------------------- under transforms
 
 
-def _conjugate_gradients(
-    product: Callable[[Tensor], Tensor], right: Tensor, diagonal: Tensor, constants: bool = False
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.epsilon, ctx.problem = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+def _transformed(function: Any, forward: Callable[..., Tensor]) -> Any:
+    name = f"{function.__name__}_transformed"
+    return batched(name, forward=forward, setup_context=_setup, backward=function.backward, jvp=function.jvp)
+
+
+def _value(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, epsilon: float, problem: Entropic
 ) -> Tensor:
-    """Solve a symmetric system for each element of the batch, with the diagonal as preconditioner.
+    problem = _rebuilt(problem, x, y, a, b)
+    return problem.dual(problem.row_update(g, epsilon), problem.swapped().row_update(f, epsilon), epsilon)
 
-    Where ``constants`` are in the kernel, residuals are kept orthogonal to them: else what rounding leaves there grows
-    without bound. The answer is that of the smallest residual.
-    """
-    tolerance = 1e-12 if right.dtype == torch.float64 else 1e-6
-    inverse = torch.where(diagonal > 0, 1 / diagonal, 0.0)
 
-    def dot(u: Tensor, v: Tensor) -> Tensor:
-        return (u * v).sum(-1, keepdim=True)
+def _half_own_value(x: Tensor, a: Tensor, f: Tensor, epsilon: float, problem: Entropic) -> Tensor:
+    problem = _rebuilt(problem, x, x, a, a)
+    best = problem.row_update(f, epsilon)
+    return 0.5 * problem.dual(best, best, epsilon)
 
-    def reachable(v: Tensor) -> Tensor:
-        return v - diagonal * (v.sum(-1, keepdim=True) / diagonal.sum(-1, keepdim=True)) if constants else v
 
-    w, residual = torch.zeros_like(right), reachable(right)
-    z = inverse * residual
-    direction, rho = z, dot(residual, z)
-    enough, best, least, idle = tolerance**2 * rho, w, rho, 0
-    for _ in range(1000):
-        if idle >= _PATIENCE or bool((least <= enough).all()):
-            break
-        image = product(direction)
-        curvature = dot(direction, image)
-        step = torch.where(curvature > 0, rho / curvature, 0.0)
-        w, residual = w + step * direction, reachable(residual - step * image)
-        z = inverse * residual
-        rho, before = dot(residual, z), rho
-        smaller = rho < least
-        best, least = torch.where(smaller, w, best), torch.where(smaller, rho, least)
-        idle = 0 if bool(smaller.any()) else idle + 1
-        direction = z + torch.where(before > 0, rho / before, 0.0) * direction
-    return best
+def _third_last(*args: Any) -> Tensor:
+    """The potential among tensors, a number and a problem."""
+    return args[-3].clone()
+
+
+_TransformedCost = _transformed(_Cost, _value)
+_TransformedHalfSelfCost = _transformed(_HalfSelfCost, _half_own_value)
+_TransformedPotential = _transformed(_Potential, _third_last)
+_TransformedSelfPotential = _transformed(_SelfPotential, _third_last)

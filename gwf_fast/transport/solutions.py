@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gwf_fast.errors import caller_level
 from gwf_fast.ops import Opaque
-from gwf_fast.ops.modes import is_readable
+from gwf_fast.ops.modes import is_readable, is_transformed
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import check_companion
@@ -63,7 +63,7 @@ def solve_own(problem: Entropic, numbers: Numbers, start: Tensor | None) -> Sink
 
 def _solve(problem: Entropic, own: bool, numbers: Numbers, start: Tensor | None) -> Solution:
     """The potentials of a problem; ``own`` of a sample with itself, by averaged updates."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_transformed():
         tensors = problem.x, problem.y, problem.a, problem.b, start
         return Solution(*_TRACED(*tensors, own, *numbers, problem.backend, problem.formula))
     epsilon, scaling = numbers.epsilon, numbers.scaling

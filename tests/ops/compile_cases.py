@@ -79,20 +79,23 @@ TRACED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         x, y, temperature=[0.3, 1.0], negatives=y + 1, y_log_weights=same(y), negatives_log_weights=same(y)
     ),
     "drift.gmd_multi": lambda x, y: gwf.drift.gmd_multi(x, y).velocity,
+    "ksd2": lambda x, y: gwf.ksd2(x, SCORE(x), kernel=gwf.IMQ(1.0)),
+    "drift.sliced_wasserstein": lambda x, y: gwf.drift.sliced_wasserstein(x, y, directions=DIRECTIONS),
+    "drift.energy, sliced": lambda x, y: gwf.drift.energy(x.detach(), y, directions=DIRECTIONS),
     "nn.MLP": lambda x, y: MLP(x),
     "nn.critic_objective": lambda x, y: gwf.nn.critic_objective(MLP, x, y, divergence="js"),
     "potentials": lambda x, y: SCORE(x),
 }
 
 EXCEPTED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ksd2": lambda x, y: gwf.ksd2(x, SCORE(x), kernel=gwf.IMQ(1.0)),
     "by_label": lambda x, y: gwf.by_label(x, x[:, 0].int() * 0, y, y[:, 0].int() * 0).x,
-    "drift.sliced_wasserstein": lambda x, y: gwf.drift.sliced_wasserstein(x, y, n_projections=5),
-    "drift.energy, sliced": lambda x, y: gwf.drift.energy(x, y, sliced=5),
+    "drift.energy, sliced, exponent": lambda x, y: gwf.drift.energy(x, y, exponent=1.5, directions=DIRECTIONS),
     "drift.critic": lambda x, y: gwf.drift.critic(x, MLP),
     "drift.critic_step": lambda x, y: gwf.drift.critic_step(x, MLP, 0.1),
     "Kernel.__call__": lambda x, y: K(x, y),
-    "with_error": lambda x, y: gwf.with_error(gwf.kernel_sum, x, y, kernel=K)[0],
+    "with_error": lambda x, y: gwf.with_error(gwf.kernel_sum, x, y, kernel=K, method=gwf.Sliced(directions=DIRECTIONS))[
+        0
+    ],
 }
 """What docs/torch_compile.md says is not traced."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import gwf_fast as gwf
-from gwf_fast.transport import cost
+from gwf_fast.transport import implicit
 from tests.transport.dense import cost_matrix, sweeps
 
 
@@ -18,7 +18,7 @@ from tests.transport.dense import cost_matrix, sweeps
 def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many products each system took."""
     counts: list[int] = []
-    solve = cost._conjugate_gradients
+    solve = implicit._conjugate_gradients
 
     def counted(product: Callable[[Tensor], Tensor], right: Tensor, diagonal: Tensor, **options: bool) -> Tensor:
         counts.append(0)
@@ -29,7 +29,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return solve(one, right, diagonal, **options)
 
-    monkeypatch.setattr(cost, "_conjugate_gradients", counted)
+    monkeypatch.setattr(implicit, "_conjugate_gradients", counted)
     return counts
 
 
