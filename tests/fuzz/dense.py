@@ -94,7 +94,7 @@ def kernel_gradient(R: Rounding, x, y, weights=None, *, kernel: Terms, exclude_s
 def kernel_min(R: Rounding, x, y, *, k: int, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
     q = (x[:, None] - y[None]).detach().square().sum(-1)  # of the numbers given; results are rounded
     key = torch.where(q.isnan(), -1.0, q)
-    nearest = torch.where(others(*q.shape, exclude_self), key, torch.nan).argsort(dim=1, stable=True)[:, :k]
+    nearest = torch.where(others(len(x), len(y), exclude_self), key, torch.nan).argsort(dim=1, stable=True)[:, :k]
     squares = (x[:, None] - y[nearest]).square().sum(-1)
     return R(squares), R(squares)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tests.cases import points
 
 F64 = torch.float64
 K = 0.5 * gwf.Gaussian(0.7) + gwf.Laplace(1.0)
-REDUCTIONS = {
+REDUCTIONS: dict[str, Any] = {
     "kernel_sum": gwf.kernel_sum,
     "kernel_gradient": gwf.kernel_gradient,
     "kernel_logsumexp": gwf.kernel_logsumexp,
@@ -78,12 +79,13 @@ def test_ragged_lengths_and_neighbours():
     x, y, batch = sets((3, 1), (2,))
     full = x.expand(*batch, -1, -1).contiguous(), y.expand(*batch, -1, -1).contiguous()
     n, m = torch.tensor([[5], [2], [0]]), torch.tensor([7, 4])
-    wide = {"x_lengths": n.expand(batch).contiguous(), "y_lengths": m.expand(batch).contiguous()}
+    wide: dict[str, Any] = {"x_lengths": n.expand(batch).contiguous(), "y_lengths": m.expand(batch).contiguous()}
     for name in REDUCTIONS:
         torch.testing.assert_close(
             call(name, x, y, None, x_lengths=n, y_lengths=m), call(name, *full, None, **wide), rtol=1e-12, atol=0
         )
-    for options in ({}, {"x_lengths": n, "y_lengths": m}):
+    ragged: tuple[dict[str, Any], ...] = ({}, {"x_lengths": n, "y_lengths": m})
+    for options in ragged:
         got = gwf.kernel_min(x, y, k=2, **options)
         want = gwf.kernel_min(*full, k=2, **(wide if options else {}))
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
@@ -159,11 +161,12 @@ def test_out(name):
 def test_out_is_refused():
     x, y, _ = sets((), ())
     want = gwf.kernel_sum(x, y, kernel=K)
-    for out, error, message in (
+    refused: tuple[tuple[Any, type[Exception], str], ...] = (
         (torch.empty(4, dtype=F64), ValueError, r"out must be as the result, \[5\] torch.float64 on cpu, got \[4\]"),
         (torch.empty(5), ValueError, "out must be as the result, .* got .* torch.float32"),
         ([0.0] * 5, TypeError, "out must be a torch.Tensor, got list"),
-    ):
+    )
+    for out, error, message in refused:
         with pytest.raises(error, match=message):
             gwf.kernel_sum(x, y, kernel=K, out=out)
     h = torch.tensor(1.0, requires_grad=True)

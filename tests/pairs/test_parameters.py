@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.cases import points
 F64 = torch.float64
 H = torch.tensor([0.5, 0.9, 1.4], dtype=F64)
 LENGTHS = torch.tensor([[0.5, 2.0], [1.0, 0.7], [1.5, 0.9]], dtype=F64)
-SCALED = {
+SCALED: dict[str, Any] = {
     "gaussian": gwf.Gaussian,
     "laplace": gwf.Laplace,
     "imq": gwf.IMQ,
@@ -212,7 +213,11 @@ def test_printed_compared_and_stored():
             r"bandwidth must be positive numbers, .* -1\.\.1",
         ),
         (lambda: gwf.Gaussian(torch.tensor([1, 2])), ValueError, "bandwidth must be a float or a floating tensor"),
-        (lambda: gwf.Gaussian(1.0, length_scale=2.0), TypeError, "length_scale must be a torch.Tensor, got float"),
+        (
+            lambda: gwf.Gaussian(1.0, length_scale=cast(Any, 2.0)),
+            TypeError,
+            "length_scale must be a torch.Tensor, got float",
+        ),
         (lambda: gwf.Gaussian(1.0, length_scale=torch.tensor(2.0)), ValueError, r"length_scale must have shape \[D\]"),
         (lambda: gwf.Gaussian(1.0, length_scale=torch.tensor([0.0])), ValueError, "length_scale must be positive"),
         (lambda: gwf.Gaussian(1.0, length_scale=torch.tensor([math.nan])), ValueError, "length_scale must be positive"),
