@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from tests.ops.mode_table import CASES, DOCS, EXCEPTIONS, documented
 
 GENERATOR = torch.Generator().manual_seed(0)
 X, Y, V = torch.randn(2, 6, 3, generator=GENERATOR), torch.randn(2, 7, 3, generator=GENERATOR) + 0.4, torch.randn(6, 3)
-TOLERANCES = {"rtol": 2e-4, "atol": 2e-5}
+TOLERANCES: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-5}
 QUICK = {"kernel_average", "sliced_wasserstein"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.func import grad, hessian, jacrev, jvp, vmap
@@ -11,20 +13,20 @@ import gwf_fast as gwf
 G = torch.Generator().manual_seed(0)
 X, V = (torch.randn(3, 5, 2, generator=G, dtype=torch.float64) for _ in "xv")
 Y = torch.randn(3, 6, 2, generator=G, dtype=torch.float64) + 0.4
-OPTIONS = {"epsilon": 0.5, "tolerance": 1e-13, "max_iterations": 3000}
+OPTIONS: dict[str, Any] = {"epsilon": 0.5, "tolerance": 1e-13, "max_iterations": 3000}
 
 
 def weighted(x, y, **options):
     return gwf.sinkhorn_divergence(x, y, x_weights=x[..., 0].softmax(-1), **OPTIONS, **options)
 
 
-VALUES = {
+VALUES: dict[str, Any] = {
     "divergence": lambda x, y: gwf.sinkhorn_divergence(x, y, **OPTIONS),
     "weights": weighted,
     "unbalanced": lambda x, y: gwf.sinkhorn_divergence(x, y, marginal_strength=1.0, **OPTIONS),
     "p = 1": lambda x, y: gwf.sinkhorn_divergence(x, y, p=1, **OPTIONS),
 }
-FIRST = {
+FIRST: dict[str, Any] = {
     "drift": lambda x, y: gwf.drift.sinkhorn(x, y, **OPTIONS),
     "unbalanced drift": lambda x, y: gwf.drift.sinkhorn(x, y, marginal_strength=1.0, **OPTIONS),
     "linear": lambda x, y: gwf.transport_cost(x, y, form="linear", **OPTIONS),
@@ -39,7 +41,7 @@ def slope(f, x, y):
 @pytest.mark.parametrize("name", [*VALUES, *FIRST])
 def test_first_derivatives_and_maps(name):
     f = (VALUES | FIRST)[name]
-    close = {"rtol": 1e-9, "atol": 1e-10}
+    close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
     torch.testing.assert_close(vmap(f)(X, Y), torch.stack([f(x, y) for x, y in zip(X, Y, strict=True)]), **close)
     torch.testing.assert_close(vmap(f, in_dims=(0, None))(X, Y[0]), f(X, Y[:1].expand(3, -1, -1)), **close)
     want = slope(f, X, Y)
@@ -51,8 +53,12 @@ def test_first_derivatives_and_maps(name):
 @pytest.mark.parametrize("name", VALUES)
 def test_second_derivatives(name):
     f, x, y = VALUES[name], X[0], Y[0]
-    want = torch.autograd.functional.hessian(lambda x: f(x, y), x)
-    for got in (hessian(lambda x: f(x, y))(x), jacrev(grad(lambda x: f(x, y)))(x)):
+
+    def at(x):
+        return f(x, y)
+
+    want = torch.autograd.functional.hessian(at, x)
+    for got in (hessian(at)(x), jacrev(grad(at))(x)):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
 
 
