@@ -74,7 +74,8 @@ def data() -> Data:
     """Made where the calls are, not where they are counted."""
     x = torch.randn(N, 3)
     wide, many = torch.randn(N // 4, 40), torch.randn(16, N // 4, 3)
-    return Data(x, x[:-1].clone(), wide, many, torch.rand(N, 2), torch.randn(N, 3))
+    directions = torch.nn.functional.normalize(torch.randn(N, 3), dim=-1)
+    return Data(x, x[:-1].clone(), wide, many, torch.rand(N, 2), directions)
 
 
 def with_data(call: Callable[[Data], Any]) -> Callable[[], Callable[[], Any]]:

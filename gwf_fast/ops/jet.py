@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gwf_fast.kernels.plain import plain
 from gwf_fast.ops import dispatch
-from gwf_fast.ops.modes import is_concrete, is_transformed
+from gwf_fast.ops.modes import is_concrete, may_need_tangents
 from gwf_fast.ops.registry import Operator
 
 Tangent = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # (dx, dy, da, db); None is zero
@@ -47,7 +47,7 @@ def save(ctx: Any, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> 
     """Keep tensors and options for backward; tensors where autograd and functorch can see them."""
     spec, exclude_self, x_lengths, y_lengths, backend = options
     ctx.save_for_backward(*tensors, x_lengths, y_lengths)
-    if is_transformed():
+    if may_need_tangents():
         ctx.save_for_forward(*tensors, x_lengths, y_lengths)
     ctx.rest = (spec, exclude_self, backend)
 

@@ -79,6 +79,11 @@ def is_transformed() -> bool:
     return _are_functorch_transforms_active() or _is_forward_mode()
 
 
+def may_need_tangents() -> bool:
+    """The same, asked in ``setup_context``, for which PyTorch switches forward mode off."""
+    return is_transformed() or (forward_ad._current_level >= 0 and not torch.compiler.is_compiling())
+
+
 def check_forward_mode() -> None:
     """Forward mode over forward mode: PyTorch silently returns 0 for an autograd.Function there."""
     stack = torch._C._functorch.get_interpreter_stack() or []

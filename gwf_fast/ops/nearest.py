@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gwf_fast.ops import dispatch
 from gwf_fast.ops.jet import contiguous
-from gwf_fast.ops.modes import is_transformed
+from gwf_fast.ops.modes import may_need_tangents
 from gwf_fast.ops.registry import Operator
 
 
@@ -38,7 +38,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     saved = (*inputs[:2], output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*saved)
-    if is_transformed():
+    if may_need_tangents():
         ctx.save_for_forward(*saved)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.ops import dispatch
-from gwf_fast.ops.modes import is_transformed
+from gwf_fast.ops.modes import may_need_tangents
 from gwf_fast.ops.registry import Operator
 
 _TWICE = "ksd2 is differentiable once: take the gradient of its gradient by finite differences, or of a dense formula"
@@ -42,7 +42,7 @@ def _slopes(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, score, *rest = inputs
     ctx.save_for_backward(x, score)
-    if is_transformed():
+    if may_need_tangents():
         ctx.save_for_forward(x, score)
     ctx.rest = rest
 

@@ -80,7 +80,7 @@ class _Cost(torch.autograd.Function):
         return *_times(u, slopes), None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def along(ctx: Any, *tangents: Tensor | None) -> Tensor:
         *inputs, f, g = ctx.saved_tensors
         problem = _rebuilt(ctx.problem, *inputs)
         return _along(_slopes(problem, ctx.epsilon, f, g, [t is not None for t in tangents[:4]]), tangents)
@@ -133,7 +133,7 @@ class _HalfSelfCost(torch.autograd.Function):
         return *_times(u, slopes), None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def along(ctx: Any, *tangents: Tensor | None) -> Tensor:
         x, a, f = ctx.saved_tensors
         needs = [t is not None for t in tangents[:2]]
         return _along(_own_slopes(_rebuilt(ctx.problem, x, x, a, a), ctx.epsilon, f, needs), tangents)
@@ -172,7 +172,7 @@ class _Potential(torch.autograd.Function):
         return *_moved("potential", ctx, v, inputs, g), None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def along(ctx: Any, *tangents: Tensor | None) -> Tensor:
         *inputs, g = ctx.saved_tensors
         return _motion("potential", ctx, tangents, inputs, g)
 
@@ -192,7 +192,7 @@ class _SelfPotential(torch.autograd.Function):
         return *_moved("own_potential", ctx, v, inputs, f), None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def along(ctx: Any, *tangents: Tensor | None) -> Tensor:
         *inputs, f = ctx.saved_tensors
         return _motion("own_potential", ctx, tangents, inputs, f)
 
@@ -234,7 +234,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _transformed(function: Any, forward: Callable[..., Tensor]) -> Any:
     name = f"{function.__name__}_transformed"
-    return batched(name, forward=forward, setup_context=_setup, backward=function.backward, jvp=function.jvp)
+    return batched(name, forward=forward, setup_context=_setup, backward=function.backward, jvp=function.along)
 
 
 def _value(

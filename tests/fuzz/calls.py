@@ -143,7 +143,7 @@ def _terms_overflow(call: Call) -> bool:
     powers = [e for name, _, *rest in options.get("kernel", ()) if name in ("power_law", "riesz") for e in rest]
     sizes = [(e - order) * scale for e in powers for order in range(orders)]
     if call["f"].startswith("blob_"):  # a density to the power m - 1
-        sizes.append(-call["d"] * math.log10(options["bandwidth"]) * max(options["m"] - 1, 1))
+        sizes.append(-call["d"] * math.log10(options["bandwidth"]) * max(options.get("m", 2) - 1, 1))
     return max(sizes, default=0.0) > math.log10(torch.finfo(DTYPES[call["dtype"]]).max) - 4
 
 

@@ -38,6 +38,7 @@ def test_fake_cuda_tensors_trace():
         out = gwf.kernel_sum(x, y, w, **options).sum() + gwf.kernel_gradient(x, y, w, **options).sum()
         out = out + gwf.kernel_logsumexp(x, y, w, **options).sum()
         out = out + gwf.kernel_average(x, y, None, w, **options).sum()
+        out = out + gwf.kernel_min(x, y, k=2).squared_distances.sum()
         out = out + gwf.mmd2(x, y, kernel=KERNEL) + gwf.energy_distance(x, y)
         out = out + gwf.interaction_energy(x, kernel=KERNEL) + gwf.forward_step(x, 0.1, kernel=KERNEL).sum()
         rows = jets.Options(KERNEL.spec, False, None, None, "triton")

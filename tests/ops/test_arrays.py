@@ -141,7 +141,6 @@ REFUSED = [
     (X.astype(object), "x must have numbers that PyTorch has, such as float64, got object"),
     (X.astype("g"), "x must have numbers that PyTorch has, such as float64, got "),
     (X.astype(int), "x must have a floating dtype"),
-    (X.astype("f4"), "y must have the dtype of x, torch.float32, got torch.float64"),
 ]
 
 
