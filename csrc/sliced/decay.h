@@ -13,13 +13,14 @@ namespace gwf::GWF_ISA {
 template <class T> class DecayingSum {
   public:
     // out_i += sum_j w_j f^(order)(x_i - y_j), f(t) = sum_q c_q exp(-rate_q |t|), `tied` at 0 or, derived, 0.
-    void run(const SlicedSumCall<T>& call, const Keyed<T>* targets, const Keyed<T>* sources, const T* weights, T* out) {
+    void run(const SlicedSumCall<T>& call, const Keyed<T>* targets, const Keyed<T>* sources, const T* weights,
+             double* out) {
         prepare(call);
         sums_.assign(size_t(call.rows), 0.0);
         one_way(call, targets, sources, weights, 1);
         one_way(call, targets, sources, weights, -1);
         if (call.order == 0 && call.tied != 0) tie(call, targets, sources, weights);
-        for (int64_t i = 0; i < call.rows; i++) out[targets[i].index()] += T(sums_[size_t(i)]);
+        for (int64_t i = 0; i < call.rows; i++) out[targets[i].index()] += sums_[size_t(i)];
     }
 
   private:

@@ -53,8 +53,10 @@ template <class T> class SlicedLine {
             const Keyed<T>* targets = of_x_.sort(x, c.rows);
             const Keyed<T>* sources = x == y ? targets : of_y_.sort(y, c.columns);
             for (int64_t k = 0; k < c.channels; k++) {
-                if (c.powers) sorted(targets, sources, w + k * c.columns, out + k * c.rows);
-                if (c.nodes) decay_.run(c, targets, sources, w + k * c.columns, out + k * c.rows);
+                exact_.assign(size_t(c.rows), 0.0);  // powers and exponentials may cancel
+                if (c.powers) sorted(targets, sources, w + k * c.columns, exact_.data());
+                if (c.nodes) decay_.run(c, targets, sources, w + k * c.columns, exact_.data());
+                for (int64_t i = 0; i < c.rows; i++) out[k * c.rows + i] += T(exact_[size_t(i)]);
             }
         }
     }
@@ -159,7 +161,7 @@ template <class T> class SlicedLine {
 
     // d^order |t|^k = k! / (k - order)! |t|^(k - order) sign(t)^order by the moments of the sources below, at and
     // above.
-    void sorted(const Keyed<T>* targets, const Keyed<T>* sources, const T* weights, T* out) {
+    void sorted(const Keyed<T>* targets, const Keyed<T>* sources, const T* weights, double* out) {
         const int count = int(call_.powers);
         breathe(30 * double(call_.columns) + 100 * double(call_.rows));
         double below[most_powers] = {}, all[most_powers] = {}, at[most_powers] = {};
@@ -178,7 +180,7 @@ template <class T> class SlicedLine {
                 for (int64_t tied = j; tied < call_.columns && sources[tied].value() == s; tied++)
                     add(at, sources[tied]);
             }
-            out[targets[i].index()] += T(power_sum(double(s), below, at, all));
+            out[targets[i].index()] += power_sum(double(s), below, at, all);
         }
     }
 
@@ -214,6 +216,7 @@ template <class T> class SlicedLine {
     std::vector<double> cosines_, sines_;
     Sorter<T> of_x_, of_y_;
     DecayingSum<T> decay_;
+    std::vector<double> exact_;
 };
 
 template <class T> void run_sliced_sum(const SlicedSumCall<T>& call) {
