@@ -82,6 +82,7 @@ def test_published_outcomes_have_their_counts_and_their_reasons():
         assert row["note"] or row["outcome"] in ("no build", "killed"), row
 
 
+@pytest.mark.slow  # a copy, a build, its tests
 def test_a_mutation_is_tried_in_a_copy(tmp_path, monkeypatch):
     tree = tmp_path / "tree"
     (tree / "gwf_fast").mkdir(parents=True)

@@ -346,7 +346,7 @@ def test_a_gradient_in_the_weights_of_one_set_only():
             torch.autograd.grad(function(x, y, directions=theta, **{name: alone}), alone)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_stein_discrepancy_of_halves_divides_before_it_leaves_their_range(dtype):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(600, 2, generator=generator).to(dtype)
