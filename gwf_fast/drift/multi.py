@@ -136,11 +136,12 @@ def _normalised(
         found = drift_cpp.released(sets, rates, clip, per_problem) if chosen == "cpp" else None
         if found is not None:
             each = x.shape[:-2] if per_problem else ()
-            return MultiDrift(found[0].view(x.shape), found[1].view(each), found[2].view(*each, len(rates)))
+            scale = found[1].clamp_(min=_FLOOR**0.5)  # which points in other units may have lost
+            return MultiDrift(found[0].view(x.shape), scale.view(each), found[2].view(*each, len(rates)))
     joint = join(kinds[0].points, kinds[0].lengths, kinds[:-1], kinds[-1], floored=True)
     totals, masses, rows = joint.total_distances(floor=_FLOOR, backend=backend), joint.masses(), joint.row_counts()
     scale = totals / masses if per_problem else totals.sum() / masses.sum()  # [B] or []
-    scale = scale.to(x.dtype)
+    scale = scale.to(x.dtype).clamp(min=_FLOOR**0.5)  # which points in other units may have lost
     unit = scale.expand(len(joint.x)).clamp(min=1e-3)
     step = (scale.expand(len(joint.x)) / math.sqrt(dim)).clamp(min=1e-3)[:, None, None]
     at = torch.stack([rate * unit for rate in rates])  # [K, B]; a list of numbers would be copied from the host
