@@ -66,7 +66,7 @@ template <class T> class Joint {
     }
 
   private:
-    static constexpr double excluded = 1e30, least_square = 1e-8, least_unit = 1e-3, huge = 1099511627776.0;  // 2^40
+    static constexpr double excluded = 1e36, least_square = 1e-8, least_unit = 1e-3, huge = 1099511627776.0;  // 2^40
     const JointCall<T>& call_;
     Run run_;
     int64_t columns_ = 0;

@@ -9,7 +9,8 @@
 
 namespace gwf::GWF_ISA {
 
-inline constexpr double absent = 1e30;  // the distance of a lane that is no target
+// The distance of a lane that is no target: it must decay at any temperature, up to 1e30.
+template <class T> inline constexpr double absent = sizeof(T) == 4 ? 1e36 : 1e300;
 
 // 2**-x, x >= 0. Bounded: the exponential's remainder, contracted with the product that x is, grows with x.
 template <class V> GWF_INLINE V decay(V x) {
@@ -71,7 +72,7 @@ template <class T> void pack_drift(DriftProblem<T>& p, const T* x, const T* y, c
 // Distances, and the nearest of each row and column. Returns sum_ij w_j r_ij.
 template <class T> double measure(DriftProblem<T>& p, const T* y, const T* own, double floor) {
     double total = 0;
-    std::fill(p.row, p.row + p.rows, T(absent));
+    std::fill(p.row, p.row + p.rows, T(absent<T>));
     for (int64_t b = 0; b < p.blocks; b++) {
         gather_rows<T>(b * R<T>, p.M, p.D, [&](int64_t j, int64_t d) { return y[j * p.D + d]; }, p.tile);
         T* r = p.distance + b * p.rows * R<T>;
@@ -92,10 +93,10 @@ template <class T> double measure(DriftProblem<T>& p, const T* y, const T* own, 
                 total += double(sum[l / lanes<T>][l % lanes<T>]) * double(p.negative[j] + p.positive[j]);
             if (own && j < p.N) r[j * R<T> + l] += *own;
             if (j >= p.M)
-                for (int64_t i = 0; i < p.N; i++) r[i * R<T> + l] = T(absent);
+                for (int64_t i = 0; i < p.N; i++) r[i * R<T> + l] = T(absent<T>);
         }
         GWF_LANES {
-            vec<T> least = splat(T(absent));
+            vec<T> least = splat(T(absent<T>));
             for (int64_t i = 0; i < p.N; i++) least = smaller(least, load(r + i * R<T> + k * lanes<T>));
             store(p.nearest + b * R<T> + k * lanes<T>, least);
         }
@@ -112,11 +113,11 @@ template <class T> double measure(DriftProblem<T>& p, const T* y, const T* own, 
 // its column it cancels.
 template <class T> void shift_targets(DriftProblem<T>& p, double temperature) {
     for (int64_t j = 0; j < p.blocks * R<T>; j++)
-        p.shift[j] = j < p.M ? T(std::min(absent, -temperature * double(p.logs[j]))) : T(0);
-    std::fill(p.row, p.row + p.rows, T(absent));
+        p.shift[j] = j < p.M ? T(std::min(absent<T>, -temperature * double(p.logs[j]))) : T(0);
+    std::fill(p.row, p.row + p.rows, T(absent<T>));
     for (int64_t b = 0; b < p.blocks; b++)
         for (int64_t i = 0; i < p.N; i++) {
-            vec<T> least = splat(T(absent));
+            vec<T> least = splat(T(absent<T>));
             GWF_LANES {
                 const vec<T> r = load(p.distance + (b * p.rows + i) * R<T> + k * lanes<T>);
                 least = smaller(least, vec<T>(r + load(p.shift + b * R<T> + k * lanes<T>)));

@@ -45,7 +45,7 @@ template <class T> struct DriftStream {
     const T* shifts_of(int sign, int64_t rate) const { return shifts[sign].data() + rate * targets[sign].n; }
     // What multiplies the distance of lane l to target j, and is 0 where the target does not count.
     T weight(int sign, int64_t i, int64_t j) const {
-        if (shifted() && shifts[sign][size_t(j)] >= T(absent)) return 0;
+        if (shifted() && shifts[sign][size_t(j)] >= T(absent<T>)) return 0;
         return weights[sign] ? weights[sign][(row_stride ? std::min(i, x.n - 1) * row_stride : 0) + j] : T(1);
     }
 };
@@ -116,7 +116,7 @@ void log_sums(const DriftStream<T>& p, const DriftSide<T>& side, int64_t i0, con
               DriftScratch<T>& s, LogSums<T>& sums) {
     const int64_t kinds = Shifted ? p.rates : 1;
     gather_lanes(side, i0, p.D, s.points);
-    std::fill(s.nearest, s.nearest + kinds * R<T>, T(absent));
+    std::fill(s.nearest, s.nearest + kinds * R<T>, T(absent<T>));
     std::fill(s.sums, s.sums + p.rates * R<T>, T(0));
     for (int other = 0; other < count; other++)
         for_distance_tiles(p, s.points, others[other], i0, true, s.tile, [&](int64_t j0, int n, const T* tile) {
@@ -272,7 +272,7 @@ double stream_drift(const DriftCall<T>& call, const DriftSizes& size, int64_t b,
         for (int64_t k = 0; logs && k < p.rates; k++)
             for (int64_t j = 0; j < counts[sign]; j++) {
                 const double shift = -double(call.temperatures[k * call.batch + b]) * double(logs[first + j]);
-                p.shifts[sign].push_back(T(std::min(absent, shift)));
+                p.shifts[sign].push_back(T(std::min(absent<T>, shift)));
             }
     }
     for (int64_t k = 0; k < p.rates; k++) p.scales.push_back(T(log2_e / double(call.temperatures[k * call.batch + b])));

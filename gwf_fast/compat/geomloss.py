@@ -89,6 +89,8 @@ class SamplesLoss(nn.Module):
         for name, function in (("cost", cost), ("kernel", kernel)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be a function of x and y, got {function!r}")
+        if cost is not None and loss != "sinkhorn":
+            raise ValueError(f'cost must be None but for loss "sinkhorn", which alone has one, got it for {loss!r}')
         for name, value in (("blur", blur), ("reach", reach), ("diameter", diameter)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value!r}")

@@ -18,7 +18,7 @@ from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.passes import centre_of
 from gwf_fast.pairs.ragged import exists, members
 
-EXCLUDED = 1e30
+EXCLUDED = 1e36
 """A distance that no pair has, in any unit: of a pair that does not count."""
 
 

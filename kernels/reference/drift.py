@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 1 << 22  # pairs at a time
-_ABSENT = 1e30  # the distance of a target that does not count
+_ABSENT = 1e36  # the distance of a target that does not count, at any temperature
 
 
 def forces(

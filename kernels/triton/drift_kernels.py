@@ -12,7 +12,7 @@ import triton.language as tl
 from gwf_fast.kernels.triton.direct import load_all, number
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-ABSENT = tl.constexpr(1e30)
+ABSENT = tl.constexpr(1e36)
 """The distance of a pair that does not exist."""
 
 

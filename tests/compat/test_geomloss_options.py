@@ -297,6 +297,7 @@ def test_a_scaling_that_does_not_fall(scaling: float) -> None:
 
 BAD: list[tuple[Any, tuple[Any, ...], str]] = [
     ({"cost": lambda x, y: torch.zeros(2)}, (X, Y), r"cost must give a matrix \[B, N, M\] = \[1, 6, 5\], got \[2\]"),
+    ({"loss": "hausdorff", "cost": manhattan}, (X, Y), "cost must be None but for loss"),
     ({"loss": "energy", "kernel": lambda x, y, **_: 1.0}, (X, Y), "kernel must give a matrix"),
     ({}, (A[:3], X, B, Y), r"a must have shape \[6\]"),
     ({}, (A, X, B.float(), Y), "b must have the dtype"),

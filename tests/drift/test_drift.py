@@ -288,3 +288,18 @@ def test_ragged_means_keep_the_digits_of_float64():
     x, y = torch.randn(1, 9, 2, dtype=torch.float64), torch.randn(1, 8, 2, dtype=torch.float64)
     got = gwf.drift.energy(x, y, x_lengths=torch.tensor([7]), y_lengths=torch.tensor([3]))[:, :7]
     torch.testing.assert_close(got, gwf.drift.energy(x[:, :7], y[:, :3]), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("temperature", [1e20, 9e29])
+def test_gmd_of_a_temperature_that_makes_all_alike(temperature, dtype):
+    """Lanes of the compiled code that are no targets, at a distance of 1e30, began to count."""
+    x, y = clouds(dtype=dtype)
+    # All affinities of a pair are 1 / sqrt(M + N - 1) / sqrt(N or N - 1 rows), up to what a column leaves out.
+    columns_y, columns_x = len(x) ** -0.5, (len(x) - 1) ** -0.5
+    rows = (len(y) + len(x) - 1) ** -0.5
+    positive, negative = rows * columns_y, rows * columns_x
+    others = (x.double().sum(0) - x.double()) * negative
+    want = positive * y.double().sum(0) * negative * (len(x) - 1) - others * positive * len(y)
+    got = gwf.drift.gmd(x, y, temperature=temperature)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)

@@ -152,7 +152,7 @@ FUNCTIONS = [
         truths.barycentric_map,
         pair(_map, backend=False),
         gradients=("x", "y", "g"),
-        factor=4.0,  # exponents of two parts, for p = 1 with a root of what nearly cancels
+        factor=2.0,  # exponents of two parts
         lengths={"y_lengths": "y"},
         least=1,
         refuses=_sets,

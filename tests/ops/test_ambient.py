@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import gwf_fast as gwf
+from gwf_fast import ops
 from gwf_fast.ops.ambient import entry
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -178,3 +179,13 @@ def test_public_functions_close_over_no_sets():
             inspected += bool(cells)
             function = getattr(function, "__wrapped__", None)
     assert inspected > 10
+
+
+def test_sums_of_halves_in_a_graph_that_chooses_a_backend():
+    """torch.compile has no identity for a constant from an outer frame."""
+
+    def gradient(x):
+        return gwf.kernel_gradient(x, x, kernel=gwf.Matern32(0.3), backend=ops.resolve(None, x.device, x.dtype))
+
+    x = torch.randn(8, 3).half()
+    assert torch.compile(gradient, fullgraph=True, backend="eager")(x).dtype == torch.float16
