@@ -9,13 +9,14 @@ have a word in common with the change's count as its neighbours, since tables an
 from __future__ import annotations
 
 import ast
+import functools
 import heapq
 import re
 import subprocess
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +60,8 @@ class ImportMap:
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
         self.files = sources(root)
-        self._trees: dict[Path, ast.Module] = {}
+        self._nodes = functools.cache(self._walked)
+        self._headers = functools.cache(self._included)
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         for path in self.files:
             self._by_name[path.name].append(path)
@@ -89,16 +91,18 @@ class ImportMap:
         distances = self.distances(changed)
         return sorted(filter(is_test, distances), key=lambda path: (distances[path], len(self.uses[path]), path))
 
+    def tested(self) -> set[Path]:
+        """What a test uses, straight or through others."""
+        return set(_walk(self.uses, {path: 0 for path in filter(is_test, self.files)}))
+
     # --- Python ---------------------------------------------------------------------------------------------------
 
-    def _tree(self, path: Path) -> ast.Module:
-        if path not in self._trees:
-            self._trees[path] = ast.parse((self.root / path).read_text())
-        return self._trees[path]
+    def _walked(self, path: Path) -> list[ast.AST]:
+        return _telling(ast.parse((self.root / path).read_text()))
 
     def _top_level(self, module: str) -> Names:
         names = Names()
-        for node in ast.walk(self._tree(self._modules[module])):
+        for node in self._nodes(self._modules[module]):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 self._learn(names, node, module)
         return names
@@ -139,14 +143,14 @@ class ImportMap:
     def _arrows(self, path: Path) -> Iterator[Path]:
         if path.suffix == ".py":
             name = next(iter(_module_names(path)), "")
-            yield from self._python(self._tree(path), name, path)
+            yield from self._python(self._nodes(path), name, path)
         elif path.suffix in (".h", ".cpp", ".cu", ".cuh"):
             yield from self._includes(path)
 
-    def _python(self, tree: ast.Module, module: str, path: Path) -> Iterator[Path]:
+    def _python(self, nodes: list[ast.AST], module: str, path: Path) -> Iterator[Path]:
         passes_on = path.name == "__init__.py"  # what a package re-exports is an arrow of those who use it
         names = Names()
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.Import):
                 yield from (self._modules[alias.name] for alias in node.names if alias.name in self._modules)
                 self._learn(names, node, module)
@@ -157,7 +161,7 @@ class ImportMap:
                     yield from self._resolve(origin, alias.name)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield from self._named(node.value, path)
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.Attribute):
                 yield from self._attribute(node, names)
 
@@ -191,7 +195,7 @@ class ImportMap:
         """``gwf_fast.kernels.``, where some module imports f"gwf_fast.kernels.{name}"; its names are in tables."""
         prefixes: set[str] = set()
         for path in self._modules.values():
-            for node in ast.walk(self._tree(path)):
+            for node in self._nodes(path):
                 if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
                     prefix = str(node.values[0].value)
                     if prefix.endswith(".") and prefix[:-1] in self._modules and path.parts[0] == "gwf_fast":
@@ -206,7 +210,7 @@ class ImportMap:
             except SyntaxError:
                 return
             if not (len(program.body) == 1 and isinstance(program.body[0], ast.Expr)):
-                yield from self._python(program, next(iter(_module_names(path)), ""), path)
+                yield from self._python(_telling(program), next(iter(_module_names(path)), ""), path)
         elif re.fullmatch(r"[\w.-]+(/[\w.-]+)*", text):
             dotted = text.split(".")
             for length in range(len(dotted), 1, -1):
@@ -226,12 +230,12 @@ class ImportMap:
         if (self.root / path).read_text().find("PYBIND11_MODULE") >= 0 or path in self._binders:
             yield from self._implementations(path)
 
-    def _headers(self, path: Path) -> Iterator[Path]:
+    def _included(self, path: Path) -> list[Path]:
+        found = []
         for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', (self.root / path).read_text(), re.MULTILINE):
-            for candidate in (path.parent / name, Path("csrc") / name):
-                if (self.root / candidate).is_file():
-                    yield _normal(candidate)
-                    break
+            candidates = (path.parent / name, Path("csrc") / name)
+            found += [_normal(candidate) for candidate in candidates if (self.root / candidate).is_file()][:1]
+        return found
 
     def _bindings(self) -> dict[str, list[Path]]:
         """The sources that bind a name of the compiled modules."""
@@ -265,12 +269,18 @@ class ImportMap:
         return iter(seen)
 
 
+def _telling(tree: ast.AST) -> list[ast.AST]:
+    """The nodes that may hold an arrow, in the order of ``ast.walk``: a tree is walked once."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Attribute, ast.Constant, ast.JoinedStr)
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
 def is_test(path: Path) -> bool:
     """Whether pytest collects it."""
     return path.name.startswith("test_") and path.suffix == ".py"
 
 
-def _walk(users: dict[Path, list[Path]], starts: dict[Path, int]) -> dict[Path, int]:
+def _walk(users: Mapping[Path, Iterable[Path]], starts: dict[Path, int]) -> dict[Path, int]:
     """Shortest distances from the starts, each of which has one already."""
     best, queue = {}, [(distance, path) for path, distance in starts.items()]
     heapq.heapify(queue)
