@@ -93,7 +93,7 @@ class ImportMap:
 
     def tested(self) -> set[Path]:
         """What a test uses, straight or through others."""
-        return set(_walk(self.uses, {path: 0 for path in filter(is_test, self.files)}))
+        return set(_walk(self.uses, dict.fromkeys(filter(is_test, self.files), 0)))
 
     # --- Python ---------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,11 +118,18 @@ def test_what_is_linted():
     ]
 
 
-def test_tests_beyond_the_time_are_skipped(monkeypatch):
-    monkeypatch.delenv(check.DEADLINE, raising=False)
-    check.pytest_runtest_setup(None)
-    monkeypatch.setenv(check.DEADLINE, str(time.time() + 1e6))
-    check.pytest_runtest_setup(None)
-    monkeypatch.setenv(check.DEADLINE, "0")
-    with pytest.raises(pytest.skip.Exception, match="time of make check is up"):
-        check.pytest_runtest_setup(None)
+def test_tests_beyond_the_time_are_counted(tmp_path):
+    for name in "ab":
+        (tmp_path / f"test_{name}.py").write_text("def test_it(): pass\ndef test_another(): pass\n")
+    command = [sys.executable, "-m", "pytest", "-p", "tests.check", "-p", "no:cacheprovider", str(tmp_path)]
+    command += ["--numprocesses", "2", "--dist", "loadfile"]
+
+    def said(deadline):
+        environment = {**os.environ, "PYTHONPATH": str(check.ROOT), check.DEADLINE: deadline}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ).stdout
+
+    assert "4 passed" in said("inf")
+    late = said("0")
+    assert "passed" not in late and "the time was up for 4 tests" in late
