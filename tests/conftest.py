@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,19 @@ def own_random_numbers() -> None:
     random.seed(20261127)
     np.random.seed(20261127)
     torch.manual_seed(20261127)
+
+
+_RESOLVED: dict[Any, Any] = {}
+_SERVED: dict[Any, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def interpreter_where_it_is_tested(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of tests/gpu halves on the CPU go where they go for users, not to Triton's interpreter."""
+    if "gpu" not in request.path.parent.name:
+        monkeypatch.setattr("gwf_fast.ops.table.interprets_triton", lambda: False)
+        monkeypatch.setattr("gwf_fast.ops.dispatch._RESOLVED", _RESOLVED)
+        monkeypatch.setattr("gwf_fast.ops.mlp._SERVED", _SERVED)
 
 
 @contextlib.contextmanager

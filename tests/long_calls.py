@@ -123,7 +123,7 @@ def main() -> None:
         if len(sys.argv) > 2 and name not in sys.argv[2:]:
             continue
         call, sent = make(), list[float]()
-        timer = threading.Timer(0.4, interrupt, [sent])
+        timer = threading.Timer(0.2, interrupt, [sent])
         timer.start()
         try:
             call()

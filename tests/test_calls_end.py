@@ -96,7 +96,7 @@ def test_no_memory_is_a_memory_error(name, threads):
 FORK = """
 import os, torch, gwf_fast as gwf
 torch.set_num_threads(2)
-x = torch.randn(4000, 3)
+x = torch.randn(1500, 3)
 calls = (
     lambda: gwf.kernel_sum(x, x, kernel=gwf.Gaussian(1.0)),
     lambda: gwf.kernel_gradient(x, x[1:], kernel=gwf.Gaussian(1.0)),

@@ -52,6 +52,11 @@ def _numbers(version: str, count: int) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:count])
 
 
+def interprets_triton() -> bool:
+    """Whether Triton runs on CPU tensors, in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 class Backend(NamedTuple):
     """Functions for one kind of device, and what they serve."""
 
@@ -107,8 +112,7 @@ class Backend(NamedTuple):
 
     def _elsewhere(self, device: str | torch.device) -> str | None:
         kind = torch.device(device).type
-        interpreted = self.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-        if self.devices is None or kind in self.devices or interpreted:
+        if self.devices is None or kind in self.devices or (self.name == "triton" and interprets_triton()):
             return None
         return f"serves {' and '.join(self.devices)} tensors, not {kind}"
 

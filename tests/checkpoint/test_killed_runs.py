@@ -22,7 +22,7 @@ def befall(folder, kind, how, count):
 
 @pytest.mark.parametrize(
     ("kind", "stride"),
-    [("flow", 6), ("drifting", 10), ("command", 31)]
+    [("flow", 9), ("drifting", 15), ("command", 45)]
     + [pytest.param(kind, 1, marks=pytest.mark.slow) for kind in KINDS],
 )
 def test_killed_at_a_write(tmp_path, kind, stride):
@@ -38,7 +38,7 @@ def test_killed_at_random_moments(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("flow", 6), *(pytest.param(kind, 50, marks=pytest.mark.slow) for kind in KINDS)]
+    ("kind", "count"), [("flow", 4), *(pytest.param(kind, 50, marks=pytest.mark.slow) for kind in KINDS)]
 )
 def test_disk_full(tmp_path, kind, count):
     outcome, lines = befall(tmp_path, kind, "full_disk", count)
@@ -55,7 +55,7 @@ def test_read_only_folder(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("flow", 4), *(pytest.param(kind, 25, marks=pytest.mark.slow) for kind in KINDS)]
+    ("kind", "count"), [("flow", 3), *(pytest.param(kind, 25, marks=pytest.mark.slow) for kind in KINDS)]
 )
 def test_two_writers(tmp_path, kind, count):
     outcome, lines = befall(tmp_path, kind, "two_writers", count)
@@ -64,7 +64,7 @@ def test_two_writers(tmp_path, kind, count):
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("flow", 16), ("drifting", 12), *(pytest.param(k, 100, marks=pytest.mark.slow) for k in KINDS)]
+    ("kind", "count"), [("flow", 8), ("drifting", 6), *(pytest.param(k, 100, marks=pytest.mark.slow) for k in KINDS)]
 )
 def test_damaged_files(tmp_path, kind, count):
     outcome, lines = befall(tmp_path, kind, "damaged", count)

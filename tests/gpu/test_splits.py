@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gwf_fast.kernels import occupancy
 from gwf_fast.kernels.occupancy import MIN_COLUMNS, WAVES, column_splits
 from gwf_fast.selftest import reductions as selftest
 
@@ -65,11 +66,12 @@ def test_splits_match_reference(case, eight_multiprocessors, monkeypatch):
 
 
 def test_mmd_in_splits(monkeypatch):
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 20)
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 8)
+    monkeypatch.setattr(occupancy, "MIN_COLUMNS", 128)
     used = []
     rule = backend.Pairs.splits
     monkeypatch.setattr(backend.Pairs, "splits", lambda self, *a: used.append(rule(self, *a)) or used[-1])
-    case = selftest.Case("mmd", ("gaussian", "laplace"), (1, 5, 1100, 1), torch.float64, exclude_self=True)
+    case = selftest.Case("mmd", ("gaussian", "laplace"), (1, 5, 300, 1), torch.float64, exclude_self=True)
     assert selftest.error(case, backend, DEVICE) <= selftest.TOLERANCE[case.dtype]
     assert used == [2]
 
