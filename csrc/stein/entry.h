@@ -8,6 +8,16 @@
 
 namespace gwf::GWF_ISA {
 
+// Squared norms of W points whose coordinates lie side by side, [D][W]: not off by more than the rounding of the
+// result, which is in all pairs of a point, and does not cancel where distances come from differences.
+template <int W, class T> void squared_norms(const T* points, int64_t D, T* norms) {
+    if constexpr (sizeof(T) == 8) return chunked_sums_of_squares<W>(points, D, norms);
+    double total[W] = {};
+    for (int64_t d = 0; d < D; d++)
+        for (int w = 0; w < W; w++) total[w] += double(points[d * W + w]) * double(points[d * W + w]);
+    std::copy(total, total + W, norms);
+}
+
 // Points [N][D] with their panels and squared norms.
 template <class T> struct SteinPoints {
     T *rows, *panels, *norm;
@@ -17,7 +27,7 @@ template <class T> struct SteinPoints {
     void pack(int64_t N, int64_t D) {
         for (int64_t j = 0; j < (N + PJ - 1) / PJ * PJ; j++)
             for (int64_t d = 0; d < D; d++) panels[j / PJ * PJ * D + d * PJ + j % PJ] = j < N ? rows[j * D + d] : T(0);
-        for (int64_t j = 0; j < N; j += PJ) chunked_sums_of_squares<PJ>(panels + j * D, D, norm + j);
+        for (int64_t j = 0; j < N; j += PJ) squared_norms<PJ>(panels + j * D, D, norm + j);
     }
 };
 
@@ -47,7 +57,7 @@ template <class T> void gather_stein_rows(const SteinProblem<T>& p, int64_t i0, 
     for (int set = 0; set < 3; set++) {
         const T* rows = p.sets[set]->rows;
         gather_rows<T>(i0, p.N, p.D, [&](int64_t i, int64_t d) { return rows[i * p.D + d]; }, s.x[set]);
-        chunked_sums_of_squares<R<T>>(s.x[set], p.D, s.x_norm[set]);
+        squared_norms<R<T>>(s.x[set], p.D, s.x_norm[set]);
     }
 }
 

@@ -92,6 +92,8 @@ def _compiled(side: Side, masses: Tensor | None, count: int) -> tuple[Tensor, Te
     if side.cost is None or excluded or require_grad(side.x, points, log_weights):
         return None
     epsilon, p = side.cost
+    if not 1e-20 < epsilon < 1e20:  # potentials are of the size of costs, and float32 has none of 1e-58
+        return None
     sets = small.Sets(side.x, points, None, masses, side.x_lengths, lengths, side.backend)
     numbers = Numbers(epsilon, max_iterations=count, p=p, plain=True)
     found = small.solve(sets, None, **numbers._asdict())

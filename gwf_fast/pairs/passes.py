@@ -107,18 +107,16 @@ def _at_zero(spec: tuple[float, ...], backend: str) -> float:
 
 def times(t: Tensor, factor: float) -> Tensor:
     """factor * t where the number may be out of the range of t's type, though the product is not."""
-    if _is_normal(t, factor):
-        return t * factor
-    root = math.sqrt(abs(factor))
-    return t * root * math.copysign(root, factor)
+    for part in _parts(t, abs(factor)):
+        t = t * part
+    return t if factor >= 0 else -t
 
 
 def over(t: Tensor, divisor: float | Tensor) -> Tensor:
     """t / divisor where the positive number may be out of the range of t's type, though the quotient is not."""
-    if isinstance(divisor, Tensor) or _is_normal(t, divisor):
-        return t / divisor
-    root = math.sqrt(divisor)
-    return t / root / root
+    for part in (divisor,) if isinstance(divisor, Tensor) else _parts(t, divisor):
+        t = t / part
+    return t
 
 
 def moved(x: Tensor, velocity: Tensor, step: float, out: Tensor | None = None) -> Tensor:
@@ -126,6 +124,14 @@ def moved(x: Tensor, velocity: Tensor, step: float, out: Tensor | None = None) -
     if _is_normal(x, step):
         return torch.add(x, velocity, alpha=step, out=out)
     return torch.add(x, times(velocity, step), out=out)
+
+
+def _parts(t: Tensor, number: float) -> Sequence[float]:
+    """Factors of a number that are in the range of t's type, each a root of it."""
+    count = 1
+    while not _is_normal(t, number):
+        number, count = math.sqrt(number), 2 * count
+    return (number,) * count
 
 
 def _is_normal(t: Tensor, number: float) -> bool:

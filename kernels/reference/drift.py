@@ -84,6 +84,8 @@ def _of_rows(weights: Tensor, n: int, m: int) -> Tensor:
 
 def _distances(x: Tensor, y: Tensor, own: Tensor | None, floor: float) -> Iterator[tuple[slice, Tensor]]:
     """Chunks of rows with their distances [n, M]."""
+    if not len(x):
+        return
     step = max(1, _CHUNK // len(y))
     unit = _unit(x, y)  # of which squares neither overflow nor vanish
     x, y = x / unit, y / unit

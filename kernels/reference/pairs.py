@@ -79,8 +79,8 @@ class _Pairs:
         step = max(1, CHUNK.get(self.x.device.type, CHUNK["cuda"]) // max(1, batch * m * dim))
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
-            d = self.x[:, rows, None, :] - self.y[:, None, :, :]
-            yield _Rows(rows, d, self._absent(rows))
+            d, absent = self.x[:, rows, None, :] - self.y[:, None, :, :], self._absent(rows)
+            yield _Rows(rows, _between(d, absent), absent)
 
     def _absent(self, rows: slice) -> Tensor | None:
         absent = None
@@ -109,6 +109,11 @@ def _clean(value: Tensor, missing: Tensor | None) -> Tensor:
 
 def _without(value: Tensor, absent: Tensor | None, fill: float = 0.0) -> Tensor:
     return value if absent is None else torch.where(absent, fill, value)
+
+
+def _between(d: Tensor, absent: Tensor | None) -> Tensor:
+    """Differences [B, n, M, D], 0 in pairs that do not exist: 0 times NaN would touch what does."""
+    return d if absent is None else torch.where(absent[..., None], 0.0, d)
 
 
 def _ones(y: Tensor) -> Tensor:
@@ -267,7 +272,7 @@ def pair_jet(
         shift = _shift(alpha, beta, rows)
         phi = kernel_derivatives((d * d).sum(-1), spec, order + 1, shift)
         phi = [_without(f, absent) for f in phi]
-        gx[:, rows], ga[:, rows] = _JETS[order](d, a[:, rows], b, phi, [_restrict(t, rows) for t in directions])
+        gx[:, rows], ga[:, rows] = _JETS[order](d, a[:, rows], b, phi, [_restrict(t, rows, absent) for t in directions])
     gx, ga = _clean(gx, pairs.missing_rows), _clean(ga, pairs.missing_rows)
     if overflowed((gx, ga), (pairs.x, pairs.y, a, b, *itertools.chain(*directions))):
         wide = [_doubled(*tangent) for tangent in tangents]
@@ -297,9 +302,9 @@ class _Direction(NamedTuple):
     b: Tensor  # [B, M, C]
 
 
-def _restrict(tangent: tuple[Tensor, Tensor, Tensor, Tensor], rows: slice) -> _Direction:
+def _restrict(tangent: tuple[Tensor, Tensor, Tensor, Tensor], rows: slice, absent: Tensor | None) -> _Direction:
     dx, dy, da, db = tangent
-    return _Direction(dx[:, rows, None, :] - dy[:, None, :, :], da[:, rows], db)
+    return _Direction(_between(dx[:, rows, None, :] - dy[:, None, :, :], absent), da[:, rows], db)
 
 
 def _pairing(a: Tensor, b: Tensor) -> Tensor:  # [B, n, C], [B, M, C] -> [B, n, M]

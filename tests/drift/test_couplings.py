@@ -165,6 +165,16 @@ def test_bad_input_is_named(options: dict[str, Any], message: str) -> None:
         gwf.drift.coupling(PAIR, PAIR + 1, **{"temperature": 1.0, **options})
 
 
+@pytest.mark.parametrize("scale", [1e-28, 1e27])
+def test_costs_that_float32_does_not_have(scale: float) -> None:
+    """Potentials are of the size of squared distances: 1e-56 and 1e54 became 0 and NaN where plans are compiled."""
+    options: dict[str, Any] = {"coupling": "sinkhorn", "metric": "l2_sq", "n_sweeps": 3}
+    x, y, _ = sets(n=7, p=5)
+    want = gwf.drift.coupling(x, y, temperature=1.0, **options)
+    got = gwf.drift.coupling((x * scale).float(), (y * scale).float(), temperature=scale**2, **options)
+    torch.testing.assert_close(got.double() / scale, want, rtol=0, atol=1e-5)
+
+
 def test_nothing_moves_nothing() -> None:
     coupling: Any
     for coupling in COUPLINGS:

@@ -148,8 +148,9 @@ def _terms_overflow(call: Call) -> bool:
 
 
 def _makes_nan(call: Call) -> bool:
-    """Whether a network is asked for slopes at NaN: of a piece that is linear they are numbers, which none promises."""
-    return call["f"].startswith("nn.") and call["place"].startswith("nan")
+    """Whether slopes at NaN are asked for: of a linear piece, or of all particles by their root mean square."""
+    touches_all = call["f"].startswith("nn.") or call["options"].get("normalization") == "problem"
+    return touches_all and call["place"].startswith("nan")
 
 
 def _lonely(call: Call) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -116,6 +116,10 @@ def drift_gmd_multi(
     return total * step, scale, torch.stack(raws)
 
 
+Plan = tuple[Tensor, Sequence[Tensor]]
+"""Logarithms [N, M], and parts that they are the sum of."""
+
+
 def drift_coupling(
     R: Rounding,
     x,
@@ -147,31 +151,38 @@ def drift_coupling(
                 for t, logits, logs in ((y, pull, b), (z, push, a))
             ]
             return means[0] - means[1]
-        both = _plan(R, torch.cat((push, pull), 1), torch.cat((a, b)), coupling, n_sweeps)
-        minus, plus = both.split([len(z), len(y)], 1)
-        masses = [R(_log_sum(R, part[..., None])) for part in (minus, plus)]
+        plan, parts = _plan(R, torch.cat((push, pull), 1), torch.cat((a, b)), coupling, n_sweeps)
+        minus, plus = ((plan[:, at], [part[:, at] for part in parts]) for at in (slice(len(z)), slice(len(z), None)))
+        masses = [R(_log_sum(R, logarithms[..., None])) for logarithms, _ in (minus, plus)]
         difference = _mean(R, y, plus, origin(y)) - _mean(R, z, minus, origin(y))
         return R(R.moved(masses[0] + masses[1], 1.0).exp())[:, None] * difference
 
     return several(force, temperature, normalization)
 
 
-def _mean(R: Rounding, points, log_plan, middle) -> Tensor:
+def _mean(R: Rounding, points, plan: Plan, middle) -> Tensor:
+    log_plan, parts = plan
     share, values = softmax(R, log_plan, 1), R(points - middle)
-    out = R(share[..., None] * values[None]).sum(1)
     if not R.eps or not share.numel():
-        return out
-    # 0, whose derivative is that of slopes times what a mean has rounded: they are of values less their mean
-    p, carried = share.detach(), values.detach()[None]
-    moved = torch.where(p == 0, 0.0, p * (log_plan - log_plan.detach())).sum(1, keepdim=True)
+        return R(share[..., None] * values[None]).sum(1)
+    known = share.detach()
+    slopes = [torch.where(known == 0, 0.0, part - part.detach()) for part in parts]  # of value 0
+    for slope in slopes:  # a share less its square, where that is nothing
+        share = share * (1 + R.moved(torch.zeros_like(known), 1.0) * slope)
+    out = R(share[..., None] * values[None]).sum(1)
+    # 0, whose derivative is that of each slope times what a mean has rounded: they are of values less their mean, and
+    # the slopes of logarithms that add up to the plan's come by ways of their own
+    p, carried = known, values.detach()[None]
     away = (carried - (p[..., None] * carried).sum(1, keepdim=True)).abs()
     exponents = torch.where(p == 0, 0.0, log_plan.detach().abs()).amax(1)[:, None, None]
     size = (p[..., None] * (carried.abs() + exponents / 4 * away)).sum(1)
-    return out + R.moved(torch.zeros_like(size), size) * moved
+    for slope in slopes:
+        out = out + R.moved(torch.zeros_like(size), size) * (share * slope).sum(1, keepdim=True)
+    return out
 
 
-def _plan(R: Rounding, logits, logs, coupling: str, n_sweeps: int) -> Tensor:
-    """Logarithms of the coupling [N, M]."""
+def _plan(R: Rounding, logits, logs, coupling: str, n_sweeps: int) -> Plan:
+    """Logarithms of the coupling [N, M], and what they are the sum of, but for what rows have in common."""
 
     def lse(values: Tensor, dim: int) -> Tensor:
         flat = values if dim == 1 else values.T
@@ -185,7 +196,14 @@ def _plan(R: Rounding, logits, logs, coupling: str, n_sweeps: int) -> Tensor:
         for _ in range(n_sweeps):
             f = u - lse(R(logits + R(logs + v)), 1)
             v = -lse(R(logits + R(f)), 0)
-        return R(logits + R(f)) + R(logs + v)
+        return R(logits + R(f)) + R(logs + v), _parts(logits, logs, v)
     weighted = R(logits + R(logs)[None])
     rows = lse(weighted, 1)
-    return weighted - rows if coupling == "row" else R(logits - R(0.5 * (rows + lse(logits, 0)))) + 0.5 * logs[None]
+    if coupling == "row":
+        return weighted - rows, _parts(logits, logs[None])
+    columns = lse(logits, 0)
+    return R(logits - R(0.5 * (rows + columns))) + 0.5 * logs[None], _parts(logits, 0.5 * logs[None], 0.5 * columns)
+
+
+def _parts(logits, *shared) -> tuple[Tensor, ...]:
+    return logits, *(t.expand_as(logits) for t in shared)

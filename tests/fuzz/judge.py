@@ -93,7 +93,7 @@ def judge(
     unknown = unknown | overflown
     touched = torch.zeros_like(got_nan)
     if place.startswith("inf"):
-        touched[(0,) * batch] = True
+        touched[(0,) * min(batch, touched.ndim)] = True  # a bias has less dimensions than the batch
     if lonely is not None and derived:
         touched[(0,) * batch] = True  # its own row has slopes in all that it is compared with
     elif lonely is not None and got.ndim > batch and lonely < got.shape[batch]:

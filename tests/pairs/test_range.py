@@ -130,6 +130,30 @@ def test_swallowed_nan_of_the_issue():
         assert gwf.interaction_energy(particles, kernel=kernel).isnan()
 
 
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_pairs_that_do_not_exist_touch_nothing(bad, backend):
+    """0 times NaN made a row of NaN of a sum over no pairs, and of one whose own partner is left out."""
+    x, y = torch.randn(2, 3, 4).double(), torch.randn(2, 3, 4).double()
+    x[0, 1], y[1, 2] = bad, bad
+    options: dict[str, Any] = {"kernel": gwf.Riesz(1.3), "backend": backend}
+    nobody = torch.tensor([0, 3])
+    for function in (gwf.kernel_sum, gwf.kernel_gradient):
+        assert (function(x, y, y_lengths=nobody, **options)[0] == 0).all()
+        if (function, backend) == (gwf.kernel_gradient, "cpp"):
+            continue  # a weight of 0 is multiplied
+        got = function(x, y, exclude_self=True, **options)[1]
+        assert got[2].isfinite().all() and not got[:2].isfinite().all()
+
+
+@pytest.mark.parametrize("bandwidth", [6.43e-47, 1e-60])
+def test_padding_is_zero_however_small_the_bandwidth(bandwidth):
+    """1 / h^2 is infinite in float32, and its root too."""
+    x, y = 1e-22 * torch.randn(1, 5, 2), 1e-22 * torch.randn(1, 6, 2)
+    got = gwf.drift.parzen_kl(x, y, bandwidth, x_lengths=torch.tensor([3]), backend="torch")
+    assert (got[0, 3:] == 0).all() and got[0, :3].isinf().any()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 def test_padding_may_hold_anything(bad):
     generator = torch.Generator().manual_seed(0)
