@@ -71,7 +71,8 @@ def coupling(
         y_log_weights: log w [*B, P] of the positives, -inf for those that do not count; None means zeros.
         negatives_log_weights: The same of the negatives, [*B, Nn].
         normalization: "problem" divides the drift at each temperature by the root of its mean square over the
-            particles and coordinates of a problem. None for not.
+            particles and coordinates of a problem, so that its length says nothing; one that underflows stays 0. None
+            for not.
         exclude_self: Leave out the pair of particle i with negative i, of which there may be more than particles; None
             means where the negatives are x itself, but not for "sinkhorn", to whose couplings it belongs.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.

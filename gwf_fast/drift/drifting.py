@@ -64,7 +64,8 @@ def gmd(
         clip: Least value of softmax_rows softmax_columns, as in the released code (1e-6 there), but of targets that do
             not count; the result is then a constant to autograd. None for none.
         normalization: "problem" divides the drift at each temperature by the root of its mean square over the
-            particles and coordinates of a problem, so that its length says nothing. None for not.
+            particles and coordinates of a problem, so that its length says nothing; one that underflows stays 0. None
+            for not.
         exclude_self: Drop the pair of particle i with negative i, of which there may be more than particles; None means
             where the negatives are x itself.
         x_lengths: Sizes [*B], int64, of ragged sets padded to N; rows beyond give 0.

@@ -148,8 +148,9 @@ def _terms_overflow(call: Call) -> bool:
 
 
 def _makes_nan(call: Call) -> bool:
-    """Whether slopes at NaN are asked for: of a linear piece, or of all particles by their root mean square."""
-    touches_all = call["f"].startswith("nn.") or call["options"].get("normalization") == "problem"
+    """Whether slopes at NaN are asked for, which none promises: of linear pieces, or of samples that do not count."""
+    weighted = any(name.endswith("log_weights") for name in call["tensors"])  # of -inf: 0 times NaN
+    touches_all = call["f"].startswith("nn.") or weighted or call["options"].get("normalization") == "problem"
     return touches_all and call["place"].startswith("nan")
 
 
@@ -178,7 +179,9 @@ def _steepness(call: Call) -> float:
     """By what sums of derivatives of terms that underflow are larger: 1 / h^2, and powers of r / h within them."""
     kernel = call["options"].get("kernel", ())
     lengths = [term[3] if term[0] == "morse" else term[2] for term in kernel if term[0] in (*SCALED, "morse")]
-    lengths += [call["options"]["bandwidth"]] if "bandwidth" in call["options"] else []
+    for name in ("bandwidth", "temperature"):
+        value = call["options"].get(name, ())
+        lengths += value if isinstance(value, (list, tuple)) else [value]
     return 1e2 * max(1.0, *(h**-2 for h in lengths)) * max(call["n"], call["m"]) if lengths else 1.0
 
 

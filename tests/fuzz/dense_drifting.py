@@ -32,13 +32,15 @@ def _algorithm_2(R: Rounding, x, y, positive, logits, weights, clip: float) -> T
     return R.moved(out, lost / ULPS)
 
 
-def several(force: Callable[[float], Tensor], temperature, normalization: str | None) -> Tensor:
+def several(R: Rounding, force: Callable[[float], Tensor], temperature, normalization: str | None) -> Tensor:
     """The sum of a force over temperatures, each of unit mean square if that is wanted."""
-    forces = []
+    forces, least = [], 1e-28 if R.eps > 1e-9 else 1e-140
     for each in temperature if isinstance(temperature, list) else [temperature]:
         v = force(each)
         if normalization is not None and v.numel():
             size = v.detach().abs().amax()
+            if R.eps and 0 < size < least:  # what underflows, or has lost digits, is not brought to a unit
+                v = v * math.nan
             v = v / torch.where(size > 0, size, 1.0)
             square = v.square().mean()
             v = v / torch.where(size > 0, square, 1.0).sqrt()
@@ -83,7 +85,7 @@ def drift_gmd(
         logits = torch.where(own, logits, -math.inf)
         return _algorithm_2(R, x, targets, positive, logits, torch.ones(len(targets), dtype=x.dtype), clip or 0.0)
 
-    return several(force, temperature, normalization)
+    return several(R, force, temperature, normalization)
 
 
 def drift_gmd_multi(
@@ -157,7 +159,7 @@ def drift_coupling(
         difference = _mean(R, y, plus, origin(y)) - _mean(R, z, minus, origin(y))
         return R(R.moved(masses[0] + masses[1], 1.0).exp())[:, None] * difference
 
-    return several(force, temperature, normalization)
+    return several(R, force, temperature, normalization)
 
 
 def _mean(R: Rounding, points, plan: Plan, middle) -> Tensor:

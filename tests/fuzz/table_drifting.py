@@ -28,7 +28,7 @@ def _temperatures(rng: Random, call: Call) -> None:
     if rng.random() < 0.2:
         first = call["options"]["temperature"]
         call["options"]["temperature"] = [first, float(f"{3 * first:.4g}")]
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and call["place"] != "collapsed":  # of what is 0 but for rounding
             call["options"]["normalization"] = "problem"
 
 
