@@ -31,6 +31,8 @@ def forces(
         result = forces(x.float(), targets.float(), weights, split, sizes, temperatures, own, floor, clip, log_weights)
         return result.to(x.dtype)
     out = x.new_zeros(len(temperatures), *x.shape)
+    if not x.numel():
+        return out
     for b in range(len(x)):
         n, cut, m = (x.shape[1], split, targets.shape[1]) if sizes is None else sizes[b].tolist()
         w = x.new_ones(1, 1).expand(n, m) if weights is None else _of_rows(weights[b], n, m)
@@ -84,8 +86,6 @@ def _of_rows(weights: Tensor, n: int, m: int) -> Tensor:
 
 def _distances(x: Tensor, y: Tensor, own: Tensor | None, floor: float) -> Iterator[tuple[slice, Tensor]]:
     """Chunks of rows with their distances [n, M]."""
-    if not len(x):
-        return
     step = max(1, _CHUNK // len(y))
     unit = _unit(x, y)  # of which squares neither overflow nor vanish
     x, y = x / unit, y / unit

@@ -171,7 +171,8 @@ def _steps(function: Function, call: Call) -> float:
     again = 2 if call["mode"] == "grad2" else 1
     alike = 2 if call["place"] == "coincident" else 1  # the errors of equal pairs are equal, and not random
     # Slopes of a distance between points 1e-4 apart have lost the digits of their centring: plain PyTorch's have too.
-    rooted = 2 if call["options"].get("p") == 1 and call["place"] == "near" else 1
+    of_distances = call["options"].get("p") == 1 or call["options"].get("metric") == "l2"
+    rooted = 2 if of_distances and call["place"] == "near" else 1
     return function.factor * again * alike * rooted
 
 

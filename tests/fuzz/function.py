@@ -214,11 +214,9 @@ def is_extreme(call: Call) -> bool:
     """Whether lengths are such that a call may be refused: squares of float32 end at 1e19, and at 1e-19."""
     numbers = [call["scale"]]
     for value in call["options"].values():
-        flat = (
-            itertools.chain.from_iterable(value)
-            if isinstance(value, list) and value and isinstance(value[0], list)
-            else [value]
-        )
+        flat = value if isinstance(value, list) else [value]
+        if flat and isinstance(flat[0], list):
+            flat = list(itertools.chain.from_iterable(flat))
         numbers += [abs(v) for v in flat if isinstance(v, float) and v]
     numbers.append(1e4 * call["scale"] if call["place"] in ("shifted", "outlier", "outlier_y") else call["scale"])
     far = max(abs(math.log10(v)) for v in numbers)

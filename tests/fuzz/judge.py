@@ -101,6 +101,10 @@ def judge(
     if not place.startswith(("inf", "nan")):  # of an overflow: infinity less infinity, or not quite
         unknown = unknown | wanted_nan
         wanted_nan = torch.zeros_like(wanted_nan)
+    elif batch and wanted_nan.ndim >= batch:  # it is in the first problem; elsewhere the truth has overflown
+        elsewhere = torch.ones_like(wanted_nan)
+        elsewhere[(0,) * batch] = False
+        unknown, wanted_nan = unknown | (wanted_nan & elsewhere), wanted_nan & ~elsewhere
     lost = wanted_nan & ~got_nan & ~touched
     if lost.any():
         return Verdict(f"{name}: NaN is lost in {_where(lost)}", math.inf)
