@@ -1,8 +1,9 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
 
-from gwf_fast import drift, nn, potentials, presets
+from gwf_fast import distributed, drift, nn, potentials
 from gwf_fast.drift.loss import drifting_loss
 from gwf_fast.errors import NonFiniteError
+from gwf_fast.flows import presets
 from gwf_fast.flows.drifting import DriftingModel
 from gwf_fast.flows.drifting_state import DriftingResult, DriftingState
 from gwf_fast.flows.jko import JKOFlow
@@ -93,6 +94,7 @@ __all__ = [
     "blob_energy",
     "blob_velocity",
     "by_label",
+    "distributed",
     "drift",
     "drifting_loss",
     "energy_distance",

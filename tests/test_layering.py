@@ -20,8 +20,9 @@ MOST_ROOMS, MOST_ARROWS = 20, 80
 # From the top: a room may import from its own floor and from those below it. Rooms of one floor do not know each other.
 FLOORS = (
     ("cli",),
-    ("compat", "experiments", "jax", "presets"),
+    ("compat", "experiments", "jax"),
     ("flows",),
+    ("distributed",),
     ("drift", "functionals", "selftest"),
     ("nn", "transport", "measures", "potentials"),
     ("pairs",),

@@ -18,6 +18,7 @@ from gwf_fast import compat
 
 PAGE = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text()
 PUBLIC = {"": gwf, "drift.": gwf.drift, "nn.": gwf.nn, "potentials.": gwf.potentials, "presets.": gwf.presets}
+PUBLIC["distributed."] = gwf.distributed
 
 
 def written() -> set[str]:
@@ -64,6 +65,7 @@ RULES: dict[str, tuple[str, object, str]] = {
     "directions": OPTIONAL,
     "out": OPTIONAL,
     "backend": ("BackendName | None", None, "keyword"),
+    "group": ("ProcessGroup | None", None, "keyword"),
     "engine": ("EngineName | None", None, "keyword"),
     "n_projections": ("int | None", None, "keyword"),
     "sampling": ("Sampling", "orthogonal", "keyword"),
@@ -176,7 +178,7 @@ def test_every_former_name_is_tried() -> None:
 # ---------------------------------------------------------------------------------------------- __all__
 
 MODULES = [
-    gwf, gwf.drift, gwf.nn, gwf.potentials, gwf.presets, compat,
+    gwf, gwf.distributed, gwf.drift, gwf.nn, gwf.potentials, gwf.presets, compat,
     *(__import__(f"gwf_fast.compat.{each.name}", fromlist=["*"]) for each in pkgutil.iter_modules(compat.__path__)),
     *(__import__(f"gwf_fast.{name}", fromlist=["*"]) for name in ("errors", "transport", "ops")),
 ]  # fmt: skip

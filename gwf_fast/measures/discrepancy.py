@@ -20,6 +20,7 @@ from gwf_fast.kernels.plain import plain
 from gwf_fast.ops import direct
 from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete, is_mapped
+from gwf_fast.ops.sharding import count_of, spread, total_of
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Riesz
 from gwf_fast.pairs.passes import centre_of, is_own, over, own_share, scaled_passes
@@ -85,13 +86,12 @@ def mmd2(
     if not isinstance(kernel, Kernel):
         raise TypeError(f"kernel must be a kernel such as gwf_fast.Gaussian(1.0), got {type(kernel).__name__}")
     for name, points in (("x", x), ("y", y)):
-        if points.shape[-2] < 1 + unbiased:
+        if count_of(points, backend) < 1 + unbiased:
             least = "at least two points for unbiased=True" if unbiased else "at least one point"
             raise ValueError(f"{name} must have {least}, got shape {list(points.shape)}")
-    if x_weights is not None:
-        check_companion("x_weights", x_weights, x, channels=False, y_name="x")
-    if y_weights is not None:
-        check_companion("y_weights", y_weights, y, channels=False)
+    for name, points, weights in (("x", x, x_weights), ("y", y, y_weights)):
+        if weights is not None:
+            check_companion(f"{name}_weights", weights, points, channels=False, y_name=name)
     backend = ops.resolve(backend, x.device, x.dtype, kernel.has_formula, "mmd", x.shape[-1])
     if backend == "cpp" and x.ndim <= 3 and kernel.spec is not None and is_concrete(x, y, x_weights, y_weights):
         tensors = (x, y, x_weights, y_weights)
@@ -101,12 +101,11 @@ def mmd2(
             made = (*small_cpp.mmd2(*tensors, kernel.spec, unbiased, needs), (kernel.spec, unbiased))
             return _DirectMMD2.apply(*tensors, made)
         return small_cpp.mmd2(*tensors, kernel.spec, unbiased)[0]
-    a = _weights(x_weights, x)
-    b = _weights(y_weights, y)
+    a, b = _weights(x_weights, x, backend), _weights(y_weights, y, backend)
     parts = []
-    for each in scaled_passes(x, y, kernel, None):  # the discrepancy is linear in the kernel
+    for each, given in zip(scaled_passes(x, y, kernel, None, backend), kernel.passes, strict=True):  # linear in it
         part = _mmd2(*_flattened(each.x, each.y), a, b, each.spec, unbiased, backend)
-        parts.append(each.multiplied(part))
+        parts.append(each._replace(coefficient=given.coefficient).multiplied(part))  # a number times a number
     out = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     return out.view(x.shape[:-2])
 
@@ -163,10 +162,10 @@ def parzen_log_density(
     """
     kernel = _gaussian(bandwidth)
     total = kernel_logsumexp(x, y, kernel=kernel, exclude_self=exclude_self, backend=backend)
-    count = y.shape[-2] - bool(exclude_self)
+    count = count_of(y, backend) - bool(exclude_self)
     if count <= 0 and x.shape[-2] > 0:
         raise ValueError(f"y must have a sample other than x_i itself to estimate a density, got {list(y.shape)}")
-    h = kernel.bandwidth
+    h = spread(kernel.bandwidth, backend)
     log_h = math.log(h) if not isinstance(h, Tensor) else h.log()[..., None] if h.ndim else h.log()
     return total - (math.log(max(count, 1)) + 0.5 * x.shape[-1] * math.log(2 * math.pi) + x.shape[-1] * log_h)
 
@@ -195,11 +194,11 @@ def parzen_score(
             return found
     check_pair(x, y)
     # The mean shift minus x cancels far from the origin; differences do not mind where it is.
-    centre = centre_of(y)
+    centre = centre_of(y, None, backend)
     u = x - centre
     v = u if x is y else y - centre
     shifted = kernel_average(u, v, kernel=kernel, exclude_self=exclude_self, backend=backend)
-    h = kernel.bandwidth
+    h = spread(kernel.bandwidth, backend)
     return over(shifted - u, (per_problem(h, x) if isinstance(h, Tensor) else h) ** 2)
 
 
@@ -264,29 +263,29 @@ class _Parts(NamedTuple):
 
 def _flattened(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """With one batch dimension. A set with itself stays one: own pairs are left out of derivatives."""
-    u = x.reshape(-1, *x.shape[-2:])
-    return u, u if y is x else y.reshape(-1, *y.shape[-2:])
+    u = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])  # not -1: a shard may be empty
+    return u, u if y is x else y.reshape(len(u), *y.shape[-2:])
 
 
-def _weights(weights: Tensor | None, points: Tensor) -> Tensor:  # -> [B, N]
+def _weights(weights: Tensor | None, points: Tensor, backend: str | None = None) -> Tensor:  # -> [B, N]
+    shape = (math.prod(points.shape[:-2]), points.shape[-2])
     if weights is not None:
-        return weights.reshape(-1, points.shape[-2])
-    n = points.shape[-2]
-    return points.new_full((math.prod(points.shape[:-2]), n), 1.0 / n)
+        return weights.reshape(shape)
+    return points.new_full(shape, 1.0 / count_of(points, backend))
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:  # [B, N], [B, N] -> [B], in double: three such sums cancel
-    return (a.double() * b.double()).sum(-1)
+def _dot(a: Tensor, b: Tensor, backend: str) -> Tensor:  # [B, N], [B, N] -> [B], in double: three such sums cancel
+    return spread(total_of((a.double() * b.double()).sum(-1), backend), backend)  # gradients of weights have it in rows
 
 
-def _self_scale(a: Tensor, unbiased: bool) -> tuple[Tensor | float, Tensor | float]:
+def _self_scale(a: Tensor, unbiased: bool, backend: str) -> tuple[Tensor | float, Tensor | float]:
     """The factor c of a' K a, and its gradient in a.
 
     Without the diagonal, weights that sum to s leave s^2 - |a|^2 of the mass s^2: c = s^2 / (s^2 - |a|^2).
     """
     if not unbiased:
         return 1.0, 0.0
-    s, q = a.double().sum(-1, keepdim=True), a.double().square().sum(-1, keepdim=True)  # [B, 1]
+    s, q = (_dot(a, other, backend)[:, None] for other in (torch.ones_like(a), a))  # [B, 1]
     left = s * s - q
     return (s * s / left)[..., 0], (2 * s * (s * a - q) / left**2).to(a.dtype)
 
@@ -307,11 +306,11 @@ def _parts(
 ) -> _Parts:
     """The value and the gradients that are needed."""
     need_x, need_y, need_a, need_b = needs
-    scale_x, dscale_x = _self_scale(a, unbiased)
-    scale_y, dscale_y = _self_scale(b, unbiased)
+    scale_x, dscale_x = _self_scale(a, unbiased, backend)
+    scale_y, dscale_y = _self_scale(b, unbiased, backend)
     rows = _kernel_rows(x, y, a, b, (scale_x, scale_y), spec, unbiased, backend, needs)
-    axx, byy = _dot(a, rows.xx), _dot(b, rows.yy)
-    value = (scale_x * axx + scale_y * byy - 2 * _dot(a, rows.xy)).to(x.dtype)
+    axx, byy, axy = _dot(a, rows.xx, backend), _dot(b, rows.yy, backend), _dot(a, rows.xy, backend)
+    value = (scale_x * axx + scale_y * byy - 2 * axy).to(x.dtype)
     gx = gy = ga = gb = None
     if rows.gx is not None and need_x:
         gx = 2 * a[..., None] * rows.gx
@@ -393,8 +392,9 @@ class _MMD2(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, y, a, b, *gradients = ctx.saved_tensors
+        spec, unbiased, backend = ctx.rest
         if torch.is_grad_enabled():  # create_graph=True
-            spec, unbiased, backend = ctx.rest
             gradients = _parts(x, y, a, b, spec, unbiased, backend, ctx.needs_input_grad[:4]).gradients
-        shapes = (g[:, None, None], g[:, None, None], g[:, None], g[:, None])
+        g = spread(g, backend)[:, None]
+        shapes = (g[..., None], g[..., None], g, g)
         return *(None if d is None else c * d for c, d in zip(shapes, gradients, strict=True)), None, None, None

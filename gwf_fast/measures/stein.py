@@ -10,6 +10,7 @@ from gwf_fast.kernels.cpp import small as small_cpp
 from gwf_fast.ops import direct
 from gwf_fast.ops.ambient import entry
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.sharding import agreed, count_of
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Gaussian, Kernel
 from gwf_fast.pairs.passes import centre_of, over, scaled_passes
@@ -76,7 +77,7 @@ def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: Backend
         ValueError, TypeError: If the arguments do not fit each other.
     """
     _check(x, score)
-    if x.numel() == 0:
+    if not agreed(x.numel() > 0, backend):
         return x + score  # nothing moves nothing
     fused = _in_one_call(x, score, kernel, backend)
     fused = _in_one_launch(x, score, kernel, backend) if fused is None else fused
@@ -84,16 +85,17 @@ def svgd_direction(x: Tensor, score: Tensor, *, kernel: Kernel, backend: Backend
         return fused
     if isinstance(kernel, Gaussian) and kernel.spec is not None and is_concrete(x, score) and x.is_cpu:
         h = float(kernel.bandwidth)
-        u = x - centre_of(x)
-        if float(u.detach().square().sum(-1).amax()) <= (_FUSED_RADIUS * h) ** 2:
+        u = x - centre_of(x, None, backend)
+        is_wide = x.numel() > 0 and float(u.detach().square().sum(-1).amax()) > (_FUSED_RADIUS * h) ** 2
+        if not agreed(is_wide, backend):
             # grad k is -(x_i - x_j) k / h^2: one pass with the kernel's values for both terms
             scaled = over(u, h**2)
             values = torch.cat([score - scaled, torch.ones_like(u[..., :1])], -1)
             sums = kernel_sum(u, u, values, kernel=kernel, backend=backend)
-            return (sums[..., :-1] + scaled * sums[..., -1:]) / x.shape[-2]
+            return (sums[..., :-1] + scaled * sums[..., -1:]) / count_of(x, backend)
     driving = kernel_sum(x, x, score, kernel=kernel, backend=backend)
     repulsion = kernel_gradient(x, x, kernel=kernel, backend=backend)  # k is symmetric: grad in x_j is minus this
-    return (driving - repulsion) / x.shape[-2]
+    return (driving - repulsion) / count_of(x, backend)
 
 
 def _in_one_call(x: Tensor, score: Tensor, kernel: Kernel, backend: BackendName | None) -> Tensor | None:

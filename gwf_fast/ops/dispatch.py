@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from gwf_fast.ops.adapt import adapt
+from gwf_fast.ops.sharding import Sharded
 from gwf_fast.ops.table import AUTOMATIC, BACKENDS, OPERATIONS, BackendName
 
 # Plain dicts: torch.compile warns of functools.cache.
@@ -44,6 +45,8 @@ def resolve(
     key = (requested, device, dtype, formula, operation, dim)
     name = _RESOLVED.get(key)
     if name is None:
+        if isinstance(requested, Sharded):
+            return cast(BackendName, requested.resolved(device, dtype, formula, operation, dim))
         name = _choose(requested, device, dtype, formula, operation, dim)
         if not torch.compiler.is_compiling():  # a trace may not change what is outside of it
             _RESOLVED[key] = name
@@ -118,6 +121,8 @@ def function(backend: str, name: str) -> Callable[..., Any]:
     """A backend's function, which takes tensors with or without the batch dimension, and weights without channels."""
     found = _FUNCTIONS.get((backend, name))
     if found is None:
+        if isinstance(backend, Sharded):
+            return backend.function(name)
         owner, _, precision = backend.partition(":")
         if not hasattr(load(owner), name) and BACKENDS[owner].derivatives:
             owner = BACKENDS[owner].derivatives
@@ -135,6 +140,8 @@ def function(backend: str, name: str) -> Callable[..., Any]:
 
 def optional(backend: str, name: str) -> Callable[..., Any] | None:
     """A function that only some backends have, as it is; None where this one has not."""
+    if isinstance(backend, Sharded):
+        return None
     owner, _, precision = backend.partition(":")
     found = getattr(load(owner), name, None)
     return functools.partial(found, precision=precision) if found and precision else found

@@ -17,6 +17,7 @@ from gwf_fast.ops import dispatch
 from gwf_fast.ops.jet import OPTIONS, Options, contiguous, jet, load, present, safe_exp_difference, save
 from gwf_fast.ops.modes import is_concrete
 from gwf_fast.ops.registry import Operator
+from gwf_fast.ops.sharding import agreed
 
 
 def _caller(name: str) -> Any:
@@ -237,8 +238,7 @@ def _in_float64(operator: Operator, inputs: list[Tensor | None], options: Option
 
 def _totals(sums: Tensor) -> Tensor:
     """Sums of shares as constants to divide by; rows that have no shares are left alone."""
-    sums = sums.detach()
-    return torch.where(sums > 0, sums, 1.0)
+    return torch.where(sums.detach() > 0, sums.detach(), 1.0)
 
 
 def _logsumexp_fake(x: Tensor, *_: Any) -> Tensor:
@@ -259,7 +259,7 @@ def logsumexp_backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
         x, y, beta, total = saved
         return _logsumexp_gradients(x, y, beta, total, u, rows, needs)
 
-    if _is_steep(total, x, y):
+    if agreed(_is_steep(total, x, y), options.backend):
         grads = _in_float64(pair_logsumexp, [x, y, beta], options, gradients, u)
     else:
         grads = gradients([x, y, beta, total], options, u)
@@ -273,7 +273,7 @@ def _logsumexp_gradients(
     a = (u / safe_exp_difference(total))[..., None]
     b = _ones(y) if beta is None else safe_exp_difference(beta)[..., None]
     gx = gy = gb = None
-    if needs[0] or _largest(total) > _UNSEEN:
+    if needs[0] or agreed(_largest(total) > _UNSEEN, options.backend):
         gx, sums = jet(x, y, a, b, alpha, fixed_beta, [], options)
         gx, a = gx / _totals(sums), a / _totals(sums)
     if needs[1] or needs[2]:
@@ -328,7 +328,7 @@ def _average_backward(ctx: Any, um: Tensor | None, ul: Tensor | None) -> tuple[A
         x, y, v, beta, mean, total = saved
         return _average_gradients(x, y, v, beta, mean, total, um, ul, rows, needs)
 
-    if _is_steep(total, x, y):
+    if agreed(_is_steep(total, x, y), options.backend):
         grads = _in_float64(pair_average, [x, y, v, beta], options, gradients, um, ul)
     else:
         grads = gradients([x, y, v, beta, mean, total], options, um, ul)
@@ -358,7 +358,7 @@ def _average_gradients(
     values = torch.cat([v, _ones(y)], -1)
     b = values if scale is None else values * scale
     gx = gy = gv = gbeta = None
-    if needs_x or _largest(total) > _UNSEEN:
+    if needs_x or agreed(_largest(total) > _UNSEEN, options.backend):
         gx, sums = jet(x, y, a, b, alpha, fixed_beta, [], options)
         gx, a = gx / _totals(sums[..., -1:]), a / _totals(sums[..., -1:])
     if needs_y or needs_v or needs_beta:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gwf_fast.ops import dispatch
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.sharding import Sharded, spread
 from gwf_fast.pairs.alignment import goes_into
 from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.ragged import members
@@ -43,7 +44,9 @@ class Scaled(NamedTuple):
         return self.multiplied(part if self.divisor is None else part / self.divisor)
 
 
-def scaled_passes(x: Tensor, y: Tensor, kernel: Kernel, y_lengths: Tensor | None) -> Iterator[Scaled]:
+def scaled_passes(
+    x: Tensor, y: Tensor, kernel: Kernel, y_lengths: Tensor | None, backend: str | None = None
+) -> Iterator[Scaled]:
     """Each evaluation that the kernel takes; one of points as they are, unless it has tensors among its parameters.
 
     Raises:
@@ -53,15 +56,15 @@ def scaled_passes(x: Tensor, y: Tensor, kernel: Kernel, y_lengths: Tensor | None
         yield Scaled(x, y, None, None, kernel.spec)
         return
     check_parameters(x, kernel)
-    centre = centre_of(y, y_lengths) if any(each.divides for each in kernel.passes) else y.new_zeros(())
+    centre = centre_of(y, y_lengths, backend) if any(each.divides for each in kernel.passes) else y.new_zeros(())
     for each in kernel.passes:
-        divisor = each.divisor(x)
+        divisor, coefficient = spread(each.divisor(x), backend), spread(each.coefficient, backend)
         if divisor is None:
-            yield Scaled(x, y, None, each.coefficient, each.spec)
+            yield Scaled(x, y, None, coefficient, each.spec)
         else:
             same = x is y  # keep it so: backends use the symmetry
             u = (x - centre) / divisor
-            yield Scaled(u, u if same else (y - centre) / divisor, divisor, each.coefficient, each.spec)
+            yield Scaled(u, u if same else (y - centre) / divisor, divisor, coefficient, each.spec)
 
 
 def check_parameters(x: Tensor, kernel: Kernel) -> None:
@@ -143,7 +146,9 @@ _SAMPLE = 256
 """Points that a centre is taken from; of larger sets, evenly spaced ones."""
 
 
-def centre_of(y: Tensor, y_lengths: Tensor | None = None) -> Tensor:  # [*B, M, C] -> [*B, 1, C]
+def centre_of(
+    y: Tensor, y_lengths: Tensor | None = None, backend: str | None = None
+) -> Tensor:  # [*B, M, C] -> [*B, 1, C]
     """A point amid the sources, a constant: far from the origin, rounding spoils what is not a difference.
 
     The median of each coordinate, which outliers do not move, of eight bits less, so that it subtracts from points near
@@ -152,6 +157,8 @@ def centre_of(y: Tensor, y_lengths: Tensor | None = None) -> Tensor:  # [*B, M, 
     """
     y = y.detach()
     m = y.shape[-2]
+    if isinstance(backend, Sharded):  # of some points of each shard
+        return centre_of(backend.gathered(y[..., :: max(-(-m // _SAMPLE), 1), :]))
     if not m or not y.numel():
         return y.new_zeros(())
     if y_lengths is None:

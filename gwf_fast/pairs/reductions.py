@@ -19,6 +19,7 @@ from gwf_fast import ops
 from gwf_fast.ops import direct
 from gwf_fast.ops.ambient import entry, widens
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.sharding import count_of, spread
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.alignment import Companion
 from gwf_fast.pairs.arguments import (
@@ -282,8 +283,9 @@ def kernel_average(
         return rerouted(again, x, y, companions, kernel, out, x_lengths, y_lengths)
     name = check_reduction(x, y, kernel, x_lengths, y_lengths, backend, "average")
     check_logarithm(kernel)
-    if x.shape[-2] and y.shape[-2] <= int(exclude_self):  # a symbolic size knows no bool
-        left = "no other point (exclude_self=True)" if y.shape[-2] else "no source (M = 0)"
+    m = count_of(y, name)
+    if count_of(x, name) and m <= int(exclude_self):  # a symbolic size knows no bool
+        left = "no other point (exclude_self=True)" if m else "no source (M = 0)"
         raise ValueError(f"an average needs something to average over: y {list(y.shape)} leaves {left}")
     if y_lengths is not None and is_readable_on_host(y_lengths) and (y_lengths <= exclude_self).any():
         raise ValueError(
@@ -297,7 +299,7 @@ def kernel_average(
         or not is_concrete(x, y, values)
         or (torch.is_grad_enabled() and _require_grad(x, y, values, log_weights))
     ):
-        centre = centre_of(y if values is None else values, y_lengths)
+        centre = centre_of(y if values is None else values, y_lengths, name)
         if values is None:
             x, y = x - centre, x - centre if x is y else y - centre
         else:
@@ -332,7 +334,7 @@ def _raised(each: Scaled, logarithm: Tensor) -> Tensor:
 
 def _own_shares(x: Tensor, x_lengths: Tensor | None, kernel: Kernel, backend: str) -> Tensor:  # [*B, N, 1]
     """What points make with themselves in a sum."""
-    own = [(each.coefficient, own_share(x, x_lengths, each.spec, backend)) for each in kernel.passes]
+    own = [(spread(each.coefficient, backend), own_share(x, x_lengths, each.spec, backend)) for each in kernel.passes]
     return torch.stack([share if c is None else share * c.to(share.dtype) for c, share in own]).sum(0)
 
 
@@ -351,7 +353,7 @@ def _evaluate(
     options = (exclude_self, flat(x_lengths), flat(y_lengths), backend)
     return [
         (each, operation(fold(each.x), fold(each.y), *others, each.spec, *options))
-        for each in scaled_passes(x, y, kernel, y_lengths)
+        for each in scaled_passes(x, y, kernel, y_lengths, backend)
     ]
 
 

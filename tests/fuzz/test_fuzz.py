@@ -70,7 +70,7 @@ KERNELS = [
     "RationalQuadratic",
     "Riesz",
 ]
-MODULES = ["drift", "nn", "potentials", "presets"]
+MODULES = ["distributed", "drift", "nn", "potentials", "presets"]
 
 
 def test_every_public_function_is_in_the_table() -> None:

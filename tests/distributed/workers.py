@@ -1,0 +1,69 @@
+"""Processes that run all cases on shards: one that imports PyTorch, and forks the others.
+
+python -m tests.distributed.workers FOLDER SIZE
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import gwf_fast as gwf
+from tests.distributed.cases import CASES, K, drawn, outcome, shard
+from tests.distributed.faults import FAULTS, told
+
+
+def work(rank: int, size: int, folder: Path) -> None:
+    """One process of a group: its results go into a file."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / f"store-{size}"), size)
+    timeout = datetime.timedelta(seconds=120)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
+    found: dict[str, Any] = {}
+    for dtype, order in ((torch.float64, 2), (torch.float32, 1)):
+        data = shard(drawn(dtype), rank, size)
+        for name, (call, inputs, _) in CASES.items():
+            try:
+                found[f"{name}, {dtype}"] = outcome(call, gwf.distributed, data, inputs, order)
+            except Exception:
+                found[f"{name}, {dtype}"] = traceback.format_exc()
+    faulty = shard(drawn(torch.float64), rank, size)
+    found["faults"] = {name: told(fault, faulty, rank) for name, (fault, *_) in FAULTS.items()}
+    call, *_ = CASES["sum"]
+    found["after faults"] = outcome(call, gwf.distributed, faulty, "", 0)
+    with gwf.distributed.Traffic() as sent:
+        gwf.distributed.kernel_sum(faulty["x"], faulty["y"], faulty["b"], kernel=K)
+    found["bytes"] = sent.bytes
+    torch.save(found, folder / f"{size}-{rank}.pt")
+    if rank == 1:  # the others find it gone
+        os._exit(0)
+    found["a rank is gone"] = told(lambda d, _: call(gwf.distributed, d), faulty, rank)
+    torch.save(found, folder / f"{size}-{rank}.pt")
+
+
+def main() -> None:
+    """Forks a process a rank, and ends as the worst of them does."""
+    folder, size = Path(sys.argv[1]), int(sys.argv[2])
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            try:
+                work(rank, size, folder)
+            except BaseException:  # its own end, not the parent's code below
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    sys.exit(max(os.waitpid(child, 0)[1] for child in children) != 0)
+
+
+if __name__ == "__main__":
+    main()
