@@ -15,11 +15,11 @@ from gwf_fast.distributed.peers import Peers
 from gwf_fast.distributed.ring import Ring
 from gwf_fast.ops.modes import is_eager
 
-_WHOLE = ("bandwidth", "directions")
+WHOLE = ("bandwidth", "directions")
 """Arguments that may be tensors, and are the same on all processes."""
-_POINTS = ("x", "y", "sources", "negatives", "score", "values")
+POINTS = ("x", "y", "sources", "negatives", "score", "values")
 """Tensors [*B, N, D]."""
-_ABSENT = ("x_lengths", "y_lengths", "negatives_lengths", "out")
+_ABSENT = ("x_lengths", "y_lengths", "negatives_lengths", "out", "clip", "sliced")
 """Arguments that a function of shards does not have."""
 
 _DOC = """
@@ -38,8 +38,13 @@ _DOC = """
 """
 
 
-def of_shards(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of shards that stands beside one of whole sets, which takes its backend as ``backend``."""
+def of_shards(function: Callable[..., Any], *, rows: bool = True) -> Callable[..., Any]:
+    """The function of shards that stands beside one of whole sets, which takes its backend as ``backend``.
+
+    Args:
+        function: Of whole sets.
+        rows: Whether results are of rows, those of x; else they are the same on all processes.
+    """
     signature = inspect.signature(function)
     name = function.__name__
 
@@ -50,6 +55,8 @@ def of_shards(function: Callable[..., Any]) -> Callable[..., Any]:
             for absent in _ABSENT:
                 if kwargs.get(absent) is not None:
                     raise ValueError(f"{absent} must be None with shards, got a {type(kwargs[absent]).__name__}")
+            if kwargs.get("method", "exact") != "exact":
+                raise ValueError(f'method must be "exact" with shards, got {kwargs["method"]!r}')
             if not is_eager():
                 raise NotImplementedError(f"{name} of shards runs eagerly: not in torch.compile, torch.func or fakes")
             ring = Ring(peers, kwargs.pop("backend", None))
@@ -63,12 +70,13 @@ def of_shards(function: Callable[..., Any]) -> Callable[..., Any]:
     call.__signature__ = signature.replace(parameters=[*parameters, added, backend])  # type: ignore[attr-defined]
     call.__doc__ = (function.__doc__ or "").rstrip() + _DOC
     call.__module__ = __name__
+    call.gives_rows = rows  # type: ignore[attr-defined]
     return call
 
 
 def _described(name: str, arguments: dict[str, Any]) -> str:
     """A call as all processes make it: what its arguments are but for rows and values."""
-    rank = max((t.ndim for key, t in arguments.items() if isinstance(t, Tensor) and key not in _WHOLE), default=0)
+    rank = max((t.ndim for key, t in arguments.items() if isinstance(t, Tensor) and key not in WHOLE), default=0)
     shown = (f"{key}={_shown(key, value, rank)}" for key, value in arguments.items())
     return f"{name}({', '.join(shown)}){', with gradients' * torch.is_grad_enabled()}"
 
@@ -77,8 +85,8 @@ def _shown(name: str, value: Any, rank: int) -> str:
     if not isinstance(value, Tensor):
         return "..." if isinstance(value, torch.Generator) else repr(value)
     shape: list[Any] = list(value.shape)
-    if name not in _WHOLE and shape:
-        points = name in _POINTS or value.ndim == rank  # numbers of rows may have channels, and then as many dimensions
+    if name not in WHOLE and shape:
+        points = name in POINTS or value.ndim == rank  # numbers of rows may have channels, and then as many dimensions
         shape[-2 if points and value.ndim > 1 else -1] = "rows"
     grad = " that requires grad" if value.requires_grad else ""
     return f"{value.dtype} [{', '.join(map(str, shape))}] on {value.device.type}{grad}"

@@ -50,9 +50,10 @@ class Ring(Sharded):
         assert self.inner is not None, "resolved comes first"
         return functools.partial(_REDUCTIONS[name], self, name, dispatch.function(self.inner, name))
 
-    def count_rows(self, rows: int) -> int:
-        """Those of all processes."""
-        return sum(self.peers.exchange("counting", rows))
+    def place(self, rows: int) -> tuple[int, int]:
+        """Where this process's rows begin, and how many there are of all."""
+        counts = self.peers.exchange("counting", rows)
+        return sum(counts[: self.peers.rank]), sum(counts)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over processes."""

@@ -13,6 +13,7 @@ from gwf_fast.drift import plans
 from gwf_fast.drift.sides import Side, check_sides, folded
 from gwf_fast.drift.temperatures import Normalization, added_up, as_temperatures, check_normalization
 from gwf_fast.ops.ambient import entry, widens
+from gwf_fast.ops.sharding import Sharded, agreed
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Gaussian, Kernel, Laplace
 from gwf_fast.pairs.ragged import members
@@ -101,12 +102,14 @@ def coupling(
         exclude_self = (negatives is None or negatives is x) and coupling != "sinkhorn"
     sides = check_sides(
         x, y, negatives, bool(exclude_self), y_log_weights, negatives_log_weights, x_lengths, y_lengths,
-        negatives_lengths,
+        negatives_lengths, backend,
     )  # fmt: skip
     backend = ops.resolve(backend, x.device, x.dtype)
-    if not x.numel():
+    if not agreed(x.numel() > 0, backend):
         return x.clone()
-    u, n, targets = folded(x, x_lengths, sides)
+    if coupling == "sinkhorn" and isinstance(backend, Sharded):
+        raise ValueError('coupling must be "row" or "two_sided" with shards, got "sinkhorn"')
+    u, n, targets = folded(x, x_lengths, sides, backend)
 
     def force(temperature: float) -> Tensor:
         kernel, cost = _kernel(temperature, metric)
@@ -115,7 +118,7 @@ def coupling(
             return plans.sinkhorn(both, form == "joint", n_sweeps)
         return (plans.row if coupling == "row" else plans.two_sided)(both, form == "joint")
 
-    return added_up((members(force(t), n) for t in temperatures), normalization, n).view(x.shape)
+    return added_up((members(force(t), n) for t in temperatures), normalization, n, backend).view(x.shape)
 
 
 def _kernel(temperature: float, metric: Metric) -> tuple[Kernel, tuple[float, int]]:

@@ -84,7 +84,7 @@ def gmd(
         exclude_self = negatives is None or negatives is x
     positive, negative = check_sides(
         x, y, negatives, bool(exclude_self), y_log_weights, negatives_log_weights, x_lengths, y_lengths,
-        negatives_lengths,
+        negatives_lengths, backend,
     )  # fmt: skip
     temperatures = as_temperatures(temperature)
     check_normalization(normalization)
@@ -98,13 +98,13 @@ def gmd(
     if clip is not None or (concrete and not require_grad(*tensors) and _is_fused(backend, x, positive, negative)):
         forces = _fused(x, x_lengths, positive, negative, temperatures, clip or 0.0, concrete, backend)
         return added_up(forces, normalization, x_lengths)
-    u, n, samples = folded(x, x_lengths, (positive, negative))
+    u, n, samples = folded(x, x_lengths, (positive, negative), backend)
 
     def force(temperature: float) -> Tensor:
         spec = Laplace(temperature).spec
         return members(plans.two_sided([Side(u, n, each, spec, backend) for each in samples], joint=True), n)
 
-    return added_up(map(force, temperatures), normalization, n).view(x.shape)
+    return added_up(map(force, temperatures), normalization, n, backend).view(x.shape)
 
 
 def _fused(

@@ -10,6 +10,7 @@ from torch import Tensor
 from gwf_fast.drift._checks import check_sets, inverse_counts
 from gwf_fast.drift.sliced import sliced_energy
 from gwf_fast.ops.ambient import entry, widens
+from gwf_fast.ops.sharding import drawn_rows
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling, check_sampling
 from gwf_fast.pairs.kernels import Kernel, Riesz
@@ -52,18 +53,21 @@ def mmd(
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, a set is empty, or noise is negative.
     """
-    check_sets(x, y, exclude_self)
+    check_sets(x, y, exclude_self, backend=backend)
     check_counts("x_lengths", x_lengths, x, 1 + exclude_self)
     check_counts("y_lengths", y_lengths, y, 1)
     noise = as_number("noise", noise, "a number >= 0", least=0)
     at = x
+    options: dict[str, Any]
     if noise:
         generator = own_generator(x.device) if generator is None else generator
-        at = x + noise * torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    options: dict[str, Any] = {"kernel": kernel, "x_lengths": x_lengths, "backend": backend}
+        options = {"dtype": x.dtype, "device": x.device, "generator": generator}
+        at = x + noise * drawn_rows(lambda shape: torch.randn(shape, **options), x, backend)
+    options = {"kernel": kernel, "x_lengths": x_lengths, "backend": backend}
     attraction = kernel_gradient(at, y, y_lengths=y_lengths, **options)
     repulsion = kernel_gradient(at, x, y_lengths=x_lengths, exclude_self=exclude_self, **options)
-    return attraction * inverse_counts(y, y_lengths) - repulsion * inverse_counts(x, x_lengths, int(exclude_self))
+    own = inverse_counts(x, x_lengths, int(exclude_self), backend)
+    return attraction * inverse_counts(y, y_lengths, 0, backend) - repulsion * own
 
 
 @entry

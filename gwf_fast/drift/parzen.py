@@ -52,13 +52,13 @@ def parzen_kl(
     Raises:
         ValueError, TypeError: If the arguments do not fit each other, a set is too small, or h is not positive.
     """
-    check_sets(x, y, exclude_self)
+    check_sets(x, y, exclude_self, backend=backend)
     check_counts("x_lengths", x_lengths, x, 1 + exclude_self)
     check_counts("y_lengths", y_lengths, y, 1)
     h = as_positive("bandwidth", bandwidth)
     kernel = Gaussian(h)
     # Both means are near x; what is left of their difference does not mind where the origin is.
-    centre = centre_of(y, y_lengths)
+    centre = centre_of(y, y_lengths, backend)
     u, v = x - centre, y - centre
     towards = kernel_average(u, v, kernel=kernel, x_lengths=x_lengths, y_lengths=y_lengths, backend=backend)
     away = kernel_average(
@@ -109,7 +109,7 @@ def f_divergence(
     slope_of = row_of(name, parameter).slope
     assert slope_of is not None
     options: dict[str, Any] = {"x_lengths": x_lengths, "backend": backend}
-    check_sets(x, y, exclude_self)
+    check_sets(x, y, exclude_self, backend=backend)
     h = as_positive("bandwidth", bandwidth)
     if x.is_cpu and x.dtype == y.dtype == torch.float32 and not 1e-15 < h < 1e15:  # infinity less infinity
         wide = f_divergence(
@@ -123,7 +123,7 @@ def f_divergence(
     log_q = kernel_logsumexp(x, x, kernel=kernel, exclude_self=exclude_self, y_lengths=x_lengths, **options)
     log_p = kernel_logsumexp(x, y, kernel=kernel, y_lengths=y_lengths, **options)
     # The estimates' other constants are the same.
-    share = inverse_counts(x, x_lengths, int(exclude_self)) / inverse_counts(y, y_lengths)
+    share = inverse_counts(x, x_lengths, int(exclude_self), backend) / inverse_counts(y, y_lengths, 0, backend)
     log_share = math.log(share) if isinstance(share, float) else share[..., 0].log()
     # In double: a factor may leave the range of float32, and its product with a small difference not. A row that
     # overflows there too is a constant: a loss that leaves it out has a gradient, and not 0 times infinity.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gwf_fast.drift._checks import require_grad
 from gwf_fast.drift.sides import Samples, Side
+from gwf_fast.ops.sharding import count_of
 from gwf_fast.pairs.passes import over
 from gwf_fast.pairs.ragged import exists, members
 from gwf_fast.transport import small
@@ -48,7 +49,7 @@ def two_sided(sides: Sequence[Side], joint: bool) -> Tensor:
     if not joint:
         return difference
     # logsumexp: the second derivative of logaddexp is infinity over infinity where its arguments differ by 88
-    count, other = (side.targets.points.shape[-2] for side in sides)
+    count, other = (count_of(side.targets.points, side.backend) for side in sides)
     most = 0.5 * math.log(count * other)  # by Cauchy-Schwarz
     return _strength(logs[0] + logs[1] - torch.stack(rows).logsumexp(0), most) * difference
 

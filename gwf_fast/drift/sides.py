@@ -43,6 +43,7 @@ def check_sides(
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
     negatives_lengths: Tensor | None,
+    backend: BackendName | None = None,
 ) -> tuple[Samples, Samples]:
     """Positives and negatives; None for negatives are the particles themselves.
 
@@ -53,13 +54,13 @@ def check_sides(
     negatives = x if negatives is None else negatives
     if own and negatives_lengths is None:
         negatives_lengths = x_lengths
-    check_sets(x, y, False)
+    check_sets(x, y, False, backend=backend)
     if not own:
-        check_sets(x, negatives, False, "negatives")
+        check_sets(x, negatives, False, "negatives", backend)
     one_set = exclude_self and negatives.shape[-2] == x.shape[-2]
     if exclude_self:
         if one_set:
-            check_others(x)
+            check_others(x, backend)
         elif negatives.shape[-2] < x.shape[-2]:
             raise ValueError(
                 "exclude_self=True needs at least as many negatives as particles, the first of them the particles"
@@ -69,10 +70,10 @@ def check_sides(
         check_counts("x_lengths", x_lengths, x, 1 + one_set)
         check_counts("y_lengths", y_lengths, y, 1)
         check_counts("negatives_lengths", negatives_lengths, negatives, 1 + exclude_self)
-    check_log_weights("y_log_weights", y_log_weights, y, "y", y_lengths)
+    check_log_weights("y_log_weights", y_log_weights, y, "y", y_lengths, 0, backend)
     particles = x.shape[-2] if exclude_self else 0
     check_log_weights(
-        "negatives_log_weights", negatives_log_weights, negatives, "negatives", negatives_lengths, particles
+        "negatives_log_weights", negatives_log_weights, negatives, "negatives", negatives_lengths, particles, backend
     )
     return (
         Samples(y, y_log_weights, y_lengths),
@@ -128,13 +129,13 @@ class Side(NamedTuple):
 
 
 def folded(
-    x: Tensor, x_lengths: Tensor | None, sides: tuple[Samples, Samples]
+    x: Tensor, x_lengths: Tensor | None, sides: tuple[Samples, Samples], backend: BackendName | None = None
 ) -> tuple[Tensor, Tensor | None, list[Samples]]:
     """Particles, their sizes and both sides with one batch dimension or none, about the centre of the positives.
 
     Differences of means do not mind where the origin is; their rounding does.
     """
-    centre = centre_of(sides[0].points, sides[0].lengths)
+    centre = centre_of(sides[0].points, sides[0].lengths, backend)
     u, n = _fold(x - centre), _flat(x_lengths)
 
     def fold(targets: Samples) -> Samples:

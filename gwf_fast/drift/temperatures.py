@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gwf_fast.ops.sharding import agreed, count_of, spread, total_of
 from gwf_fast.pairs.ragged import members
 from gwf_fast.pairs.validation import as_positive
 
@@ -33,30 +34,39 @@ def check_normalization(normalization: Normalization | None) -> None:
         raise ValueError(f'normalization must be None or "problem", got {normalization!r}')
 
 
-def added_up(forces: Iterable[Tensor], normalization: Normalization | None, lengths: Tensor | None) -> Tensor:
+def added_up(
+    forces: Iterable[Tensor],
+    normalization: Normalization | None,
+    lengths: Tensor | None,
+    backend: str | None = None,
+) -> Tensor:
     """The sum of forces [*B, N, D] of several temperatures, each normalised if that is wanted.
 
     Args:
         forces: One of each temperature; rows beyond the lengths are 0.
         normalization: "problem" gives each the mean square 1 over the particles and coordinates of a problem.
         lengths: Sizes [*B] of ragged sets.
+        backend: Who computed them, for particles in shards.
     """
     total: Tensor | None = None
     for force in forces:
-        part = force if normalization is None else _normalised(force, lengths)
+        part = force if normalization is None else _normalised(force, lengths, backend)
         total = part if total is None else total + part
     assert total is not None
     return total
 
 
-def _normalised(force: Tensor, lengths: Tensor | None) -> Tensor:
+def _normalised(force: Tensor, lengths: Tensor | None, backend: str | None) -> Tensor:
     """Of unit mean square for each problem, however small or large it is; 0 where it is 0."""
-    if not force.numel():
+    if not agreed(force.numel() > 0, backend):
         return force
-    largest = force.detach().abs().amax((-2, -1), keepdim=True)  # first: squares leave the range of float32
+    sizes = force.detach().abs() if force.numel() else force.new_zeros((*force.shape[:-2], 1, 1))
+    # first: squares leave the range of float32; of shards the sum of their largest, which serves as well
+    largest = total_of(sizes.amax((-2, -1), keepdim=True), backend)
     moving = largest > 0
     scaled = force / torch.where(moving | largest.isnan(), largest, 1.0)
-    n, dim = force.shape[-2:]
+    n, dim = count_of(force, backend), force.shape[-1]
     count = n * dim if lengths is None else (lengths * dim)[..., None, None]
-    mean = torch.where(moving, scaled.square().sum((-2, -1), keepdim=True) / count, 1.0)
+    squares = spread(total_of(scaled.square().sum((-2, -1), keepdim=True), backend), backend)
+    mean = torch.where(moving, squares / count, 1.0)
     return members(scaled / mean.sqrt(), lengths)  # one that is NaN touches none beyond the lengths

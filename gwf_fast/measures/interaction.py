@@ -16,6 +16,7 @@ from gwf_fast import ops
 from gwf_fast.kernels.plain import plain
 from gwf_fast.ops.ambient import HALVES, entry, widened, widens
 from gwf_fast.ops.modes import is_concrete
+from gwf_fast.ops.sharding import count_of, mean_of
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.kernels import Kernel
 from gwf_fast.pairs.methods import Auto, Method, as_method, method_options
@@ -44,9 +45,9 @@ def interaction_energy(
     Raises:
         ValueError, TypeError: If x is not a set of at least one particle, or as ``kernel_sum``.
     """
-    _check_particles("x", x)
+    n = _check_particles("x", x, backend)
     backend = _backend(backend, x, kernel, as_method(method))
-    return 0.5 / x.shape[-2] * kernel_sum(x, x, kernel=kernel, method=method, backend=backend).mean(-1)
+    return 0.5 / n * mean_of(kernel_sum(x, x, kernel=kernel, method=method, backend=backend), n, backend)
 
 
 @entry
@@ -75,9 +76,10 @@ def interaction_velocity(
     Raises:
         ValueError, TypeError: If the sources do not go with x, or as ``kernel_gradient``.
     """
-    sources = _check_sources(x, sources)
+    sources = _check_sources(x, sources, backend)
     backend = _backend(backend, x, kernel, as_method(method))
-    return kernel_gradient(x, sources, kernel=kernel, method=method, backend=backend) * (-1.0 / sources.shape[-2])
+    gradient = kernel_gradient(x, sources, kernel=kernel, method=method, backend=backend)
+    return gradient * (-1.0 / count_of(sources, backend))
 
 
 @entry
@@ -113,7 +115,7 @@ def forward_step(
     """
     how = as_method(method)
     step = as_number("step_size", step_size, "a number >= 0", least=0)
-    sources = _check_sources(x, sources)
+    sources = _check_sources(x, sources, backend)
     if out is not None:
         _check_out(out, x, sources)
     if x.dtype in HALVES:  # their range does not hold what a mean is a sum of
@@ -121,7 +123,7 @@ def forward_step(
         if dtype is not None:
             there = forward_step(points, step, kernel=kernel, sources=others, method=method, **options).to(dtype)
             return there if out is None else out.copy_(there)
-    scale = -step / sources.shape[-2]
+    scale = -step / count_of(sources, backend)
     backend = _backend(backend, x, kernel, how)
     exactly = backend if how is None else None
     if exactly is not None and (fused := _fused_step(x, sources, kernel, exactly)) is not None:
@@ -180,18 +182,21 @@ def _fused_step(
     return step
 
 
-def _check_particles(name: str, points: Tensor) -> None:
+def _check_particles(name: str, points: Tensor, backend: str | None) -> int:
+    """How many there are."""
     check_points(name, points)
-    if points.shape[-2] == 0:
+    n = count_of(points, backend)
+    if n == 0:
         raise ValueError(f"{name} must have at least one particle for a mean, got shape {list(points.shape)}")
+    return n
 
 
-def _check_sources(x: Tensor, sources: Tensor | None) -> Tensor:
+def _check_sources(x: Tensor, sources: Tensor | None, backend: str | None) -> Tensor:
     if sources is None:
-        _check_particles("x", x)
+        _check_particles("x", x, backend)
         return x
     check_pair(x, sources, "sources")
-    _check_particles("sources", sources)
+    _check_particles("sources", sources, backend)
     return sources
 
 

@@ -19,6 +19,7 @@ from torch.compiler import is_dynamo_compiling
 
 from gwf_fast.ops.arrays import from_outside, has_array, with_tensors
 from gwf_fast.ops.dispatch import resolve
+from gwf_fast.ops.sharding import are_shards, of_shards
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,7 +35,8 @@ def entry(function: Any = None, *, differentiates: bool = False, direct: Callabl
     """Make a function that people call the same under autocast, in inference mode if it asks autograd, and of arrays.
 
     NumPy arrays are looked for where a call has failed, since validation refuses all but tensors: calls of tensors pay
-    nothing. Functions that draw are asked before, for what is drawn is gone. Methods do not take arrays.
+    nothing. Functions that draw are asked before, for what is drawn is gone. Methods do not take arrays. DTensors, and
+    calls with a ``group=``, are looked for in the same places.
 
     Args:
         function: Takes tensors as arguments, in lists and tuples of them, or in objects with ``fitted(change)``.
@@ -57,6 +59,8 @@ def entry(function: Any = None, *, differentiates: bool = False, direct: Callabl
             found = direct(*args, **kwargs)
             if found is not None:
                 return found
+        if draws and are_shards(args, kwargs) and from_outside() and not torch.compiler.is_compiling():
+            return of_shards(function, args, kwargs)
         if draws and not torch.compiler.is_compiling() and has_array((*args, *kwargs.values())) and from_outside():
             return with_tensors(function, call, args, kwargs)
         try:
@@ -69,8 +73,12 @@ def entry(function: Any = None, *, differentiates: bool = False, direct: Callabl
                 args, kwargs = _fitted(args, differentiates), _fitted(kwargs, differentiates)
                 return function(*args, **kwargs)
         except Exception:
-            if not takes_arrays or not has_array((*args, *kwargs.values())) or not from_outside():
+            shards = takes_arrays and are_shards(args, kwargs)
+            arrays = takes_arrays and not shards and has_array((*args, *kwargs.values()))
+            if not (shards or arrays) or not from_outside():
                 raise
+        if shards:
+            return of_shards(function, args, kwargs)
         return with_tensors(function, call, args, kwargs)
 
     return call

@@ -10,6 +10,8 @@ derivatives those of the whole, equal on all processes where values are:
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +29,8 @@ class Sharded(str):
         """A function of the backend: of this shard's rows, and the columns of all shards."""
         raise NotImplementedError
 
-    def count_rows(self, rows: int) -> int:
-        """The rows of all shards."""
+    def place(self, rows: int) -> tuple[int, int]:
+        """Where this shard's rows begin among those of all, and how many these are."""
         raise NotImplementedError
 
     def total(self, values: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class Sharded(str):
 def count_of(points: Tensor, backend: str | None) -> int:  # [*B, N, D]
     """How many points a set has."""
     n = points.shape[-2]
-    return backend.count_rows(n) if isinstance(backend, Sharded) else n
+    return backend.place(n)[1] if isinstance(backend, Sharded) else n
 
 
 def total_of(values: Tensor, backend: str | None) -> Tensor:
@@ -72,3 +74,40 @@ def spread(value: Any, backend: str | None) -> Any:
 def agreed(flag: bool, backend: str | None) -> bool:
     """A decision by values of a set, which must be one for all shards."""
     return backend.agreed(flag) if isinstance(backend, Sharded) else flag
+
+
+def drawn_rows(draw: Callable[[tuple[int, ...]], Tensor], x: Tensor, backend: str | None) -> Tensor:
+    """Random numbers of the shape of x [*B, N, D]; of shards those of the whole, by generators that agree."""
+    if not isinstance(backend, Sharded):
+        return draw(tuple(x.shape))
+    first, count = backend.place(x.shape[-2])
+    return draw((*x.shape[:-2], count, x.shape[-1])).narrow(-2, first, x.shape[-2])
+
+
+# ------------------------------------------------------------------------------------------------ ordinary calls
+
+
+def are_shards(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call is one of shards: it has a group, or DTensors."""
+    if "group" in kwargs:
+        return True
+    module = sys.modules.get("torch.distributed.tensor")  # what is not imported has made no tensor
+    return module is not None and any(isinstance(t, module.DTensor) for t in (*args, *kwargs.values()))
+
+
+def of_shards(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call of the same name that takes shards, imported on first use.
+
+    Raises:
+        TypeError: There is none.
+    """
+    name, room = function.__name__, "gwf_fast.distributed"
+    if function.__module__.startswith("gwf_fast.drift."):
+        room += ".drift"
+    counterpart = getattr(importlib.import_module(room), name, None)
+    if counterpart is None:
+        given = "group=" if "group" in kwargs else "DTensor arguments"
+        raise TypeError(f"{name} takes no particles in shards, got {given}: gather them first")
+    if "group" in kwargs:
+        return counterpart(*args, **kwargs)
+    return importlib.import_module("gwf_fast.distributed.dtensors").call(counterpart, args, kwargs)

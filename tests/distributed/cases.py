@@ -99,7 +99,46 @@ CASES: dict[str, tuple[Call, str, bool]] = {
     "svgd": (lambda s, d: s.svgd_direction(d["x"], d["score"], kernel=K), "x score", True),
     "svgd, sharp": (lambda s, d: s.svgd_direction(d["x"], d["score"], kernel=gwf.Gaussian(0.3)), "x score", True),
     "svgd, rough": (lambda s, d: s.svgd_direction(d["x"], d["score"], kernel=d["h"] * ROUGH), "x score h", True),
+    "interaction energy": (lambda s, d: s.interaction_energy(d["x"], kernel=d["h"] * K), "x h", False),
+    "velocity": (lambda s, d: s.interaction_velocity(d["x"], kernel=gwf.PowerLaw(2.0, 1.0)), "x", True),
+    "velocity, sources": (lambda s, d: s.interaction_velocity(d["x"], d["y"], kernel=K), "x y", True),
+    "step": (lambda s, d: s.forward_step(d["x"], 0.3, kernel=K), "x", True),
+    "drift, mmd": (lambda s, d: s.drift.mmd(d["x"], d["y"], kernel=K, exclude_self=True), "x y", True),
+    "drift, noise": (
+        lambda s, d: s.drift.mmd(d["x"], d["y"], kernel=K, noise=0.3, generator=torch.Generator().manual_seed(1)),
+        "x y",
+        True,
+    ),
+    "drift, energy": (lambda s, d: s.drift.energy(d["x"], d["y"]), "x y", True),
+    "drift, kl": (lambda s, d: s.drift.parzen_kl(d["x"], d["y"], 0.9, exclude_self=True), "x y", True),
+    "drift, pearson": (lambda s, d: s.drift.f_divergence(d["x"], d["y"], 1.5, divergence="pearson"), "x y", True),
+    "drift, gmd": (lambda s, d: s.drift.gmd(d["x"], d["y"], temperature=0.7), "x y", True),
+    "drift, gmd weights": (
+        lambda s, d: s.drift.gmd(
+            d["x"], d["y"], temperature=[0.4, 1.0], negatives=d["z"], normalization="problem", y_log_weights=d["beta"]
+        ),
+        "x y z beta",
+        True,
+    ),
+    "drift, coupling": (
+        lambda s, d: s.drift.coupling(d["x"], d["y"], temperature=0.7, coupling="two_sided", metric="l2_sq"),
+        "x y",
+        True,
+    ),
 }  # fmt: skip
+
+AS_DTENSORS = ("sum", "sum, own", "average", "mmd2", "score", "interaction energy")
+"""Cases that are made of DTensors too: y in shards, and whole."""
+
+
+def squares(call: Call, space: Any, data: Data, inputs: str) -> dict[str, Tensor]:
+    """The result, and what the gradients of its square are."""
+    leaves = {name: data[name].detach().requires_grad_() for name in inputs.split()}
+    out = call(space, data | leaves)
+    loss = (out * out).sum()
+    (loss.full_tensor() if hasattr(loss, "full_tensor") else loss).backward()
+    found = {"out": out.detach()} | {f"d/d{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    return {name: t.to_local() if hasattr(t, "to_local") else t for name, t in found.items()}
 
 
 def outcome(call: Call, space: Any, data: Data, inputs: str, order: int) -> dict[str, Tensor]:

@@ -14,10 +14,41 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import gwf_fast as gwf
-from tests.distributed.cases import CASES, K, drawn, outcome, shard
+from tests.distributed.cases import AS_DTENSORS, CASES, OF, K, drawn, outcome, shard, squares
 from tests.distributed.faults import FAULTS, told
+
+
+def spread_out(value: torch.Tensor, name: str, mesh: Any, rank: int, is_whole: bool) -> torch.Tensor:
+    """A DTensor in shards as it has them, of which the last are smaller, or whole."""
+    if name not in OF:
+        return value
+    if is_whole:
+        return DTensor.from_local(value, mesh, [Replicate()], run_check=False)
+    rows = value.chunk(mesh.size())[rank]
+    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=value.shape, stride=value.stride())
+
+
+def of_dtensors(rank: int) -> dict[str, Any]:
+    """The same calls of DTensors on two processes."""
+    found: dict[str, Any] = {}
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    whole = drawn(torch.float64)
+    for name in AS_DTENSORS:
+        call, inputs, _ = CASES[name]
+        for is_whole in (False, True):
+            data = {
+                key: spread_out(value, key, mesh, rank, is_whole and OF.get(key) == "y") for key, value in whole.items()
+            }
+            try:
+                found[f"DTensors, {name}, {is_whole}"] = squares(call, gwf, data, inputs)
+            except Exception:
+                found[f"DTensors, {name}, {is_whole}"] = traceback.format_exc()
+    data = {key: spread_out(value, key, mesh, rank, OF.get(key) == "x") for key, value in whole.items()}
+    found["DTensors, whole targets"] = squares(CASES["sum"][0], gwf, data, "x y")
+    return found
 
 
 def work(rank: int, size: int, folder: Path) -> None:
@@ -27,17 +58,21 @@ def work(rank: int, size: int, folder: Path) -> None:
     timeout = datetime.timedelta(seconds=120)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
     found: dict[str, Any] = {}
-    for dtype, order in ((torch.float64, 2), (torch.float32, 1)):
+    for dtype, order in ((torch.float64, 2), (torch.float32, 1))[: 4 - size]:
         data = shard(drawn(dtype), rank, size)
         for name, (call, inputs, _) in CASES.items():
             try:
                 found[f"{name}, {dtype}"] = outcome(call, gwf.distributed, data, inputs, order)
             except Exception:
                 found[f"{name}, {dtype}"] = traceback.format_exc()
+    if size == 2:
+        found |= of_dtensors(rank)
     faulty = shard(drawn(torch.float64), rank, size)
     found["faults"] = {name: told(fault, faulty, rank) for name, (fault, *_) in FAULTS.items()}
     call, *_ = CASES["sum"]
     found["after faults"] = outcome(call, gwf.distributed, faulty, "", 0)
+    options: dict[str, Any] = {"kernel": K, "group": dist.group.WORLD}
+    found["group="] = gwf.kernel_sum(faulty["x"], faulty["y"], faulty["b"], **options)
     with gwf.distributed.Traffic() as sent:
         gwf.distributed.kernel_sum(faulty["x"], faulty["y"], faulty["b"], kernel=K)
     found["bytes"] = sent.bytes
