@@ -55,8 +55,6 @@ def of_shards(function: Callable[..., Any], *, rows: bool = True) -> Callable[..
             for absent in _ABSENT:
                 if kwargs.get(absent) is not None:
                     raise ValueError(f"{absent} must be None with shards, got a {type(kwargs[absent]).__name__}")
-            if kwargs.get("method", "exact") != "exact":
-                raise ValueError(f'method must be "exact" with shards, got {kwargs["method"]!r}')
             if not is_eager():
                 raise NotImplementedError(f"{name} of shards runs eagerly: not in torch.compile, torch.func or fakes")
             ring = Ring(peers, kwargs.pop("backend", None))

@@ -15,6 +15,7 @@ from gwf_fast.checkpoint.portable import portable
 from gwf_fast.errors import called, former, warn_former
 from gwf_fast.ops.arrays import has_array, with_tensors
 from gwf_fast.ops.report import ORDER, arguments, by_table, explain, explained_by, first_tensor, header, others
+from gwf_fast.ops.sharding import Sharded
 from gwf_fast.ops.table import BackendName
 from gwf_fast.pairs.fast import Directions, FastOptions, choose, fast_reduction
 from gwf_fast.pairs.fast.directions import DEFAULT_SAMPLING, Sampling, check_sampling, checked_directions
@@ -165,6 +166,10 @@ def as_method(method: Any, backend: BackendName | None = None) -> _Options | Non
         found = None if method == "exact" else _NAMED[method]()
     if backend is None or found is None:
         return found
+    if isinstance(backend, Sharded):
+        if not isinstance(found, NUFFT):
+            raise ValueError(f'method must be "exact" or "nufft" with shards, got {method!r}')
+        return found
     if not isinstance(found, Auto):
         name = type(found.method if isinstance(found, _Estimated) else found).__name__
         raise ValueError(
@@ -183,13 +188,14 @@ def fast_sum(
     exclude_self: bool,
     x_lengths: Tensor | None,
     y_lengths: Tensor | None,
+    backend: str | None = None,
 ) -> Tensor | None:
     """The sum (order 0) or its gradient; None where the exact method is to do it.
 
     Raises:
         ValueError, TypeError: If the method can't serve.
     """
-    options = method._options(x)
+    options = method._options(x)._replace(backend=backend)
     # What lies beyond the lengths may be anything, and must not be looked at: a box is fitted to the points.
     same = y is x and y_lengths is x_lengths
     x = members(x, x_lengths)
@@ -199,7 +205,7 @@ def fast_sum(
     count = 1 if carried is None else carried.shape[-1]
     if choose(options, x, y, kernel.terms, kernel.spec, order, count) == "exact":
         return None
-    passes = scaled_passes(x, y, kernel, y_lengths)
+    passes = scaled_passes(x, y, kernel, y_lengths, backend)
     out, error = fast_reduction(order, passes, carried, options, exclude_self, x_lengths, y_lengths)
     if isinstance(method, _Estimated):
         method.errors.append(error)

@@ -83,7 +83,7 @@ def kernel_sum(
         return rerouted(again, x, y, companions, kernel, out, x_lengths, y_lengths)
     name = check_reduction(x, y, kernel, x_lengths, y_lengths, backend, "sum")
     if method != "exact" and (how := as_method(method, backend)) is not None:
-        fast = fast_sum(0, x, y, weights, kernel, how, exclude_self, x_lengths, y_lengths)
+        fast = fast_sum(0, x, y, weights, kernel, how, exclude_self, x_lengths, y_lengths, name)
         if fast is not None:
             return fast
     if is_own(x, y, exclude_self, x_lengths, y_lengths):
@@ -159,7 +159,7 @@ def kernel_gradient(
         return rerouted(again, x, y, companions, kernel, out, x_lengths, y_lengths)
     name = check_reduction(x, y, kernel, x_lengths, y_lengths, backend, "gradient")
     if method != "exact" and (how := as_method(method, backend)) is not None:
-        fast = fast_sum(1, x, y, weights, kernel, how, exclude_self, x_lengths, y_lengths)
+        fast = fast_sum(1, x, y, weights, kernel, how, exclude_self, x_lengths, y_lengths, name)
         if fast is not None:
             return fast
     if is_own(x, y, exclude_self, x_lengths, y_lengths):

@@ -127,6 +127,28 @@ CASES: dict[str, tuple[Call, str, bool]] = {
     ),
 }  # fmt: skip
 
+FAST: dict[str, tuple[Callable[[Any, Data, Any], Tensor], str, bool]] = {
+    "sum": (lambda s, d, m: s.kernel_sum(d["x"], d["y"], d["w"], kernel=K, method=m), "x y w", True),
+    "sum, others": (
+        lambda s, d, m: s.kernel_sum(d["x"], d["x"], d["a"], kernel=K, method=m, exclude_self=True), "x a", True
+    ),
+    "sum, powers": (
+        lambda s, d, m: s.kernel_sum(d["x"], d["y"], d["b"], kernel=K + gwf.PowerLaw(4.0, 2.0), method=m), "x y b", True
+    ),
+    "gradient": (lambda s, d, m: s.kernel_gradient(d["x"], d["y"], kernel=gwf.IMQ(d["h"]), method=m), "x h", True),
+    "energy": (lambda s, d, m: s.interaction_energy(d["x"], kernel=K, method=m), "x", False),
+    "step": (lambda s, d, m: s.forward_step(d["x"], 0.3, kernel=gwf.PowerLaw(4.0, 2.0), method=m), "x", True),
+}  # fmt: skip
+"""Calls by transforms, of what the exact method is compared with: data in two dimensions, of many points."""
+
+
+def many(data: Data) -> Data:
+    """More points than a series has modes, so that it is one: each set in 12 places, in two dimensions."""
+    places = torch.linspace(0, 1.1, 12, dtype=torch.float64)[:, None, None]
+    moved = {k: (v[..., :2] + places * (1 + v[..., :2].sin())).flatten(0, 1) for k, v in data.items() if k in "xy"}
+    return moved | {k: v.repeat(12, *[1] * (v.ndim - 1)) for k, v in data.items() if k in "abw"} | {"h": data["h"]}
+
+
 AS_DTENSORS = ("sum", "sum, own", "average", "mmd2", "score", "interaction energy")
 """Cases that are made of DTensors too: y in shards, and whole."""
 

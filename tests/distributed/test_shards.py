@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import gwf_fast as gwf
-from tests.distributed.cases import AS_DTENSORS, CASES, OF, SHARDS, drawn, outcome, squares
+from tests.distributed.cases import AS_DTENSORS, CASES, FAST, OF, SHARDS, drawn, many, outcome, shard, squares
 from tests.distributed.faults import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +59,21 @@ def test_shards_give_what_one_process_gives(
         assert got.shape == want.shape and got.dtype == dtype, key
         error = (got - want).norm() / want.norm()
         assert error <= TOLERANCE[dtype], (key, float(error))
+
+
+@pytest.mark.parametrize("size", SHARDS)
+@pytest.mark.parametrize("name", FAST)
+def test_transforms_add_up_their_coefficients(name: str, size: int, shards: dict[int, list[Any]]) -> None:
+    fast, inputs, rows = FAST[name]
+    found = [each[f"nufft, {name}"] for each in shards[size]]
+    assert isinstance(found[0], dict), found[0]
+    parts = [many(data) for data in (shard(drawn(torch.float64), rank, size) for rank in range(size))]
+    whole = {key: torch.cat([part[key] for part in parts]) if key in OF else parts[0][key] for key in parts[0]}
+    want = outcome(lambda space, data: fast(space, data, "exact"), gwf, whole, inputs, 1)
+    for key, value in want.items():
+        of_rows = rows if key == "out" else key.partition("/d")[2] in OF
+        got = torch.cat([each[key] for each in found]) if of_rows else found[0][key]
+        assert (got - value).norm() <= 2e-9 * value.norm(), (key, float((got - value).norm() / value.norm()))
 
 
 @pytest.mark.parametrize("whole_sources", [False, True])

@@ -6,6 +6,7 @@ python -m tests.distributed.workers FOLDER SIZE
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import sys
 import traceback
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import gwf_fast as gwf
-from tests.distributed.cases import AS_DTENSORS, CASES, OF, K, drawn, outcome, shard, squares
+from tests.distributed.cases import AS_DTENSORS, CASES, FAST, OF, K, drawn, many, outcome, shard, squares
 from tests.distributed.faults import FAULTS, told
 
 
@@ -29,6 +30,11 @@ def spread_out(value: torch.Tensor, name: str, mesh: Any, rank: int, is_whole: b
         return DTensor.from_local(value, mesh, [Replicate()], run_check=False)
     rows = value.chunk(mesh.size())[rank]
     return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=value.shape, stride=value.stride())
+
+
+def _with_method(call: Any, method: Any, space: Any, data: Any) -> torch.Tensor:
+    out: torch.Tensor = call(space, data, method)
+    return out
 
 
 def of_dtensors(rank: int) -> dict[str, Any]:
@@ -65,6 +71,15 @@ def work(rank: int, size: int, folder: Path) -> None:
                 found[f"{name}, {dtype}"] = outcome(call, gwf.distributed, data, inputs, order)
             except Exception:
                 found[f"{name}, {dtype}"] = traceback.format_exc()
+    transforms = many(shard(drawn(torch.float64), rank, size))
+    for name, (fast, inputs, _) in FAST.items():
+        try:
+            by_transforms = functools.partial(_with_method, fast, gwf.NUFFT(1e-10))
+            with gwf.distributed.Traffic() as sent:
+                found[f"nufft, {name}"] = outcome(by_transforms, gwf.distributed, transforms, inputs, 1)
+            found[f"nufft, {name}"]["bytes"] = torch.tensor(sent.bytes)
+        except Exception:
+            found[f"nufft, {name}"] = traceback.format_exc()
     if size == 2:
         found |= of_dtensors(rank)
     faulty = shard(drawn(torch.float64), rank, size)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gwf_fast.ops.modes import is_concrete, is_readable
-from gwf_fast.pairs.fast import cost, moments, slicing, sums
+from gwf_fast.ops.sharding import Sharded
+from gwf_fast.pairs.fast import cost, moments, sharded, slicing, sums
 from gwf_fast.pairs.fast.series import SMOOTH, Spec, far_field, is_smooth, plan
 from gwf_fast.pairs.fast.sliced import Directions, distance_sums, is_distance, sliced_sums
 from gwf_fast.pairs.kernels import Term
@@ -29,6 +30,7 @@ class FastOptions(NamedTuple):
     method: str
     tolerance: float = 1e-6
     directions: Directions | None = None
+    backend: str | None = None  # of points in shards
 
 
 def choose(
@@ -39,7 +41,7 @@ def choose(
     Raises:
         ValueError, TypeError: If the method does not exist or can't serve.
     """
-    method, tolerance, _ = options
+    method, tolerance, *_ = options
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if method == "exact":
@@ -153,7 +155,8 @@ def fast_reduction(
             m = sources.shape[1] if y_lengths is None else int(y_lengths.flatten()[k])
             u = points[k, :n]
             v = u if x is y and n == m else sources[k, :m]
-            if u is v and n == 1:  # one point, which is at no distance from itself wherever it moves
+            # one point is at no distance from itself wherever it moves
+            if u is v and n == 1 and not isinstance(options.backend, Sharded):
                 u = v = u - u
             part, error = _one_set(order, u, v, carried[k, :m], spec, options, exclude_self)
             parts.append(torch.nn.functional.pad(part, (0, 0, 0, points.shape[1] - n)))
@@ -183,24 +186,26 @@ def _one_set(
 ) -> tuple[Tensor, Tensor]:  # [N, C] or [N, D]; 0-d
     """One set of targets against one set of sources, and the absolute error of a sliced sum."""
     error = torch.zeros((), dtype=torch.float64, device=x.device)
-    if not x.shape[0] or not y.shape[0]:
+    shards = options.backend if isinstance(options.backend, Sharded) else None
+    if shards is None and not (x.shape[0] and y.shape[0]):
         return x.new_zeros(x.shape[0], weights.shape[1] if order == 0 else x.shape[1]), error
     even, series = moments.split(spec)
     out = None
     if even:
-        centre = y.detach().double().mean(0)  # in double it may be far off: moments cancel least about the mean
-        out = moments.moment_sum(x.double() - centre, y.double() - centre, weights, even, order)
+        # in double it may be far off: moments cancel least about the mean
+        centre = y.detach().double().mean(0) if shards is None else sharded.mean(y, shards)
+        out = moments.moment_sum(x.double() - centre, y.double() - centre, weights, even, order, shards)
     own = 0.0  # what a point adds to its own sum
     if exclude_self and order == 0:
         own = float(far_field(torch.zeros((), dtype=torch.float64), spec, 0.0, 0))
     if series and options.directions is not None and x.shape[1] > 1:
         fast, error = sliced_sums(x, y, weights, series, order, options.directions)
         out = fast if out is None else fast + out
-    elif series and x.shape[1] == 1 and is_distance(series):
+    elif series and x.shape[1] == 1 and is_distance(series) and shards is None:
         fast = distance_sums(x, y, weights, series, order)
         out = fast if out is None else fast + out
     elif series:  # in one dimension there is but one direction
-        request = sums.Request(series, order, options.tolerance, spec, own)
+        request = sums.Request(series, order, options.tolerance, spec, own, sharded.summing(series, shards))
         fast = sums.derivative_sums(x, y, weights, request, out)
         out = fast if out is None else fast + out
     assert out is not None  # a kernel has terms

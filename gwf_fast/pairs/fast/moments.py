@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gwf_fast.kernels.table.profile_numbers import profile_id
+from gwf_fast.ops.sharding import spread, total_of
 
 CHUNK = 1 << 15
 """Points whose features are held at a time."""
@@ -30,7 +31,7 @@ def split(spec: Spec) -> tuple[Spec, Spec]:
     return tuple(parts[0]), tuple(parts[1])
 
 
-def moment_sum(x: Tensor, y: Tensor, weights: Tensor, spec: Spec, order: int) -> Tensor:
+def moment_sum(x: Tensor, y: Tensor, weights: Tensor, spec: Spec, order: int, backend: str | None = None) -> Tensor:
     """sum_j w_jc k(x_i - y_j), [N, C, 1], or its gradient, [N, C, D], for a kernel of even powers; float64.
 
     Differentiable by autograd to any order.
@@ -42,20 +43,20 @@ def moment_sum(x: Tensor, y: Tensor, weights: Tensor, spec: Spec, order: int) ->
         m = round(power / 2)
         factor = coefficient / bandwidth**power
         if order == 0:
-            out = out + factor * _power_sum(x, y, weights, m)[..., None]
+            out = out + factor * _power_sum(x, y, weights, m, backend)[..., None]
         else:  # 2 m sum_j w_j r^(2 m - 2) (x - y)
             carried = torch.cat([weights, (weights[:, :, None] * y[:, None, :]).flatten(1)], 1)
-            sums = _power_sum(x, y, carried, m - 1)
+            sums = _power_sum(x, y, carried, m - 1, backend)
             plain, moved = sums[:, : weights.shape[1]], sums[:, weights.shape[1] :]
             gradient = plain[..., None] * x[:, None, :] - moved.unflatten(1, (-1, x.shape[1]))
             out = out + 2 * m * factor * gradient
     return out
 
 
-def _power_sum(x: Tensor, y: Tensor, weights: Tensor, m: int) -> Tensor:  # [N, C]
+def _power_sum(x: Tensor, y: Tensor, weights: Tensor, m: int, backend: str | None) -> Tensor:  # [N, C]
     """sum_j w_jc |x_i - y_j|^(2 m)."""
     if m == 0:
-        return weights.sum(0).expand(x.shape[0], -1)
+        return spread(total_of(weights.sum(0), backend), backend).expand(x.shape[0], -1)
     moments = x.new_zeros((x.shape[1] + 2) ** m, weights.shape[1])
     for points, w in zip(y.split(CHUNK), weights.split(CHUNK), strict=True):
         square = (points**2).sum(1, keepdim=True)
@@ -64,12 +65,13 @@ def _power_sum(x: Tensor, y: Tensor, weights: Tensor, m: int) -> Tensor:  # [N, 
         for _ in range(m - 1):
             features = (features[:, :, None] * b[:, None, :]).flatten(1)
         moments = moments + features.T @ w
+    moments = spread(total_of(moments, backend), backend)
     parts = []
     for points in x.split(CHUNK):
         square = (points**2).sum(1, keepdim=True)
         a = torch.cat([square, -2 * points, torch.ones_like(square)], 1)
         total = a @ moments.view(a.shape[1], -1)
         for _ in range(m - 1):
-            total = torch.einsum("nf,nfr->nr", a, total.view(len(a), a.shape[1], -1))
+            total = torch.einsum("nf,nfr->nr", a, total.unflatten(1, (a.shape[1], -1)))
         parts.append(total)
     return torch.cat(parts)

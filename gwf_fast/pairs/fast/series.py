@@ -138,7 +138,7 @@ def plan(
         crowding: How many times more neighbours a point has than if points filled their box.
     """
     best: tuple[Series, float] | None = None
-    for candidate in _candidates(spec, extents, tolerance, order):
+    for candidate in candidates(spec, extents, tolerance, order):
         seconds = cost.series_seconds(
             candidate.modes, candidate.radius, extents, order, targets, sources, channels, tolerance, threads, crowding
         )
@@ -147,7 +147,8 @@ def plan(
     return best
 
 
-def _candidates(spec: Spec, extents: Sequence[float], tolerance: float, order: int) -> Iterator[Series]:
+def candidates(spec: Spec, extents: Sequence[float], tolerance: float, order: int) -> Iterator[Series]:
+    """Series that keep the tolerance, with near fields and without; see :func:`plan`."""
     digits = math.log10(1 / tolerance)
     edge = max(4, round(1.2 * digits))
     rough = split(spec)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ class Request(NamedTuple):
     tolerance: float
     whole: Spec = ()  # the kernel that the error refers to, of which spec is a part; empty: spec
     removed: float = 0.0  # multiple of the target's own weight that the caller takes away
+    compute: Callable[..., Tensor] | None = None  # who does it, as _accurate_sum, where points lie in shards
 
 
 class AccuracyError(RuntimeError):
@@ -63,7 +65,8 @@ class _Sums(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, weights: Tensor, rest: Tensor | None, request: Request) -> Tensor:
         ctx.save_for_backward(x, y, weights)
         ctx.request = request
-        return _accurate_sum(x, y, weights, rest, request).to(x.dtype)
+        compute = request.compute or _accurate_sum
+        return compute(x, y, weights, rest, request).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> tuple[Any, ...]:
@@ -73,8 +76,8 @@ class _Sums(torch.autograd.Function):
         sign = (-1) ** order
         lower, higher = multi_indices(dim, order), multi_indices(dim, order + 1)
         up = [[higher.index(tuple(sorted((*index, axis)))) for axis in range(dim)] for index in lower]  # [A][D]
-        raised = Request(ctx.request.spec, order + 1, ctx.request.tolerance)
-        same = Request(ctx.request.spec, order, ctx.request.tolerance)
+        same = ctx.request._replace(whole=(), removed=0.0)
+        raised = same._replace(order=order + 1)
         gx = gy = gw = None
         if ctx.needs_input_grad[0]:
             sums = derivative_sums(x, y, weights, raised)[:, :, up]  # [N, C, A, D]
@@ -125,7 +128,7 @@ def _accurate_sum(x: Tensor, y: Tensor, weights: Tensor, rest: Tensor | None, re
     rough = bool(split(request.spec)[1])
     checked = request.order <= (MAX_ORDER if rough else _CHECKED_ORDER)
     if checked and not (u.any() or v.any()):  # one point: whose slope is 0, and not a tolerance
-        return _direct(u, v, weights, request)
+        return direct(u, v, weights, request)
     pairs, threads = len(u) * len(v), torch.get_num_threads()
     crowd = crowding(u, v, torch.zeros((), dtype=torch.float64), extents) if rough else 1.0
     tolerance = request.tolerance if checked else 0.1 * request.tolerance
@@ -135,10 +138,10 @@ def _accurate_sum(x: Tensor, y: Tensor, weights: Tensor, rest: Tensor | None, re
         planned = plan(request.spec, extents, tolerance, request.order, *sizes, threads, crowd)
         if planned is None or (checked and math.prod(2 * m + 1 for m in planned[0].modes) > pairs):
             # A grid that resolves this kernel has more points than there are pairs.
-            return _direct(u, v, weights, request)
+            return direct(u, v, weights, request)
         series, _ = planned
         if not (series.modes or u.is_cpu):  # all neighbours and no series: a GPU takes all pairs
-            return _direct(u, v, weights, request)
+            return direct(u, v, weights, request)
         single = x.dtype is torch.float32 and tolerance >= SINGLE
         out = evaluate(u, v, weights, request, series, tolerance, single)
         if not checked:
@@ -151,7 +154,7 @@ def _accurate_sum(x: Tensor, y: Tensor, weights: Tensor, rest: Tensor | None, re
             break
         tolerance = max(1e-14, tolerance * min(0.1, 0.3 * request.tolerance / error))
     if pairs <= FEW_PAIRS:
-        return _direct(u, v, weights, request)
+        return direct(u, v, weights, request)
     if rounded is not None:
         return rounded
     raise AccuracyError(
@@ -197,7 +200,7 @@ def _error(
     others = others.nonzero()[:, 0]
     spread = torch.linspace(0, max(len(others) - 1, 0), min(len(others), cost.CHECKED_ROWS), dtype=torch.float64)
     rows = torch.cat([special, others[spread.long()]])
-    truth = _direct(u[rows], v, weights, request._replace(spec=request.whole or request.spec))
+    truth = direct(u[rows], v, weights, request._replace(spec=request.whole or request.spec))
     share = torch.ones(len(rows), dtype=torch.float64)  # rows that each stands for
     share[len(special) :] = len(others) / max(len(spread), 1)
     squares = (total[rows] - truth).flatten(1).square().sum(1)
@@ -212,7 +215,7 @@ def _error(
     return relative, difference <= rounding
 
 
-def _direct(u: Tensor, v: Tensor, weights: Tensor, request: Request) -> Tensor:
+def direct(u: Tensor, v: Tensor, weights: Tensor, request: Request) -> Tensor:
     """The same sum, directly, in float64."""
     if request.order == _CHECKED_ORDER and not split(request.spec)[1]:
         return _partial_sums(u.double(), v.double(), weights.double(), request.spec, request.order)

@@ -6,7 +6,7 @@ On a GPU by cuFINUFFT (Shih et al. 2021), its twin, where that is installed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,10 +32,12 @@ def series_sum(
     tolerance: float,
     single: bool,
     threads: int,
+    summed: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:  # [N, C, A], float64
     """sum_j w_jc d^a k_far(x_i - y_j) for every partial derivative a of the order.
 
-    x and y are centred, and float64; transforms are in single precision where asked for.
+    x and y are centred, and float64; transforms are in single precision where asked for. Of sources in shards,
+    ``summed`` adds up the spectra.
     """
     real, kind = (torch.float32, torch.complex64) if single else (torch.float64, torch.complex128)
     scale = torch.tensor([2 * math.pi / period for period in series.period], dtype=torch.float64, device=x.device)
@@ -45,6 +47,7 @@ def series_sum(
     # k is real and even: two real channels go through one complex transform, and come out in its two parts.
     strengths = _in_pairs(weights.T.to(real))  # [C / 2, M]
     spectrum = _run(1, _angles(y, scale, real), strengths, shape, accuracy, threads)  # [C / 2, *shape]
+    spectrum = spectrum if summed is None else summed(spectrum)
     spectrum = spectrum * coefficients.to(x.device, real)
     dim = x.shape[1]
     indices = multi_indices(dim, order)
@@ -88,6 +91,8 @@ def _angles(points: Tensor, scale: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 def _run(kind: int, angles: list[Tensor], values: Tensor, shape: list[int], accuracy: float, threads: int) -> Tensor:
     """One transform, from points to modes (1, with exp(-i)) or from modes to points (2, with exp(+i))."""
+    if not angles[0].numel():  # a shard may be empty
+        return values.new_zeros((len(values), *(shape if kind == 1 else (0,))))
     values = values.contiguous().resolve_conj()
     options = {
         "n_trans": values.shape[0],
