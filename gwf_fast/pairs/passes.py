@@ -132,7 +132,7 @@ def moved(x: Tensor, velocity: Tensor, step: float, out: Tensor | None = None) -
 def _parts(t: Tensor, number: float) -> Sequence[float]:
     """Factors of a number that are in the range of t's type, each a root of it."""
     count = 1
-    while not _is_normal(t, number):
+    while math.isfinite(number) and not _is_normal(t, number):
         number, count = math.sqrt(number), 2 * count
     return (number,) * count
 

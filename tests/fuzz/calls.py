@@ -156,7 +156,8 @@ def _makes_nan(call: Call) -> bool:
 
 def _lonely(call: Call) -> int | None:
     """The NaN member of a set whose own pairs do not count."""
-    if not (call["place"].startswith("nan") and call["options"].get("exclude_self")):
+    alone = call["options"].get("exclude_self") or (call["f"] == "svgd_direction" and call["n"] == 1)
+    if not (call["place"].startswith("nan") and alone):
         return None
     return call["m" if call["place"].endswith("_y") else "n"] // 2
 
@@ -172,7 +173,7 @@ def _steps(function: Function, call: Call) -> float:
     alike = 2 if call["place"] == "coincident" else 1  # the errors of equal pairs are equal, and not random
     # Slopes of a distance between points 1e-4 apart have lost the digits of their centring: plain PyTorch's have too.
     of_distances = call["options"].get("p") == 1 or call["options"].get("metric") == "l2"
-    rooted = 2 if of_distances and call["place"] == "near" else 1
+    rooted = (3 if call["d"] == 1 else 2) if of_distances and call["place"] == "near" else 1
     return function.factor * again * alike * rooted
 
 

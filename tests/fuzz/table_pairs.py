@@ -80,6 +80,8 @@ _MOST_NEAREST = 4
 
 
 def _nearest(rng: Random, call: Call) -> None:
+    if call["y_layout"] == "expanded":  # all as near: which is meant by its index is anybody's choice
+        call["y_layout"] = "contiguous"
     call["options"]["k"] = rng.randint(1, _MOST_NEAREST)
     if call["n"] == call["m"] and not call["place"].endswith("_y") and rng.random() < 0.4:
         call["options"]["exclude_self"] = True

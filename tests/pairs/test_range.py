@@ -15,6 +15,7 @@ import torch
 
 import gwf_fast as gwf
 from gwf_fast import _cpu
+from gwf_fast.pairs import passes
 from tests.cases import KERNELS, POSITIVE, TOLERANCE, dense, error, points
 
 FLOATS = (torch.float32, torch.float64)
@@ -144,6 +145,17 @@ def test_pairs_that_do_not_exist_touch_nothing(bad, backend):
             continue  # a weight of 0 is multiplied
         got = function(x, y, exclude_self=True, **options)[1]
         assert got[2].isfinite().all() and not got[:2].isfinite().all()
+
+
+@pytest.mark.parametrize("number", [math.inf, 0.0, 1e-300, 1e300, 2.0])
+def test_numbers_beyond_a_type(number):
+    """As in float64, where the result is in float32's range; an infinite one ends too."""
+    x = torch.tensor([0.0, 1e-30, 3.0, 1e30])
+    torch.testing.assert_close(passes.times(x, number).double(), (x.double() * number).float().double(), equal_nan=True)
+    torch.testing.assert_close(passes.times(x, -number), -passes.times(x, number), equal_nan=True)
+    if number:
+        quotient = (x.double() / number).float()
+        torch.testing.assert_close(passes.over(x, number), quotient, equal_nan=True)
 
 
 @pytest.mark.parametrize("bandwidth", [6.43e-47, 1e-60])

@@ -117,8 +117,8 @@ def _tile(x: Tensor, y: Tensor, w: Tensor, tile: Tensor, spec: Spec, order: int)
         a, b = tile @ x.mT, tile @ y.mT
         low, high = torch.minimum(a.amin(), b.amin()), torch.maximum(a.amax(), b.amax())
         length = float(high.double() - low.double())
-        # Rounded up, so that forms can be used again; points that coincide still need a length.
-        length = 2 ** (math.ceil(4 * math.log2(length * 1.0001)) / 4) if length > 0 else 1.0
+        # Rounded up, so that forms can be used again.
+        length = 2 ** (math.ceil(4 * math.log2(length * 1.0001)) / 4) if length > 0 else 0.0
         middle = (low + high) / 2
     form = line_form(spec, x.shape[1], length, order)
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad or w.requires_grad):

@@ -105,7 +105,7 @@ def line_form(spec: Spec, dim: int, length: float, order: int) -> LineForm:
     powers = _powers(spec, dim)
     spectral = [term for term in _terms(spec) if term[0] not in _EXPONENTS]
     if not spectral:
-        return LineForm(1.0, 0, _NONE, _NONE).with_powers(powers, length)
+        return LineForm(1.0, 0, _NONE, _NONE).with_powers(powers, length or 1.0)  # of points that coincide
     rough = any(term[0] in MATERN for term in spectral)
     accuracy = ACCURACY * (30 if rough and order else 1)  # their derivatives' waves fall off so slowly
     widest = max(bandwidth for _, _, bandwidth, _ in spectral)

@@ -171,10 +171,9 @@ def evaluate(
     if not series.modes:
         return near_sum(u, v, weights, spec, series.radius, 0, order)
     threads = torch.get_num_threads()  # FINUFFT has a pool of its own
-    out = series_sum(u, v, weights, series, series.coefficients(spec), order, tolerance, single, threads)
-    if series.radius:
-        out = out + near_sum(u, v, weights, split(spec)[1], series.radius, series.degree, order)
-    return out
+    # First: of an order that it does not know it says so at once, and a transform may have more modes than pairs.
+    near = near_sum(u, v, weights, split(spec)[1], series.radius, series.degree, order) if series.radius else 0.0
+    return near + series_sum(u, v, weights, series, series.coefficients(spec), order, tolerance, single, threads)
 
 
 def _error(
