@@ -47,6 +47,44 @@ def test_one_call_is_a_loop_over_classes() -> None:
         torch.testing.assert_close(g, h, rtol=1e-9, atol=1e-12)
 
 
+def test_pairs_of_clusters_are_a_sum_that_is_sparse_in_blocks() -> None:
+    """Against a dense sum with the other blocks left out, and its derivatives."""
+    pairs = torch.tensor([[7, 4], [7, 9], [4, -2], [7, 4], [4, 4], [8, 4], [4, 8]])  # one twice; 8 is nowhere, -2 alone
+    listed = {tuple(pair) for pair in pairs.tolist()}
+    mask = torch.tensor([[(int(a), int(b)) in listed for b in OF_Y] for a in OF_X], dtype=F64)
+    x, y, w = X.clone().requires_grad_(), Y.clone().requires_grad_(), torch.rand(31, dtype=F64, generator=G)
+    w.requires_grad_()
+    clusters, kernel = gwf.by_label(x, OF_X, y, OF_Y, pairs=pairs), gwf.Gaussian(0.8)
+    assert clusters.labels.tolist() == [-2, 4, 7] and clusters.y_lengths.tolist() == [0, 13, 13]
+    given = clusters.x, clusters.y, clusters.group_y(w)
+    got = clusters.ungroup(gwf.kernel_sum(*given, kernel=kernel, **clusters.lengths))
+    want = (torch.exp(-torch.cdist(x, y).square() / (2 * 0.8**2)) * mask) @ w
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+    u = torch.randn(20, dtype=F64, generator=G)
+    for a, b in zip(*(torch.autograd.grad(value @ u, (x, y, w)) for value in (got, want)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+def test_no_pairs_are_no_sum() -> None:
+    clusters = gwf.by_label(X, OF_X, Y, OF_Y, pairs=torch.empty(0, 2, dtype=torch.int64))
+    assert clusters.y.shape == (3, 0, 3)
+    none = gwf.kernel_sum(clusters.x, clusters.y, kernel=gwf.Gaussian(1.0), **clusters.lengths)
+    assert (clusters.ungroup(none) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "error", "message"),
+    [
+        (torch.zeros(3, 2), TypeError, "pairs must be integers, got torch.float32"),
+        (torch.zeros(4, dtype=torch.int64), ValueError, r"pairs must have shape \[K, 2\], two classes each, got \[4\]"),
+        ([[0, 0]], TypeError, "pairs must be a torch.Tensor, got list"),
+    ],
+)
+def test_bad_pairs_are_named(pairs: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        gwf.by_label(X, OF_X, Y, OF_Y, pairs=pairs)  # type: ignore[arg-type]
+
+
 def test_nobody_has_no_class() -> None:
     groups = gwf.by_label(X[:0], OF_X[:0], Y, OF_Y)
     assert groups.x.shape == (0, 0, 3) and groups.ungroup(groups.x).shape == (0, 3)
