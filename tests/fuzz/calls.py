@@ -171,8 +171,7 @@ def _overflows(call: Call, truth: Any) -> bool:
 def _steps(function: Function, call: Call) -> float:
     """By what more roundings go into a result than were drawn."""
     again = 2 if call["mode"] == "grad2" else 1
-    layers = len(call["options"].get("sizes", (0, 0))) - 1
-    alike = max(2, layers) if call["place"] == "coincident" else 1  # errors of equal pairs are equal, and not random
+    alike = 2 if call["place"] == "coincident" else 1  # the errors of equal pairs are equal, and not random
     # Slopes of a distance between points 1e-4 apart have lost the digits of their centring: plain PyTorch's have too.
     of_distances = call["options"].get("p") == 1 or call["options"].get("metric") == "l2"
     rooted = (3 if call["d"] == 1 else 2) if of_distances and call["place"] == "near" else 1
