@@ -12,12 +12,18 @@ import torch
 from torch import Tensor
 
 import gwf_fast as gwf
+from gwf_fast.distributed import drift as drifts_of_shards
 from tests.distributed.cases import AS_DTENSORS, CASES, FAST, OF, SHARDS, drawn, many, outcome, shard, squares
 from tests.distributed.faults import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 Outcomes = dict[str, dict[str, Tensor]]
+
+
+def test_drifts_of_shards_are_those_of_the_same_names() -> None:
+    for name in drifts_of_shards.__all__:
+        assert getattr(drifts_of_shards, name).__name__ == getattr(gwf.drift, name).__name__ == name
 
 
 @pytest.fixture(scope="module")
