@@ -1,7 +1,5 @@
 """gwf_fast: a compiled-kernel particle engine for generative Wasserstein flows."""
 
-import sys
-
 from gwf_fast import distributed, drift, nn, potentials
 from gwf_fast.drift.loss import drifting_loss
 from gwf_fast.errors import NonFiniteError
@@ -50,8 +48,6 @@ from gwf_fast.transport import (
     transport_cost,
 )
 from gwf_fast.version import __version__
-
-sys.modules[f"{__name__}.presets"] = presets  # where they stood: `from gwf_fast.presets import gan`
 
 __all__ = [
     "IMQ",

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import importlib
 from typing import Any
 
 import pytest
@@ -15,10 +14,6 @@ from gwf_fast.randomness.draws import Draws
 from gwf_fast.randomness.seeded import seeded
 
 N = 64
-
-
-def test_they_are_found_where_they_stood():
-    assert importlib.import_module("gwf_fast.presets") is presets
 
 
 def noise():
